@@ -1,0 +1,122 @@
+//! Who is calling: from a key in the request's headers to a client.
+//!
+//! A room of its own because it is the only one that sees keys. A key is hashed at once and looked
+//! up by its digest; it is kept, logged and echoed nowhere.
+
+use crate::config::clients::Client;
+use crate::error::{Code, Problem};
+use crate::exchange::Request;
+use crate::model::Time;
+use http::header;
+use sha2::{Digest, Sha256};
+use std::collections::HashMap;
+
+/// Digests of all clients' keys.
+#[derive(Default)]
+pub struct Keys {
+    by_digest: HashMap<[u8; 32], Known>,
+}
+
+struct Known {
+    client: usize,
+    expires_at: Option<Time>,
+}
+
+impl Keys {
+    /// The keys of these clients; a client is known by its position.
+    #[must_use]
+    pub fn compile(clients: &[Client]) -> Self {
+        let mut by_digest = HashMap::new();
+        for (client, config) in clients.iter().enumerate() {
+            for key in &config.keys {
+                by_digest.insert(key.sha256, Known { client, expires_at: key.expires_at });
+            }
+        }
+        Self { by_digest }
+    }
+
+    /// The position of the client whose key the request carries.
+    ///
+    /// # Errors
+    /// 401 for no key or an unknown one, 400 for two that differ.
+    pub fn identify(&self, request: &Request, now: Time) -> Result<usize, Box<Problem>> {
+        let key = presented(request)?;
+        let digest: [u8; 32] = Sha256::digest(key).into();
+        let known = self.by_digest.get(&digest).ok_or_else(|| {
+            unauthorized("this API key is not known; a platform team adds keys to clients.yaml")
+        })?;
+        if known.expires_at.is_some_and(|at| at <= now) {
+            return Err(unauthorized("this API key has expired; ask for a new one"));
+        }
+        Ok(known.client)
+    }
+}
+
+fn unauthorized(detail: &str) -> Box<Problem> {
+    Box::new(Problem::new(Code::Unauthorized, detail))
+}
+
+/// The one key that a request carries, in `X-API-Key` or as a bearer token (RFC 6750).
+fn presented(request: &Request) -> Result<&[u8], Box<Problem>> {
+    let mut found: Option<&[u8]> = None;
+    let plain = request.headers.get_all("x-api-key").iter().map(http::HeaderValue::as_bytes);
+    let bearer = request.headers.get_all(header::AUTHORIZATION).iter().filter_map(|value| {
+        let (scheme, token) = value.as_bytes().split_at_checked(7)?;
+        scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
+    });
+    for key in plain.chain(bearer).filter(|key| !key.is_empty()) {
+        if found.is_some_and(|other| other != key) {
+            return Err(Box::new(Problem::invalid(
+                "two different API keys were sent; send one, in X-API-Key or as Authorization: Bearer",
+            )));
+        }
+        found = Some(key);
+    }
+    found.ok_or_else(|| unauthorized("an API key is needed, in X-API-Key or as Authorization: Bearer"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::{HeaderMap, HeaderName, HeaderValue};
+
+    fn keys() -> Keys {
+        let digest = |key: &str| Sha256::digest(key).into();
+        let known = |client, expires_at| Known { client, expires_at };
+        Keys { by_digest: HashMap::from([(digest("one"), known(0, None)), (digest("old"), known(1, Some(Time(1000))))]) }
+    }
+
+    fn identify(headers: &[(&'static str, &'static str)], now: i64) -> Result<usize, Code> {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        let request =
+            Request { method: http::Method::GET, path: "/".into(), query: String::new(), headers: map, peer: None };
+        keys().identify(&request, Time(now)).map_err(|problem| problem.code)
+    }
+
+    #[test]
+    fn a_key_in_either_header_or_the_same_in_both() {
+        assert_eq!(identify(&[("x-api-key", "one")], 0), Ok(0));
+        assert_eq!(identify(&[("authorization", "Bearer one")], 0), Ok(0));
+        assert_eq!(identify(&[("authorization", "bearer  one ")], 0), Ok(0));
+        assert_eq!(identify(&[("x-api-key", "one"), ("authorization", "Bearer one")], 0), Ok(0));
+    }
+
+    #[test]
+    fn no_key_an_unknown_one_and_two_different_ones() {
+        assert_eq!(identify(&[], 0), Err(Code::Unauthorized));
+        assert_eq!(identify(&[("x-api-key", "")], 0), Err(Code::Unauthorized));
+        assert_eq!(identify(&[("x-api-key", "two")], 0), Err(Code::Unauthorized));
+        assert_eq!(identify(&[("authorization", "Basic one")], 0), Err(Code::Unauthorized));
+        assert_eq!(identify(&[("x-api-key", "one"), ("authorization", "Bearer two")], 0), Err(Code::InvalidRequest));
+        assert_eq!(identify(&[("x-api-key", "one"), ("x-api-key", "two")], 0), Err(Code::InvalidRequest));
+    }
+
+    #[test]
+    fn a_key_ends_at_its_expiry() {
+        assert_eq!(identify(&[("x-api-key", "old")], 999), Ok(1));
+        assert_eq!(identify(&[("x-api-key", "old")], 1000), Err(Code::Unauthorized));
+    }
+}

@@ -1,0 +1,191 @@
+//! Protecting a provider: its quota, its pauses, and when to stop asking.
+//!
+//! A room of its own because it is judged before a request goes out and told after. `Breaker` belongs
+//! to a provider, `Tap` to a provider's credential, since quotas and throttling are per credential.
+//! Both take `now`; only waiting for a turn takes time.
+
+use crate::config::provider::{self, Capacity};
+use crate::model::Time;
+use governor::clock::{Clock, DefaultClock};
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
+use std::time::Duration;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::{Instant, timeout_at};
+
+/// Opens after consecutive failures, then lets one request try.
+#[derive(Debug)]
+pub struct Breaker {
+    /// As configured; kept over a reload while it stays the same.
+    pub config: Option<provider::Breaker>,
+    failures: AtomicU32,
+    /// Milliseconds; 0: closed.
+    open_until: AtomicI64,
+}
+
+impl Breaker {
+    /// A closed breaker, or one that never opens.
+    #[must_use]
+    pub fn new(config: Option<provider::Breaker>) -> Self {
+        Self { config, failures: AtomicU32::new(0), open_until: AtomicI64::new(0) }
+    }
+
+    /// Until when it stays open, if it is.
+    #[must_use]
+    pub fn open_until(&self, now: Time) -> Option<Time> {
+        let until = Time(self.open_until.load(Ordering::Acquire));
+        (until > now).then_some(until)
+    }
+
+    /// Whether a request may go out now. When the time is up, one may: the pause begins anew for the
+    /// others until that one has reported.
+    ///
+    /// # Errors
+    /// Until when not.
+    pub fn admit(&self, now: Time) -> Result<(), Time> {
+        let Some(config) = &self.config else { return Ok(()) };
+        let until = self.open_until.load(Ordering::Acquire);
+        if until == 0 {
+            return Ok(());
+        }
+        if until > now.0 {
+            return Err(Time(until));
+        }
+        let next = now.plus(config.open_for).0;
+        let mine = self.open_until.compare_exchange(until, next, Ordering::AcqRel, Ordering::Acquire);
+        mine.map(|_| ()).map_err(Time)
+    }
+
+    /// Tells how a request ended.
+    pub fn record(&self, succeeded: bool, now: Time) {
+        let Some(config) = &self.config else { return };
+        if succeeded {
+            self.failures.store(0, Ordering::Release);
+            self.open_until.store(0, Ordering::Release);
+        } else if self.failures.fetch_add(1, Ordering::AcqRel) + 1 >= config.failures.get() {
+            self.open_until.store(now.plus(config.open_for).0, Ordering::Release);
+        }
+    }
+}
+
+/// A provider's quota for one credential, and the pause it asked for.
+pub struct Tap {
+    /// As configured; kept over a reload while it stays the same.
+    pub capacity: Option<Capacity>,
+    rate: Option<DefaultDirectRateLimiter>,
+    concurrent: Semaphore,
+    /// Milliseconds; 0: open.
+    closed_until: AtomicI64,
+}
+
+/// Why a request may not go out now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wait(pub Duration);
+
+impl Tap {
+    /// A tap with this capacity, all of it free.
+    #[must_use]
+    pub fn new(capacity: Option<Capacity>) -> Self {
+        let rate = capacity.as_ref().and_then(|c| {
+            let period = c.per.as_nanos().div_ceil(u128::from(c.requests.get())).max(1);
+            let quota = Quota::with_period(Duration::from_nanos(u64::try_from(period).unwrap_or(u64::MAX)))?;
+            Some(RateLimiter::direct(quota.allow_burst(c.burst)))
+        });
+        let concurrent = capacity.as_ref().map_or(Semaphore::MAX_PERMITS, |c| c.concurrent as usize);
+        Self { capacity, rate, concurrent: Semaphore::new(concurrent), closed_until: AtomicI64::new(0) }
+    }
+
+    /// Closes the tap: the provider asked for a pause.
+    pub fn close(&self, until: Time) {
+        self.closed_until.fetch_max(until.0, Ordering::AcqRel);
+    }
+
+    /// Until when it is closed, if it is.
+    #[must_use]
+    pub fn closed_until(&self, now: Time) -> Option<Time> {
+        let until = Time(self.closed_until.load(Ordering::Acquire));
+        (until > now).then_some(until)
+    }
+
+    /// Waits for a turn, in the order of asking, at most until `latest`.
+    ///
+    /// # Errors
+    /// How long it would have had to wait.
+    pub async fn turn(&self, latest: Instant) -> Result<SemaphorePermit<'_>, Wait> {
+        let busy = Wait(Duration::from_secs(1));
+        let permit = timeout_at(latest, self.concurrent.acquire()).await.map_err(|_| busy)?.map_err(|_| busy)?;
+        let Some(rate) = &self.rate else { return Ok(permit) };
+        loop {
+            let Err(refused) = rate.check() else { return Ok(permit) };
+            let wait = refused.wait_time_from(DefaultClock::default().now());
+            let ready = Instant::now() + wait;
+            if ready > latest {
+                return Err(Wait(wait));
+            }
+            tokio::time::sleep_until(ready).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn breaker() -> Breaker {
+        let config = provider::Breaker { failures: 3.try_into().unwrap(), open_for: Duration::from_secs(10) };
+        Breaker::new(Some(config))
+    }
+
+    #[test]
+    fn it_opens_after_consecutive_failures_only() {
+        let breaker = breaker();
+        for succeeded in [false, false, true, false, false] {
+            breaker.record(succeeded, Time(0));
+        }
+        assert_eq!(breaker.admit(Time(0)), Ok(()));
+        breaker.record(false, Time(1000));
+        assert_eq!(breaker.admit(Time(1000)), Err(Time(11_000)));
+        assert_eq!(breaker.open_until(Time(10_999)), Some(Time(11_000)));
+        assert_eq!(breaker.open_until(Time(11_000)), None);
+    }
+
+    #[test]
+    fn after_its_time_one_request_tries_and_decides() {
+        let breaker = breaker();
+        (0..3).for_each(|_| breaker.record(false, Time(0)));
+        assert_eq!(breaker.admit(Time(10_000)), Ok(()));
+        assert_eq!(breaker.admit(Time(10_000)), Err(Time(20_000)), "only one");
+        breaker.record(false, Time(10_500));
+        assert_eq!(breaker.admit(Time(10_500)), Err(Time(20_500)));
+        assert_eq!(breaker.admit(Time(20_500)), Ok(()));
+        breaker.record(true, Time(20_600));
+        assert_eq!(breaker.admit(Time(20_600)), Ok(()));
+        assert_eq!(breaker.admit(Time(20_600)), Ok(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_turn_waits_for_rate_and_concurrency_but_not_past_its_deadline() {
+        let capacity = Capacity {
+            requests: 60.try_into().unwrap(),
+            per: Duration::from_secs(60),
+            burst: 1.try_into().unwrap(),
+            concurrent: 1,
+        };
+        let tap = Tap::new(Some(capacity));
+        let soon = || Instant::now() + Duration::from_millis(10);
+        let permit = tap.turn(soon()).await;
+        assert!(permit.is_ok());
+        assert_eq!(tap.turn(soon()).await.unwrap_err(), Wait(Duration::from_secs(1)), "concurrency");
+        drop(permit);
+        let Err(Wait(wait)) = tap.turn(soon()).await else { panic!("over the rate") };
+        assert!(wait <= Duration::from_secs(1) && wait > Duration::from_millis(500), "{wait:?}");
+    }
+
+    #[test]
+    fn a_pause_is_never_shortened() {
+        let tap = Tap::new(None);
+        tap.close(Time(5000));
+        tap.close(Time(3000));
+        assert_eq!((tap.closed_until(Time(4999)), tap.closed_until(Time(5000))), (Some(Time(5000)), None));
+    }
+}

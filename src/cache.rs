@@ -1,0 +1,289 @@
+//! What providers answered, kept in moka under a key that no two tenants share by accident.
+//!
+//! A room of its own because here alone a cache key is made, and here alone entries are weighed.
+//! Whether an entry may be served is decided from its own times with the caller's `now`; moka's
+//! expiry is housekeeping. It must not fetch, map or judge. Seam for a shared tier: `look` and `store`.
+
+use crate::error::Problem;
+use crate::freshness::{Lifetime, UpstreamLimit};
+use crate::metrics::CacheMetrics;
+use crate::model::{Show, Status, Time};
+use bytes::Bytes;
+use http::HeaderValue;
+use moka::notification::RemovalCause;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// What an entry costs beyond its key and bodies, in bytes: moka's node, the entry and its parts.
+const OVERHEAD: usize = 600;
+
+/// Everything that decides whether two requests may share an answer.
+#[derive(Debug, Clone, Copy)]
+pub struct KeyParts<'k> {
+    /// The provider's name.
+    pub provider: &'k str,
+    /// The identity of the credential it is asked with.
+    pub credential: &'k str,
+    /// The operation's name.
+    pub operation: &'k str,
+    /// The request to the provider.
+    pub path_and_query: &'k str,
+}
+
+/// A key. Made nowhere else.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Key(Box<str>);
+
+impl Key {
+    /// The key of these parts. None of them can hold the separator: names, hex digits and
+    /// percent-encoded paths have no line breaks.
+    #[must_use]
+    pub fn of(parts: KeyParts<'_>) -> Self {
+        Self([parts.provider, parts.credential, parts.operation, parts.path_and_query].join("\n").into())
+    }
+}
+
+/// One rendering of an answer.
+#[derive(Debug)]
+pub struct View {
+    /// The sessions' JSON, one after the other.
+    pub body: Bytes,
+    /// Where each session stands in `body`.
+    pub items: Vec<Item>,
+    /// A strong entity tag of `body`, where it is one session.
+    pub etag: HeaderValue,
+}
+
+/// One session of a view.
+#[derive(Debug, Clone)]
+pub struct Item {
+    /// Where it begins.
+    pub start: usize,
+    /// Where it ends.
+    pub end: usize,
+    /// Its state, for filters.
+    pub status: Status,
+}
+
+/// What an entry is an answer to.
+#[derive(Debug, Clone)]
+pub enum Kind {
+    /// One session.
+    Session,
+    /// A page of a list.
+    Page {
+        /// The provider's token of the next page.
+        next: Option<String>,
+        /// How many there are in all, if known.
+        total: Option<u64>,
+    },
+    /// There is no such thing.
+    NotFound(Box<Problem>),
+}
+
+/// A provider's answer, with what was made of it. Never changed: a new view makes a new entry.
+pub struct Entry {
+    /// The provider.
+    pub provider: Arc<str>,
+    /// What it answers.
+    pub kind: Kind,
+    /// The provider's body, from which any view can be made again.
+    pub body: Bytes,
+    /// Which rules made views and lifetime.
+    pub rules: u64,
+    /// How long it is good for.
+    pub life: Lifetime,
+    /// What the provider's headers allowed.
+    pub upstream: UpstreamLimit,
+    /// Views made so far.
+    pub views: Vec<(Show, Arc<View>)>,
+}
+
+impl Entry {
+    /// The view that shows this, if it was made already.
+    #[must_use]
+    pub fn view(&self, show: Show) -> Option<&Arc<View>> {
+        self.views.iter().find(|(made, _)| *made == show).map(|(_, view)| view)
+    }
+
+    fn weight(&self, key: &Key) -> u32 {
+        let views = self.views.iter().map(|(_, view)| view.body.len() + view.items.len() * size_of::<Item>());
+        let weight = OVERHEAD + key.0.len() + self.body.len() + views.sum::<usize>();
+        u32::try_from(weight).unwrap_or(u32::MAX)
+    }
+}
+
+/// An entry and how long moka should keep it, reckoned when it was put in.
+#[derive(Clone)]
+struct Kept {
+    entry: Arc<Entry>,
+    keep: Duration,
+}
+
+struct Housekeeping;
+
+impl moka::Expiry<Key, Kept> for Housekeeping {
+    fn expire_after_create(&self, _: &Key, kept: &Kept, _: Instant) -> Option<Duration> {
+        Some(kept.keep)
+    }
+
+    fn expire_after_update(&self, _: &Key, kept: &Kept, _: Instant, _: Option<Duration>) -> Option<Duration> {
+        Some(kept.keep)
+    }
+}
+
+/// The cache.
+pub struct Cache {
+    moka: moka::sync::Cache<Key, Kept>,
+    metrics: CacheMetrics,
+}
+
+impl Cache {
+    /// An empty cache of at most `max_bytes`, weighed.
+    #[must_use]
+    pub fn new(max_bytes: u64, metrics: CacheMetrics) -> Self {
+        let on_removal = metrics.clone();
+        let moka = moka::sync::Cache::builder()
+            .max_capacity(max_bytes)
+            .weigher(|key: &Key, kept: &Kept| kept.entry.weight(key))
+            .expire_after(Housekeeping)
+            .eviction_listener(move |_, kept: Kept, cause| on_removal.removed(&kept.entry.provider, cause_label(cause)))
+            .build();
+        Self { moka, metrics }
+    }
+
+    /// The entry under a key, fresh or not.
+    #[must_use]
+    pub fn look(&self, key: &Key) -> Option<Arc<Entry>> {
+        self.moka.get(key).map(|kept| kept.entry)
+    }
+
+    /// Keeps an entry until its last moment. One that has none left is not kept.
+    pub fn store(&self, key: Key, entry: Arc<Entry>, now: Time) {
+        let keep = entry.life.last().since(now);
+        if !keep.is_zero() {
+            self.metrics.added(&entry.provider);
+            self.moka.insert(key, Kept { entry, keep });
+        }
+    }
+
+    /// Puts `new` in the place of `old`, unless another has taken it meanwhile.
+    pub fn replace(&self, key: Key, old: &Arc<Entry>, new: Arc<Entry>, now: Time) {
+        use moka::ops::compute::Op;
+        let keep = new.life.last().since(now);
+        self.moka.entry(key).and_compute_with(|current| match current {
+            Some(current) if Arc::ptr_eq(&current.value().entry, old) && !keep.is_zero() => {
+                self.metrics.added(&new.provider);
+                Op::Put(Kept { entry: new, keep })
+            }
+            _ => Op::Nop,
+        });
+    }
+
+    /// Lets moka do what it put off, so that counts are true.
+    pub fn settle(&self) {
+        self.moka.run_pending_tasks();
+    }
+
+    /// Entries held.
+    #[must_use]
+    pub fn entries(&self) -> u64 {
+        self.moka.entry_count()
+    }
+
+    /// Bytes held, weighed.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.moka.weighted_size()
+    }
+}
+
+/// `None` for what is not an eviction.
+fn cause_label(cause: RemovalCause) -> Option<&'static str> {
+    match cause {
+        RemovalCause::Expired => Some("expired"),
+        RemovalCause::Size => Some("size"),
+        RemovalCause::Explicit => Some("explicit"),
+        RemovalCause::Replaced => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::freshness::TtlSource;
+    use crate::metrics::Metrics;
+
+    const PARTS: KeyParts<'static> =
+        KeyParts { provider: "p", credential: "c", operation: "get_session", path_and_query: "/x?y=1" };
+
+    #[test]
+    fn every_part_of_the_key_tells_entries_apart() {
+        let others = [
+            KeyParts { provider: "q", ..PARTS },
+            KeyParts { credential: "d", ..PARTS },
+            KeyParts { operation: "list_sessions", ..PARTS },
+            KeyParts { path_and_query: "/x?y=2", ..PARTS },
+        ];
+        assert_eq!(Key::of(PARTS), Key::of(PARTS));
+        for other in others {
+            assert_ne!(Key::of(PARTS), Key::of(other));
+        }
+        // Parts do not run together.
+        let a = KeyParts { provider: "p", credential: "cd", ..PARTS };
+        let b = KeyParts { provider: "pc", credential: "d", ..PARTS };
+        assert_ne!(Key::of(a), Key::of(b));
+    }
+
+    fn entry(size: usize, seconds: u64) -> Arc<Entry> {
+        let until = Time(0).plus(Duration::from_secs(seconds));
+        let life = Lifetime {
+            stored_at: Time(0),
+            fresh_until: until,
+            revalidate_until: until,
+            error_until: until,
+            source: TtlSource::Default,
+        };
+        Arc::new(Entry {
+            provider: "p".into(),
+            kind: Kind::Session,
+            body: Bytes::from(vec![b'x'; size]),
+            rules: 0,
+            life,
+            upstream: UpstreamLimit::default(),
+            views: Vec::new(),
+        })
+    }
+
+    #[test]
+    fn it_is_bounded_in_bytes_and_counts_what_it_holds() {
+        let metrics = Metrics::new().unwrap();
+        let cache = Cache::new(100_000, metrics.cache.clone());
+        for n in 0..1000 {
+            let path = n.to_string();
+            cache.store(Key::of(KeyParts { path_and_query: &path, ..PARTS }), entry(1000, 60), Time(0));
+        }
+        cache.settle();
+        assert!(cache.bytes() <= 100_000 && cache.bytes() > 50_000, "{}", cache.bytes());
+        let text = metrics.render();
+        assert!(text.contains(&format!("weir_cache_entries{{provider=\"p\"}} {}", cache.entries())), "{text}");
+    }
+
+    #[test]
+    fn what_has_no_time_left_is_not_kept_and_replacing_minds_others() {
+        let metrics = Metrics::new().unwrap();
+        let cache = Cache::new(100_000, metrics.cache.clone());
+        let key = Key::of(PARTS);
+        cache.store(key.clone(), entry(10, 1), Time(1000));
+        assert!(cache.look(&key).is_none());
+        let (first, second, third) = (entry(10, 60), entry(20, 60), entry(30, 60));
+        cache.store(key.clone(), first.clone(), Time(0));
+        cache.store(key.clone(), second.clone(), Time(0));
+        cache.replace(key.clone(), &first, third.clone(), Time(0));
+        assert!(Arc::ptr_eq(&cache.look(&key).unwrap(), &second));
+        cache.replace(key.clone(), &second, third.clone(), Time(0));
+        assert!(Arc::ptr_eq(&cache.look(&key).unwrap(), &third));
+        cache.settle();
+        assert!(metrics.render().contains("weir_cache_entries{provider=\"p\"} 1"));
+    }
+}

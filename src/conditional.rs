@@ -1,0 +1,94 @@
+//! Conditions on requests and answers: `If-None-Match` and `Cache-Control`.
+//!
+//! A room of its own because it is RFC text turned into pure functions. It decides nothing about a
+//! cache; it says what the headers say.
+
+use http::{HeaderMap, header};
+use std::time::Duration;
+
+/// The directives of `Cache-Control` that matter here (RFC 9111, section 5.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[allow(missing_docs)] // the names are those of the RFC
+pub struct Directives {
+    pub no_cache: bool,
+    pub no_store: bool,
+    pub only_if_cached: bool,
+    pub max_age: Option<Duration>,
+    pub min_fresh: Option<Duration>,
+    /// `Some(None)` is `max-stale` without a number: any age will do.
+    pub max_stale: Option<Option<Duration>>,
+}
+
+/// Reads all `Cache-Control` fields. What is unknown or malformed is left aside, as the RFC wants; a
+/// malformed age counts as zero, which is the careful reading.
+#[must_use]
+pub fn directives(headers: &HeaderMap) -> Directives {
+    let mut all = Directives::default();
+    for value in headers.get_all(header::CACHE_CONTROL) {
+        for directive in value.to_str().unwrap_or_default().split(',') {
+            let (name, argument) = match directive.split_once('=') {
+                Some((name, argument)) => (name.trim(), Some(argument.trim().trim_matches('"'))),
+                None => (directive.trim(), None),
+            };
+            let seconds = || Duration::from_secs(argument.and_then(|a| a.parse().ok()).unwrap_or(0));
+            match name.to_ascii_lowercase().as_str() {
+                "no-cache" => all.no_cache = true,
+                "no-store" => all.no_store = true,
+                "only-if-cached" => all.only_if_cached = true,
+                "max-age" => all.max_age = Some(seconds()),
+                "min-fresh" => all.min_fresh = Some(seconds()),
+                "max-stale" => all.max_stale = Some(argument.is_some().then(seconds)),
+                _ => {}
+            }
+        }
+    }
+    all
+}
+
+/// The provider's `Age`, zero where it does not say.
+#[must_use]
+pub fn age(headers: &HeaderMap) -> Duration {
+    let seconds = headers.get(header::AGE).and_then(|v| v.to_str().ok()?.trim().parse().ok());
+    Duration::from_secs(seconds.unwrap_or(0))
+}
+
+/// Whether `If-None-Match` names this entity tag, by weak comparison (RFC 9110, section 13.1.2).
+#[must_use]
+pub fn none_match(headers: &HeaderMap, etag: &str) -> bool {
+    headers.get_all(header::IF_NONE_MATCH).iter().any(|value| {
+        let text = value.to_str().unwrap_or_default().trim();
+        text == "*" || text.split(',').any(|tag| tag.trim().trim_start_matches("W/") == etag)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+
+    fn headers(name: header::HeaderName, values: &[&'static str]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for value in values {
+            map.append(name.clone(), HeaderValue::from_static(value));
+        }
+        map
+    }
+
+    #[test]
+    fn directives_are_read_over_several_fields() {
+        let all = directives(&headers(header::CACHE_CONTROL, &["No-Cache, max-age=60", "max-stale, foo=bar"]));
+        assert!(all.no_cache && !all.no_store);
+        assert_eq!(all.max_age, Some(Duration::from_secs(60)));
+        assert_eq!(all.max_stale, Some(None));
+        let all = directives(&headers(header::CACHE_CONTROL, &["max-age=soon, max-stale=\"5\", only-if-cached"]));
+        assert_eq!((all.max_age, all.max_stale), (Some(Duration::ZERO), Some(Some(Duration::from_secs(5)))));
+        assert!(all.only_if_cached);
+    }
+
+    #[test]
+    fn none_match_compares_weakly() {
+        let is = |values: &[&'static str]| none_match(&headers(header::IF_NONE_MATCH, values), "\"abc\"");
+        assert!(is(&["\"abc\""]) && is(&["W/\"abc\""]) && is(&["\"x\", \"abc\""]) && is(&["*"]) && is(&["\"x\"", "\"abc\""]));
+        assert!(!is(&["\"ab\""]) && !is(&["abc"]) && !is(&[]));
+    }
+}

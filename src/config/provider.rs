@@ -1,0 +1,506 @@
+//! A provider's file as written: all that Weir knows of it.
+//!
+//! A room of its own because a provider is data: what a new one needs is said here, or the language
+//! grows for all. Patterns, paths and templates stay text; the snapshot compiles them.
+
+use super::decode::{self, Cx, Fields, Secret};
+use super::faults::{At, Place};
+use super::tree::{Node, Value};
+use crate::error::{Code, RULE_CODES};
+use crate::model::{FIELDS, Field, Kind, MODALITIES, Status};
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+/// The whole file.
+#[derive(Debug, Clone)]
+pub struct Provider {
+    /// Its name: first part of unified ids, label, path.
+    pub name: At<String>,
+    /// `http(s)://host[:port][/prefix]`
+    pub base_url: At<String>,
+    /// What Weir shows it; `None`: nothing.
+    pub credential: Option<Credential>,
+    /// How its ids look.
+    pub ids: Ids,
+    /// Reading one session.
+    pub get_session: Option<Operation>,
+    /// Reading a list.
+    pub list_sessions: Option<Operation>,
+    /// How its session becomes a unified one.
+    pub session: Vec<(Field, Rule)>,
+    /// Further members of its own session that are secret.
+    pub secrets: Vec<At<String>>,
+    /// How long answers are good for.
+    pub freshness: Freshness,
+    /// How it is called.
+    pub upstream: Upstream,
+    /// How its errors are read.
+    pub errors: Errors,
+}
+
+/// The header under which a provider takes its credential.
+#[derive(Debug, Clone)]
+pub struct Credential {
+    /// Header name, lower case.
+    pub header: At<String>,
+    /// Its whole value; empty: send none.
+    pub value: Secret,
+}
+
+/// Patterns of ids. `agent` is absent where the provider has no agents.
+#[derive(Debug, Clone)]
+pub struct Ids {
+    /// Tell the provider from a bare id.
+    pub recognise: Patterns,
+    /// Valid once the provider is known.
+    pub accept: Patterns,
+}
+
+/// One pattern an id kind; both are matched against the whole id only as far as they anchor themselves.
+#[derive(Debug, Clone, Default)]
+pub struct Patterns {
+    /// Of agents.
+    pub agent: Option<At<String>>,
+    /// Of sessions.
+    pub session: Option<At<String>>,
+}
+
+/// A request that Weir makes, and where in the answer things are.
+#[derive(Debug, Clone)]
+pub struct Operation {
+    /// `GET /path/{agent}/…`
+    pub request: At<String>,
+    /// Query parameters: name and template.
+    pub query: Vec<(String, At<String>)>,
+    /// Path of the session, or of the array of sessions.
+    pub item: At<String>,
+    /// Path of the next page's token.
+    pub next: Option<At<String>>,
+    /// Path of the total.
+    pub total: Option<At<String>>,
+    /// Sessions a page; `None`: the provider gives all at once.
+    pub max_limit: Option<NonZeroU32>,
+}
+
+/// Where a unified field comes from.
+#[derive(Debug, Clone)]
+pub struct Rule {
+    /// Where it stands.
+    pub place: Place,
+    /// JSONPaths, the first that yields something counts.
+    pub from: Vec<At<String>>,
+    /// A fixed value, instead of `from`.
+    pub constant: Option<At<String>>,
+    /// The provider's words and ours.
+    pub values: Vec<(String, At<String>)>,
+    /// For a word that is not in `values`, and for none.
+    pub default: Option<At<String>>,
+    /// Left out unless the client may see secrets.
+    pub secret: bool,
+}
+
+/// Section 4 of the contract.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Freshness {
+    /// Without an expiry that lies ahead.
+    pub default: Duration,
+    /// The longest a live session may be cached.
+    pub max: Duration,
+    /// Replaces expiry and max for that state.
+    pub by_status: Vec<(Status, Duration)>,
+    /// How long after its end a session may still change.
+    pub settle: Duration,
+    /// For an answer that there is no such thing.
+    pub not_found: Duration,
+    /// For a page of a list.
+    pub list: Duration,
+    /// How often a watched session is asked for.
+    pub watch: Duration,
+    /// How long past its lifetime an answer is served while it is refreshed.
+    pub stale_while_revalidate: Duration,
+    /// How long past its lifetime an answer is served when the provider fails.
+    pub stale_if_error: Duration,
+}
+
+/// How a provider is called.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upstream {
+    /// TCP and TLS together.
+    pub connect_timeout: Duration,
+    /// In all, retries included.
+    pub timeout: Duration,
+    /// The longest body accepted, in bytes.
+    pub max_body: u64,
+    /// Retries of a request that failed before any of the answer came.
+    pub retries: u32,
+    /// The provider's quota.
+    pub capacity: Option<Capacity>,
+    /// When to stop asking.
+    pub breaker: Option<Breaker>,
+}
+
+/// A provider's quota, for one credential.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Capacity {
+    /// Requests in `per`.
+    pub requests: NonZeroU32,
+    /// The time in which they are earned.
+    pub per: Duration,
+    /// How many at once after a pause.
+    pub burst: NonZeroU32,
+    /// How many at the same time.
+    pub concurrent: u32,
+}
+
+/// Opens after so many consecutive failures.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Breaker {
+    /// Consecutive failures that open it.
+    pub failures: NonZeroU32,
+    /// How long it stays open before one request may try.
+    pub open_for: Duration,
+}
+
+/// How a provider's errors are read.
+#[derive(Debug, Clone, Default)]
+pub struct Errors {
+    /// Where its own words for people are.
+    pub detail: Vec<At<String>>,
+    /// The first that fits says what an error means.
+    pub rules: Vec<ErrorRule>,
+}
+
+/// One rule.
+#[derive(Debug, Clone)]
+pub struct ErrorRule {
+    /// Provider statuses it is for.
+    pub status: Vec<u16>,
+    /// JSONPath and pattern that must match too.
+    pub when: Option<(At<String>, At<String>)>,
+    /// What it is.
+    pub code: Code,
+}
+
+/// Reads a provider file's tree.
+pub fn decode(root: &Node, cx: &mut Cx<'_>) -> Option<Provider> {
+    let mut fields = Fields::of(root, "a provider's file", cx)?;
+    let name = fields.required("name", cx, decode::name);
+    let base_url = fields.required("base_url", cx, decode::at_text);
+    let credential = fields.optional("credentials", cx, credential);
+    let ids = fields.required("ids", cx, ids);
+    let operations = fields.required("operations", cx, operations);
+    let session = fields.required("session", cx, session);
+    let secrets = fields.optional("secrets", cx, |node, cx| decode::list(node, cx, decode::at_text));
+    let freshness = fields.optional("freshness", cx, freshness).unwrap_or_else(default_freshness);
+    let upstream = fields.optional("upstream", cx, upstream).unwrap_or_else(default_upstream);
+    let errors = fields.optional("errors", cx, errors).unwrap_or_default();
+    fields.end(cx);
+    let (get_session, list_sessions) = operations?;
+    Some(Provider {
+        name: name?,
+        base_url: base_url?,
+        credential,
+        ids: ids?,
+        get_session,
+        list_sessions,
+        session: session?,
+        secrets: secrets.unwrap_or_default(),
+        freshness,
+        upstream,
+        errors,
+    })
+}
+
+/// `{ header: NAME, value: SECRET }` or `{ bearer: SECRET }`.
+pub fn credential(node: &Node, cx: &mut Cx<'_>) -> Option<Credential> {
+    let mut fields = Fields::of(node, "credentials", cx)?;
+    let header = fields.optional("header", cx, decode::at_text);
+    let value = fields.optional("value", cx, decode::secret);
+    let bearer = fields.optional("bearer", cx, decode::secret);
+    let place = fields.place().clone();
+    // `value: ""` and `bearer: ""` are written, but empty: no credential.
+    let (has_value, has_bearer) = (fields.node("value").is_some(), fields.node("bearer").is_some());
+    fields.end(cx);
+    match (header, has_value, has_bearer) {
+        (Some(header), true, false) => Some(Credential { header, value: value? }),
+        (None, false, true) => {
+            let value = bearer.map(|Secret(token)| if token.is_empty() { token } else { format!("Bearer {token}") })?;
+            Some(Credential { header: At { value: "authorization".into(), place }, value: Secret(value) })
+        }
+        _ => {
+            cx.faults.add(&place, "credentials are { header: NAME, value: SECRET } or { bearer: SECRET }");
+            None
+        }
+    }
+}
+
+fn ids(node: &Node, cx: &mut Cx<'_>) -> Option<Ids> {
+    let mut fields = Fields::of(node, "ids", cx)?;
+    let recognise = fields.optional("recognise", cx, |node, cx| patterns(node, cx, false)).unwrap_or_default();
+    let accept = fields.required("accept", cx, |node, cx| patterns(node, cx, true));
+    fields.end(cx);
+    Some(Ids { recognise, accept: accept? })
+}
+
+fn patterns(node: &Node, cx: &mut Cx<'_>, session_required: bool) -> Option<Patterns> {
+    let mut fields = Fields::of(node, "id patterns", cx)?;
+    let agent = fields.optional("agent", cx, decode::at_text);
+    let session = if session_required {
+        Some(fields.required("session", cx, decode::at_text)?)
+    } else {
+        fields.optional("session", cx, decode::at_text)
+    };
+    fields.end(cx);
+    Some(Patterns { agent, session })
+}
+
+fn operations(node: &Node, cx: &mut Cx<'_>) -> Option<(Option<Operation>, Option<Operation>)> {
+    let mut fields = Fields::of(node, "operations", cx)?;
+    let get = fields.optional("get_session", cx, |node, cx| operation(node, "item", cx));
+    let list = fields.optional("list_sessions", cx, |node, cx| operation(node, "items", cx));
+    let given = fields.node("get_session").is_some() || fields.node("list_sessions").is_some();
+    if !given && !cx.cut {
+        cx.faults.add(fields.place(), "operations needs get_session, list_sessions or both");
+    }
+    fields.end(cx);
+    Some((get, list))
+}
+
+fn operation(node: &Node, item: &'static str, cx: &mut Cx<'_>) -> Option<Operation> {
+    let mut fields = Fields::of(node, "an operation", cx)?;
+    let request = fields.required("request", cx, decode::at_text);
+    let query = fields.optional("query", cx, |node, cx| {
+        let entries = decode::map(node, "query", cx)?;
+        Some(entries.iter().filter_map(|(key, node)| Some((key.name.clone(), decode::at_text(node, cx)?))).collect())
+    });
+    let path = fields.required(item, cx, decode::at_text);
+    let (mut next, mut total, mut max_limit) = (None, None, None);
+    if item == "items" {
+        next = fields.optional("next", cx, decode::at_text);
+        total = fields.optional("total", cx, decode::at_text);
+        max_limit = fields.optional("max_limit", cx, decode::positive);
+    }
+    fields.end(cx);
+    Some(Operation { request: request?, query: query.unwrap_or_default(), item: path?, next, total, max_limit })
+}
+
+fn session(node: &Node, cx: &mut Cx<'_>) -> Option<Vec<(Field, Rule)>> {
+    let mut rules = Vec::new();
+    let mut fields = Fields::of(node, "session", cx)?;
+    for (field, group, member, _) in FIELDS {
+        if group.is_none()
+            && let Some(rule) = fields.optional(member, cx, |node, cx| rule(field, node, cx))
+        {
+            rules.push((field, rule));
+        }
+    }
+    for group in ["agent", "connection"] {
+        fields.optional(group, cx, |node, cx| {
+            let mut members = Fields::of(node, group, cx)?;
+            for (field, _, member, _) in FIELDS.into_iter().filter(|row| row.1 == Some(group)) {
+                rules.extend(members.optional(member, cx, |node, cx| rule(field, node, cx)).map(|r| (field, r)));
+            }
+            members.end(cx);
+            Some(())
+        });
+    }
+    let place = fields.place().clone();
+    fields.end(cx);
+    if !cx.cut && !rules.iter().any(|(field, _)| *field == Field::ProviderSessionId) {
+        cx.faults.add(&place, "session.provider_session_id is required: say where the provider's id is");
+    }
+    Some(rules)
+}
+
+fn rule(field: Field, node: &Node, cx: &mut Cx<'_>) -> Option<Rule> {
+    let empty = |from| Rule {
+        place: node.place.clone(),
+        from,
+        constant: None,
+        values: Vec::new(),
+        default: None,
+        secret: false,
+    };
+    if !matches!(node.value, Value::Map(_)) {
+        return decode::list(node, cx, decode::at_text).map(empty);
+    }
+    let mut fields = Fields::of(node, "a rule", cx)?;
+    let from = fields.optional("from", cx, |node, cx| decode::list(node, cx, decode::at_text));
+    let constant = fields.optional("const", cx, |node, cx| word(field, node, cx));
+    let values = fields.optional("values", cx, |node, cx| {
+        let entries = decode::map(node, "values", cx)?;
+        Some(entries.iter().filter_map(|(k, node)| Some((k.name.clone(), word(field, node, cx)?))).collect())
+    });
+    let default = fields.optional("default", cx, |node, cx| word(field, node, cx));
+    let secret = fields.optional("secret", cx, decode::boolean).unwrap_or(false);
+    fields.end(cx);
+    let mut rule = empty(from.unwrap_or_default());
+    rule.constant = constant;
+    rule.values = values.unwrap_or_default();
+    rule.default = default;
+    rule.secret = secret;
+    if rule.from.is_empty() == rule.constant.is_none() {
+        cx.faults.add(&node.place, "a rule has either from: (a JSONPath or several) or const:");
+        return None;
+    }
+    Some(rule)
+}
+
+/// A value of ours written in the config: it must be one that the field can have.
+fn word(field: Field, node: &Node, cx: &mut Cx<'_>) -> Option<At<String>> {
+    let at = decode::at_text(node, cx)?;
+    let known: Vec<&str> = match field.kind() {
+        Kind::Status => Status::ALL.iter().map(|s| s.as_str()).collect(),
+        Kind::Modality => MODALITIES.to_vec(),
+        Kind::Text | Kind::Id => return Some(at),
+        _ => {
+            cx.faults.add(&at.place, format!("{} cannot have a fixed value", field.name()));
+            return None;
+        }
+    };
+    if !known.contains(&at.value.as_str()) {
+        cx.faults.add(&at.place, decode::unknown(&field.name(), &at.value, known.into_iter()));
+        return None;
+    }
+    Some(at)
+}
+
+fn default_freshness() -> Freshness {
+    Freshness {
+        default: Duration::from_secs(30),
+        max: Duration::from_secs(3600),
+        by_status: Vec::new(),
+        settle: Duration::from_secs(120),
+        not_found: Duration::from_secs(5),
+        list: Duration::from_secs(10),
+        watch: Duration::from_secs(5),
+        stale_while_revalidate: Duration::ZERO,
+        stale_if_error: Duration::ZERO,
+    }
+}
+
+fn freshness(node: &Node, cx: &mut Cx<'_>) -> Option<Freshness> {
+    let mut fields = Fields::of(node, "freshness", cx)?;
+    let mut all = default_freshness();
+    for (key, target) in [
+        ("default", &mut all.default),
+        ("max", &mut all.max),
+        ("settle", &mut all.settle),
+        ("not_found", &mut all.not_found),
+        ("list", &mut all.list),
+        ("stale_while_revalidate", &mut all.stale_while_revalidate),
+        ("stale_if_error", &mut all.stale_if_error),
+    ] {
+        if let Some(duration) = fields.optional(key, cx, decode::duration) {
+            *target = duration;
+        }
+    }
+    if let Some(watch) = fields.optional("watch", cx, decode::positive_duration) {
+        all.watch = watch;
+    }
+    all.by_status = fields.optional("by_status", cx, by_status).unwrap_or_default();
+    fields.end(cx);
+    Some(all)
+}
+
+fn by_status(node: &Node, cx: &mut Cx<'_>) -> Option<Vec<(Status, Duration)>> {
+    let entries = decode::map(node, "by_status", cx)?;
+    let mut all = Vec::new();
+    for (key, node) in entries {
+        let Some(status) = Status::parse(&key.name) else {
+            let known = Status::ALL.iter().map(|s| s.as_str());
+            cx.faults.add(&key.place, decode::unknown("status", &key.name, known));
+            continue;
+        };
+        all.extend(decode::duration(node, cx).map(|duration| (status, duration)));
+    }
+    Some(all)
+}
+
+fn default_upstream() -> Upstream {
+    Upstream {
+        connect_timeout: Duration::from_secs(2),
+        timeout: Duration::from_secs(10),
+        max_body: 4 << 20,
+        retries: 1,
+        capacity: None,
+        breaker: None,
+    }
+}
+
+fn upstream(node: &Node, cx: &mut Cx<'_>) -> Option<Upstream> {
+    let mut fields = Fields::of(node, "upstream", cx)?;
+    let mut all = default_upstream();
+    if let Some(duration) = fields.optional("connect_timeout", cx, decode::positive_duration) {
+        all.connect_timeout = duration;
+    }
+    if let Some(duration) = fields.optional("timeout", cx, decode::positive_duration) {
+        all.timeout = duration;
+    }
+    if let Some(size) = fields.optional("max_body", cx, decode::size) {
+        all.max_body = size;
+    }
+    if let Some(retries) = fields.optional("retries", cx, |node, cx| decode::whole(node, cx, 0)) {
+        all.retries = u32::try_from(retries).unwrap_or(u32::MAX);
+    }
+    all.capacity = fields.optional("capacity", cx, capacity);
+    all.breaker = fields.optional("breaker", cx, |node, cx| {
+        let mut fields = Fields::of(node, "breaker", cx)?;
+        let failures = fields.required("failures", cx, decode::positive);
+        let open_for = fields.required("open_for", cx, decode::positive_duration);
+        fields.end(cx);
+        Some(Breaker { failures: failures?, open_for: open_for? })
+    });
+    fields.end(cx);
+    Some(all)
+}
+
+fn capacity(node: &Node, cx: &mut Cx<'_>) -> Option<Capacity> {
+    let mut fields = Fields::of(node, "capacity", cx)?;
+    let requests = fields.required("requests", cx, decode::positive);
+    let per = fields.required("per", cx, decode::positive_duration);
+    let burst = fields.optional("burst", cx, decode::positive);
+    let concurrent = fields.optional("concurrent", cx, decode::positive);
+    fields.end(cx);
+    let requests = requests?;
+    Some(Capacity {
+        requests,
+        per: per?,
+        burst: burst.unwrap_or(requests),
+        concurrent: concurrent.map_or(64, NonZeroU32::get),
+    })
+}
+
+fn errors(node: &Node, cx: &mut Cx<'_>) -> Option<Errors> {
+    let mut fields = Fields::of(node, "errors", cx)?;
+    let detail = fields.optional("detail", cx, |node, cx| decode::list(node, cx, decode::at_text));
+    let rules = fields.optional("rules", cx, |node, cx| decode::list(node, cx, error_rule));
+    fields.end(cx);
+    Some(Errors { detail: detail.unwrap_or_default(), rules: rules.unwrap_or_default() })
+}
+
+fn error_rule(node: &Node, cx: &mut Cx<'_>) -> Option<ErrorRule> {
+    let mut fields = Fields::of(node, "an error rule", cx)?;
+    let status = fields.required("status", cx, |node, cx| {
+        decode::list(node, cx, |node, cx| {
+            let number = decode::whole(node, cx, 400)?;
+            let status = u16::try_from(number).ok().filter(|s| *s <= 599).ok_or("a status is from 400 to 599");
+            cx.faults.keep(&node.place, status)
+        })
+    });
+    let when = fields.optional("when", cx, |node, cx| {
+        let mut fields = Fields::of(node, "when", cx)?;
+        let path = fields.required("path", cx, decode::at_text);
+        let matches = fields.required("matches", cx, decode::at_text);
+        fields.end(cx);
+        path.zip(matches)
+    });
+    let code = fields.required("code", cx, |node, cx| {
+        let at = decode::at_text(node, cx)?;
+        let code = Code::for_rule(&at.value)
+            .ok_or_else(|| decode::unknown("code", &at.value, RULE_CODES.iter().map(|c| c.as_str())));
+        cx.faults.keep(&at.place, code)
+    });
+    fields.end(cx);
+    Some(ErrorRule { status: status?, when, code: code? })
+}

@@ -1,0 +1,191 @@
+//! `weir.yaml` as written: listeners, admin, cache, rate-limit policies.
+//!
+//! A room of its own for the part that platform teams own. Nothing is compiled or bound here.
+
+use super::decode::{self, Cx, Fields, Secret};
+use super::faults::{At, Place};
+use super::tree::Node;
+use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+/// The whole file.
+#[derive(Debug, Clone)]
+pub struct Weir {
+    /// Where clients are listened to; at least one.
+    pub listen: Vec<SocketAddr>,
+    /// Where the admin endpoints are.
+    pub admin: Admin,
+    /// Worker threads; 0 is one a core.
+    pub workers: usize,
+    /// How long requests in flight may take to end after SIGTERM.
+    pub grace: Duration,
+    /// What is logged of requests.
+    pub access_log: AccessLog,
+    /// The cache's weighed size in bytes.
+    pub max_bytes: u64,
+    /// Signs page tokens; random at start where it is empty.
+    pub page_token_key: Secret,
+    /// Policies that clients name.
+    pub policies: Vec<Policy>,
+}
+
+/// The admin listener.
+#[derive(Debug, Clone)]
+pub struct Admin {
+    /// Its address.
+    pub address: SocketAddr,
+    /// Wanted as a bearer token by all but metrics and health; empty: none.
+    pub token: Secret,
+}
+
+/// How much of the access log is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AccessLog {
+    /// Every request.
+    On,
+    /// None.
+    Off,
+    /// One request in so many, and every one that failed (5xx).
+    Sample(u32),
+}
+
+/// A rate limit: a bucket of `burst` that refills at `requests` per `per`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policy {
+    /// Its name.
+    pub name: String,
+    /// Where it stands.
+    pub place: Place,
+    /// Requests earned in `per`.
+    pub requests: NonZeroU32,
+    /// The time in which they are earned.
+    pub per: Duration,
+    /// How many may come at once.
+    pub burst: NonZeroU32,
+    /// What takes from it.
+    pub charge: Charge,
+}
+
+/// Which requests take from a policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Charge {
+    /// Every admitted request.
+    All,
+    /// Only those that the cache could not answer.
+    Misses,
+}
+
+/// Reads the file's tree.
+pub fn decode(root: &Node, cx: &mut Cx<'_>) -> Option<Weir> {
+    let mut fields = Fields::of(root, "weir.yaml", cx)?;
+    let listen = fields.required("listen", cx, |node, cx| decode::list(node, cx, listener));
+    let admin = fields.optional("admin", cx, admin);
+    let workers = fields.optional("workers", cx, |node, cx| decode::whole(node, cx, 0));
+    let grace = fields.optional("shutdown", cx, |node, cx| {
+        let mut fields = Fields::of(node, "shutdown", cx)?;
+        let grace = fields.optional("grace", cx, decode::duration);
+        fields.end(cx);
+        grace
+    });
+    let access_log = fields.optional("access_log", cx, access_log);
+    let max_bytes = fields.optional("cache", cx, |node, cx| {
+        let mut fields = Fields::of(node, "cache", cx)?;
+        let size = fields.optional("max_bytes", cx, decode::size);
+        fields.end(cx);
+        size
+    });
+    let page_token_key = fields.optional("page_tokens", cx, |node, cx| {
+        let mut fields = Fields::of(node, "page_tokens", cx)?;
+        let key = fields.optional("key", cx, decode::secret);
+        fields.end(cx);
+        key
+    });
+    let policies = fields.optional("rate_limits", cx, |node, cx| {
+        let entries = decode::map(node, "rate_limits", cx)?;
+        Some(entries.iter().filter_map(|(key, node)| policy(&key.name, &key.place, node, cx)).collect())
+    });
+    fields.end(cx);
+    Some(Weir {
+        listen: listen.unwrap_or_default(),
+        admin: admin.unwrap_or_else(default_admin),
+        workers: workers.map_or(0, |w| usize::try_from(w).unwrap_or(0)),
+        grace: grace.unwrap_or(Duration::from_secs(10)),
+        access_log: access_log.unwrap_or(AccessLog::On),
+        max_bytes: max_bytes.unwrap_or(256 << 20),
+        page_token_key: page_token_key.unwrap_or(Secret(String::new())),
+        policies: policies.unwrap_or_default(),
+    })
+}
+
+fn default_admin() -> Admin {
+    Admin { address: SocketAddr::from(([127, 0, 0, 1], 8081)), token: Secret(String::new()) }
+}
+
+fn address(node: &Node, cx: &mut Cx<'_>) -> Option<At<SocketAddr>> {
+    let at = decode::at_text(node, cx)?;
+    let parsed = at.value.parse().map_err(|_| {
+        format!("{:?} is not an address; write an IP address and a port, as in 127.0.0.1:8080 or [::]:8080", at.value)
+    });
+    cx.faults.keep(&at.place, parsed).map(|value| At { value, place: at.place })
+}
+
+fn listener(node: &Node, cx: &mut Cx<'_>) -> Option<SocketAddr> {
+    let mut fields = Fields::of(node, "a listener", cx)?;
+    let address = fields.required("address", cx, address);
+    fields.end(cx);
+    address.map(|at| at.value)
+}
+
+fn admin(node: &Node, cx: &mut Cx<'_>) -> Option<Admin> {
+    let mut fields = Fields::of(node, "admin", cx)?;
+    let address = fields.required("address", cx, address);
+    let token = fields.optional("token", cx, decode::secret).unwrap_or(Secret(String::new()));
+    fields.end(cx);
+    let address = address?;
+    if !address.value.ip().is_loopback() && token.0.is_empty() {
+        cx.faults.add(
+            &address.place,
+            format!("admin listens on {}, which is not loopback; set admin.token too", address.value),
+        );
+    }
+    Some(Admin { address: address.value, token })
+}
+
+fn access_log(node: &Node, cx: &mut Cx<'_>) -> Option<AccessLog> {
+    if let super::tree::Value::Map(_) = node.value {
+        let mut fields = Fields::of(node, "access_log", cx)?;
+        let sample = fields.required("sample", cx, decode::positive);
+        fields.end(cx);
+        return sample.map(|n| AccessLog::Sample(n.get()));
+    }
+    decode::boolean(node, cx).map(|on| if on { AccessLog::On } else { AccessLog::Off })
+}
+
+fn policy(name: &str, place: &Place, node: &Node, cx: &mut Cx<'_>) -> Option<Policy> {
+    if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b)) {
+        cx.faults.add(place, format!("{name:?} is not a policy's name; use letters, digits, - and _"));
+    }
+    let mut fields = Fields::of(node, "a rate limit", cx)?;
+    let requests = fields.required("requests", cx, decode::positive);
+    let per = fields.required("per", cx, decode::positive_duration);
+    let burst = fields.optional("burst", cx, decode::positive);
+    let charge = fields.optional("charge", cx, |node, cx| match decode::text(node, cx)?.as_str() {
+        "all" => Some(Charge::All),
+        "misses" => Some(Charge::Misses),
+        other => {
+            cx.faults.add(&node.place, format!("{other:?} is not a way to charge; write all or misses"));
+            None
+        }
+    });
+    fields.end(cx);
+    let requests = requests?;
+    Some(Policy {
+        name: name.to_owned(),
+        place: place.clone(),
+        requests,
+        per: per?,
+        burst: burst.unwrap_or(requests),
+        charge: charge.unwrap_or(Charge::All),
+    })
+}

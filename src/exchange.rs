@@ -1,0 +1,121 @@
+//! Requests and answers as the rooms see them: plain values, without Pingora.
+//!
+//! A room of its own so that the line can be read and tested without a socket. It must not parse,
+//! decide or do IO.
+
+use crate::error::Problem;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use std::fmt;
+use std::net::SocketAddr;
+
+/// A client's request, its body left aside: no route of ours takes one.
+#[derive(Clone)]
+pub struct Request {
+    /// `GET`, `HEAD`, …
+    pub method: http::Method,
+    /// The path as sent, still percent-encoded.
+    pub path: String,
+    /// The query as sent, without the `?`.
+    pub query: String,
+    /// All headers as sent.
+    pub headers: HeaderMap,
+    /// Who sent it.
+    pub peer: Option<SocketAddr>,
+}
+
+impl Request {
+    /// A header's value where it is text and stands there once or more: the first.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+}
+
+/// What the client gets.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// HTTP status.
+    pub status: u16,
+    /// Headers in the order in which they are sent, `Content-Length` among them.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// The body; empty for 304. For `HEAD` it is set but not sent.
+    pub body: Bytes,
+}
+
+/// A question to a provider, complete but for where the provider is.
+#[derive(Clone)]
+pub struct ProviderRequest {
+    /// Path and query below the provider's base URL, percent-encoded.
+    pub path_and_query: String,
+    /// The credential's header, if there is one. Its value is marked sensitive.
+    pub credential: Option<(HeaderName, HeaderValue)>,
+}
+
+impl fmt::Debug for ProviderRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProviderRequest").field("path_and_query", &self.path_and_query).finish_non_exhaustive()
+    }
+}
+
+/// What a provider answered, whole.
+#[derive(Clone)]
+pub struct ProviderReply {
+    /// HTTP status.
+    pub status: u16,
+    /// Its headers.
+    pub headers: HeaderMap,
+    /// Its body, at most the configured `max_body`.
+    pub body: Bytes,
+}
+
+impl fmt::Debug for ProviderReply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Bodies hold secrets: only their length may be printed.
+        write!(f, "ProviderReply {{ status: {}, body: {} bytes }}", self.status, self.body.len())
+    }
+}
+
+/// Why there is no answer from a provider.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProviderFailure {
+    /// The kind, which is also the metric's `status` label.
+    pub kind: FailureKind,
+    /// For people; holds no secret.
+    pub detail: String,
+}
+
+/// The kinds of failure before an answer was complete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailureKind {
+    /// No connection: refused, unreachable, name not resolved.
+    Connect,
+    /// The TLS handshake failed.
+    Tls,
+    /// A deadline passed, the connect deadline or the total one.
+    Timeout,
+    /// The connection broke before or inside the answer.
+    Reset,
+    /// The body is over `max_body`.
+    TooLarge,
+    /// The answer is not HTTP, or encoded in a way that was not asked for.
+    Malformed,
+}
+
+impl FailureKind {
+    /// The metric's label.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            FailureKind::Connect => "connect",
+            FailureKind::Tls => "tls",
+            FailureKind::Timeout => "timeout",
+            FailureKind::Reset => "reset",
+            FailureKind::TooLarge => "too_large",
+            FailureKind::Malformed => "malformed",
+        }
+    }
+}
+
+/// The outcome of the line for one request.
+pub type Outcome<T> = Result<T, Box<Problem>>;

@@ -1,0 +1,140 @@
+//! Coalescing: any number of callers of one cold key, one call to the provider.
+//!
+//! A room of its own because its ends must all be covered: the call runs apart from every caller, so
+//! one that hangs up strands nobody; when it ends, however it ends, all wake at once.
+
+use std::collections::HashMap;
+use std::collections::hash_map::{Entry, RandomState};
+use std::hash::{BuildHasher, Hash};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::watch;
+
+const SHARDS: usize = 32;
+
+type Shard<K, V> = Mutex<HashMap<K, watch::Receiver<Option<V>>>>;
+
+/// Calls under way, by key.
+pub struct Flights<K, V> {
+    shards: Arc<Vec<Shard<K, V>>>,
+    hasher: RandomState,
+}
+
+/// Where a caller stands.
+pub enum Joined<K: Hash + Eq, V> {
+    /// What the caller looked for is there after all.
+    Found(V),
+    /// Another caller started the call: wait for it.
+    Waiting(watch::Receiver<Option<V>>),
+    /// This caller starts the call, and waits like the others.
+    Leading(Landing<K, V>, watch::Receiver<Option<V>>),
+}
+
+/// Ends a flight: with a value, or, when dropped without (a panic), with none.
+pub struct Landing<K: Hash + Eq, V> {
+    sender: watch::Sender<Option<V>>,
+    shards: Arc<Vec<Shard<K, V>>>,
+    shard: usize,
+    key: K,
+}
+
+impl<K: Hash + Eq + Clone, V: Clone> Default for Flights<K, V> {
+    fn default() -> Self {
+        let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
+        Self { shards: Arc::new(shards), hasher: RandomState::new() }
+    }
+}
+
+impl<K: Hash + Eq + Clone, V: Clone> Flights<K, V> {
+    /// Joins the flight of this key, or starts one. `look` is asked once more with the key's shard
+    /// locked: a flight stores its answer before it lands, so what `look` misses there, nobody has.
+    pub fn join(&self, key: &K, look: impl FnOnce() -> Option<V>) -> Joined<K, V> {
+        let shard = usize::try_from(self.hasher.hash_one(key)).unwrap_or(0) % SHARDS;
+        let mut flights = lock(&self.shards[shard]);
+        match flights.entry(key.clone()) {
+            Entry::Occupied(flight) => Joined::Waiting(flight.get().clone()),
+            Entry::Vacant(place) => {
+                if let Some(found) = look() {
+                    return Joined::Found(found);
+                }
+                let (sender, receiver) = watch::channel(None);
+                place.insert(receiver.clone());
+                let landing = Landing { sender, shards: self.shards.clone(), shard, key: key.clone() };
+                Joined::Leading(landing, receiver)
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<K: Hash + Eq, V> Landing<K, V> {
+    /// Hands the value to everyone who waits.
+    pub fn land(self, value: V) {
+        self.sender.send_replace(Some(value));
+    }
+}
+
+impl<K: Hash + Eq, V> Drop for Landing<K, V> {
+    fn drop(&mut self) {
+        lock(&self.shards[self.shard]).remove(&self.key);
+    }
+}
+
+/// Waits for a flight's value; `None` when it ended without one.
+pub async fn landed<V: Clone>(mut receiver: watch::Receiver<Option<V>>) -> Option<V> {
+    let value = receiver.wait_for(Option::is_some).await;
+    value.ok().and_then(|value| value.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[tokio::test]
+    async fn a_thousand_callers_one_flight() {
+        let flights: Arc<Flights<u8, usize>> = Arc::default();
+        let calls = Arc::new(AtomicUsize::new(0));
+        let mut waiting = Vec::new();
+        for _ in 0..1000 {
+            let (flights, calls) = (flights.clone(), calls.clone());
+            waiting.push(tokio::spawn(async move {
+                match flights.join(&1, || None) {
+                    Joined::Found(value) => Some(value),
+                    Joined::Waiting(receiver) => landed(receiver).await,
+                    Joined::Leading(landing, receiver) => {
+                        tokio::spawn(async move {
+                            // Lets every other caller join first.
+                            for _ in 0..2000 {
+                                tokio::task::yield_now().await;
+                            }
+                            landing.land(calls.fetch_add(1, Ordering::SeqCst) + 41);
+                        });
+                        landed(receiver).await
+                    }
+                }
+            }));
+        }
+        for caller in waiting {
+            assert_eq!(caller.await.unwrap(), Some(41));
+        }
+        assert_eq!(calls.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn a_flight_that_panics_strands_nobody_and_the_next_caller_starts_anew() {
+        let flights: Flights<u8, u8> = Flights::default();
+        let Joined::Leading(landing, receiver) = flights.join(&1, || None) else { panic!("no leader") };
+        let Joined::Waiting(other) = flights.join(&1, || None) else { panic!("no waiter") };
+        let crashed = tokio::spawn(async move {
+            let _landing = landing;
+            panic!("on purpose");
+        });
+        assert!(crashed.await.is_err());
+        assert_eq!((landed(receiver).await, landed(other).await), (None, None));
+        assert!(matches!(flights.join(&1, || None), Joined::Leading(..)));
+        assert!(matches!(flights.join(&1, || Some(7)), Joined::Found(7)));
+    }
+}

@@ -1,0 +1,226 @@
+//! How long an answer is good for (section 4 of the contract).
+//!
+//! A room of its own because it is pure and everything hangs on it: states and times in, moments
+//! out. It takes `now`, never asks a clock.
+
+use crate::config::provider::Freshness;
+use crate::model::{Session, Status, Time};
+use std::time::Duration;
+
+/// Where a lifetime came from: `Cache-Status` detail and metric label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs)] // the words of the contract
+pub enum TtlSource {
+    ExpiresAt,
+    Status,
+    Default,
+    Max,
+    NotFound,
+    List,
+    Upstream,
+}
+
+impl TtlSource {
+    /// The word.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            TtlSource::ExpiresAt => "expires_at",
+            TtlSource::Status => "status",
+            TtlSource::Default => "default",
+            TtlSource::Max => "max",
+            TtlSource::NotFound => "not_found",
+            TtlSource::List => "list",
+            TtlSource::Upstream => "upstream",
+        }
+    }
+}
+
+/// When an answer stops being good, in steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lifetime {
+    /// Since when it is counted.
+    pub stored_at: Time,
+    /// Fresh before this.
+    pub fresh_until: Time,
+    /// May be served stale before this, while it is refreshed.
+    pub revalidate_until: Time,
+    /// May be served stale before this, when the provider fails.
+    pub error_until: Time,
+    /// Why `fresh_until` is what it is.
+    pub source: TtlSource,
+}
+
+impl Lifetime {
+    /// The whole lifetime since the provider's answer.
+    #[must_use]
+    pub fn total(&self) -> Duration {
+        self.fresh_until.since(self.stored_at)
+    }
+
+    /// The last moment at which it may be served at all.
+    #[must_use]
+    pub fn last(&self) -> Time {
+        self.fresh_until.max(self.revalidate_until).max(self.error_until)
+    }
+}
+
+/// What the provider's own headers allow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct UpstreamLimit {
+    /// The longest it may be kept, where the provider says so.
+    pub max_age: Option<Duration>,
+}
+
+fn lifetime(
+    rules: &Freshness,
+    now: Time,
+    length: Duration,
+    source: TtlSource,
+    never_past: Option<Time>,
+    upstream: UpstreamLimit,
+) -> Lifetime {
+    let (mut length, mut source) = (length, source);
+    if let Some(max_age) = upstream.max_age.filter(|max_age| *max_age < length) {
+        (length, source) = (max_age, TtlSource::Upstream);
+    }
+    let cap = |time: Time| never_past.map_or(time, |cap| time.min(cap));
+    let mut fresh_until = now.plus(length);
+    if cap(fresh_until) < fresh_until {
+        (fresh_until, source) = (cap(fresh_until), TtlSource::ExpiresAt);
+    }
+    Lifetime {
+        stored_at: now,
+        fresh_until,
+        revalidate_until: cap(fresh_until.plus(rules.stale_while_revalidate)),
+        error_until: cap(fresh_until.plus(rules.stale_if_error)),
+        source,
+    }
+}
+
+/// The expiry past which a session must not be served: one that lay ahead, of a session not ended.
+fn live_expiry(session: &Session, now: Time) -> Option<Time> {
+    session.expires_at.filter(|at| session.status != Status::Ended && *at > now)
+}
+
+/// The lifetime of one session whose body came at `now`.
+#[must_use]
+pub fn of_session(rules: &Freshness, session: &Session, now: Time, upstream: UpstreamLimit) -> Lifetime {
+    let settled = session.ended_at.is_some_and(|at| now.since(at) >= rules.settle);
+    let by_status = rules.by_status.iter().find(|(status, _)| *status == session.status).map(|(_, d)| *d);
+    let (length, source) = match (session.status, by_status, session.expires_at) {
+        (Status::Ended, _, _) if !settled => (rules.default, TtlSource::Default),
+        (_, Some(length), _) => (length, TtlSource::Status),
+        (_, None, Some(at)) if at > now => match at.since(now) {
+            left if left > rules.max => (rules.max, TtlSource::Max),
+            left => (left, TtlSource::ExpiresAt),
+        },
+        _ => (rules.default, TtlSource::Default),
+    };
+    lifetime(rules, now, length, source, live_expiry(session, now), upstream)
+}
+
+/// The lifetime of a page of sessions whose body came at `now`.
+#[must_use]
+pub fn of_list(rules: &Freshness, sessions: &[Session], now: Time, upstream: UpstreamLimit) -> Lifetime {
+    let earliest = sessions.iter().filter_map(|session| live_expiry(session, now)).min();
+    lifetime(rules, now, rules.list, TtlSource::List, earliest, upstream)
+}
+
+/// The lifetime of an answer that there is no such thing. Never served stale.
+#[must_use]
+pub fn of_not_found(rules: &Freshness, now: Time) -> Lifetime {
+    let fresh_until = now.plus(rules.not_found);
+    Lifetime {
+        stored_at: now,
+        fresh_until,
+        revalidate_until: fresh_until,
+        error_until: fresh_until,
+        source: TtlSource::NotFound,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    const S: i64 = 1000;
+
+    fn rules() -> Freshness {
+        let seconds = Duration::from_secs;
+        Freshness {
+            default: seconds(30),
+            max: seconds(3600),
+            by_status: vec![(Status::Ended, seconds(86_400)), (Status::Disabled, seconds(60))],
+            settle: seconds(120),
+            not_found: seconds(5),
+            list: seconds(10),
+            watch: seconds(5),
+            stale_while_revalidate: seconds(30),
+            stale_if_error: seconds(600),
+        }
+    }
+
+    fn session(status: Status, ended_at: Option<i64>, expires_at: Option<i64>) -> Session {
+        Session {
+            id: String::new(),
+            provider: "p".into(),
+            values: std::array::from_fn(|_| Value::Null),
+            status,
+            created_at: None,
+            ended_at: ended_at.map(|s| Time(s * S)),
+            expires_at: expires_at.map(|s| Time(s * S)),
+        }
+    }
+
+    fn ttl(session: &Session) -> (u64, TtlSource) {
+        let life = of_session(&rules(), session, Time(1000 * S), UpstreamLimit::default());
+        (life.total().as_secs(), life.source)
+    }
+
+    #[test]
+    fn the_rules_in_their_order() {
+        assert_eq!(ttl(&session(Status::Active, None, Some(1600))), (600, TtlSource::ExpiresAt));
+        assert_eq!(ttl(&session(Status::Active, None, Some(4600))), (3600, TtlSource::ExpiresAt));
+        assert_eq!(ttl(&session(Status::Active, None, Some(4601))), (3600, TtlSource::Max));
+        assert_eq!(ttl(&session(Status::Active, None, None)), (30, TtlSource::Default));
+        assert_eq!(ttl(&session(Status::Expired, None, Some(1000))), (30, TtlSource::Default));
+        assert_eq!(ttl(&session(Status::Disabled, None, None)), (60, TtlSource::Status));
+    }
+
+    #[test]
+    fn an_ended_session_settles_first() {
+        assert_eq!(ttl(&session(Status::Ended, Some(880), None)), (86_400, TtlSource::Status));
+        assert_eq!(ttl(&session(Status::Ended, Some(881), None)), (30, TtlSource::Default));
+        assert_eq!(ttl(&session(Status::Ended, None, Some(9000))), (30, TtlSource::Default));
+        assert_eq!(ttl(&session(Status::Ended, Some(2000), None)), (30, TtlSource::Default), "clocks differ");
+        // An ended session may carry an expiry that lies ahead: it does not count.
+        assert_eq!(ttl(&session(Status::Ended, Some(100), Some(1010))), (86_400, TtlSource::Status));
+    }
+
+    #[test]
+    fn nothing_live_is_served_past_its_expiry_not_even_stale() {
+        let life = of_session(&rules(), &session(Status::Active, None, Some(1010)), Time(1000 * S), UpstreamLimit::default());
+        assert_eq!((life.fresh_until, life.last()), (Time(1010 * S), Time(1010 * S)));
+        // by_status replaces expiry, yet does not reach past it.
+        let life = of_session(&rules(), &session(Status::Disabled, None, Some(1010)), Time(1000 * S), UpstreamLimit::default());
+        assert_eq!((life.last(), life.source), (Time(1010 * S), TtlSource::ExpiresAt));
+        let sessions = [session(Status::Active, None, None), session(Status::Active, None, Some(1004))];
+        let life = of_list(&rules(), &sessions, Time(1000 * S), UpstreamLimit::default());
+        assert_eq!((life.last(), life.source), (Time(1004 * S), TtlSource::ExpiresAt));
+        let life = of_list(&rules(), &sessions[..1], Time(1000 * S), UpstreamLimit::default());
+        assert_eq!((life.total().as_secs(), life.source), (10, TtlSource::List));
+        assert_eq!(life.error_until, Time(1610 * S));
+    }
+
+    #[test]
+    fn the_providers_max_age_is_an_upper_bound() {
+        let limit = |seconds| UpstreamLimit { max_age: Some(Duration::from_secs(seconds)) };
+        let live = session(Status::Active, None, Some(1600));
+        let life = of_session(&rules(), &live, Time(1000 * S), limit(20));
+        assert_eq!((life.total().as_secs(), life.source), (20, TtlSource::Upstream));
+        let life = of_session(&rules(), &live, Time(1000 * S), limit(6000));
+        assert_eq!((life.total().as_secs(), life.source), (600, TtlSource::ExpiresAt));
+    }
+}

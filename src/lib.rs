@@ -1,0 +1,30 @@
+//! Weir: one endpoint in front of several agent-session APIs.
+//!
+//! The house has floors; a file imports only from floors below its own, and `tests/structure.rs`
+//! checks it. See `docs/ARCHITECTURE.md`.
+
+// 0 vocabulary
+pub mod error;
+pub mod exchange;
+pub mod jsonpath;
+pub mod metrics;
+pub mod model;
+pub mod pattern;
+// 1 config
+pub mod config;
+// 2 rules: pure, given `now`
+pub mod auth;
+pub mod conditional;
+pub mod credential;
+pub mod cursor;
+pub mod fault;
+pub mod freshness;
+pub mod mapping;
+pub mod ratelimit;
+pub mod route;
+pub mod template;
+// 3 mechanisms: with state or IO
+pub mod breaker;
+pub mod cache;
+pub mod flight;
+pub mod upstream;

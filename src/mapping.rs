@@ -1,0 +1,288 @@
+//! From a provider's session to the unified one, by the rules of the provider's file.
+//!
+//! A room of its own because it is what Weir promises: one schema. It takes a parsed body and the
+//! moment it came; it does no IO and knows no provider by name.
+
+use crate::config::faults::{At, Faults};
+use crate::config::provider;
+use crate::jsonpath::JsonPath;
+use crate::model::{FIELDS, Field, Kind, MODALITIES, Session, Status, Time, parse_time};
+use serde_json::Value;
+use std::sync::Arc;
+
+/// A provider's rules, compiled.
+#[derive(Debug)]
+pub struct Mapping {
+    provider: Arc<str>,
+    has_agents: bool,
+    rules: Vec<Rule>,
+    secret_fields: Vec<Field>,
+    secret_paths: Vec<JsonPath>,
+}
+
+#[derive(Debug)]
+struct Rule {
+    field: Field,
+    from: Vec<JsonPath>,
+    constant: Option<String>,
+    values: Vec<(String, String)>,
+    default: Option<String>,
+}
+
+/// A field that could not be taken from a body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Miss {
+    /// Which.
+    pub field: Field,
+    /// Why.
+    pub reason: Reason,
+    /// Where it was looked for.
+    pub path: String,
+}
+
+/// Why a field could not be taken; the metric's `reason` label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// A required field is not there.
+    Missing,
+    /// There is something, of another type than the field's.
+    WrongType,
+    /// A word that the file's `values` do not have.
+    UnknownValue,
+}
+
+impl Reason {
+    /// The metric's label.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Reason::Missing => "missing",
+            Reason::WrongType => "wrong_type",
+            Reason::UnknownValue => "unknown_value",
+        }
+    }
+}
+
+/// How a field came about, for `weir map`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// Taken from this path.
+    Path(String),
+    /// Fixed by the file.
+    Constant,
+    /// The rule's default.
+    Default,
+    /// The file has no rule.
+    NoRule,
+    /// The rule found nothing.
+    Nothing,
+    /// The rule found something it cannot use.
+    Unusable(Reason),
+}
+
+impl Mapping {
+    /// Compiles a provider's rules, reporting every fault.
+    #[must_use]
+    pub fn compile(config: &provider::Provider, faults: &mut Faults) -> Self {
+        let mut secret_fields = Vec::new();
+        let mut secret_paths = paths(&config.secrets, faults);
+        for (path, at) in secret_paths.iter().zip(&config.secrets) {
+            require_plain(path, at, faults);
+        }
+        let mut rules = Vec::new();
+        for (field, rule) in &config.session {
+            let from = paths(&rule.from, faults);
+            if rule.secret {
+                secret_fields.push(*field);
+                for (path, at) in from.iter().zip(&rule.from) {
+                    require_plain(path, at, faults);
+                }
+                secret_paths.extend(from.iter().cloned());
+                if REQUIRED.contains(field) || *field == Field::Status {
+                    faults.add(&rule.place, format!("{} cannot be secret", field.name()));
+                }
+            }
+            rules.push(Rule {
+                field: *field,
+                from,
+                constant: rule.constant.as_ref().map(|at| at.value.clone()),
+                values: rule.values.iter().map(|(theirs, ours)| (theirs.clone(), ours.value.clone())).collect(),
+                default: rule.default.as_ref().map(|at| at.value.clone()),
+            });
+        }
+        let has_agents = config.ids.accept.agent.is_some();
+        if has_agents && !rules.iter().any(|rule| rule.field == Field::AgentId) {
+            faults.add(&config.name.place, "ids has agents, so session.agent.id is required: say where it is");
+        }
+        Self { provider: config.name.value.as_str().into(), has_agents, rules, secret_fields, secret_paths }
+    }
+
+    /// Fields that only a client with `reveal_secrets` sees.
+    #[must_use]
+    pub fn secret_fields(&self) -> &[Field] {
+        &self.secret_fields
+    }
+
+    /// The provider's object without its secret members.
+    #[must_use]
+    pub fn without_secrets(&self, native: &Value) -> Value {
+        let mut cut = native.clone();
+        for path in &self.secret_paths {
+            path.remove(&mut cut);
+        }
+        cut
+    }
+
+    /// Maps one session that came at `now`. Optional fields that could not be taken are `null` and
+    /// told to `misses`.
+    ///
+    /// # Errors
+    /// The required field that is missing.
+    pub fn map(&self, native: &Value, now: Time, misses: &mut Vec<Miss>) -> Result<Session, Miss> {
+        let mut session = Session {
+            id: String::new(),
+            provider: self.provider.clone(),
+            values: std::array::from_fn(|_| Value::Null),
+            status: Status::Unknown,
+            created_at: None,
+            ended_at: None,
+            expires_at: None,
+        };
+        for rule in &self.rules {
+            match rule.take(native) {
+                (Some(value), Found::Unusable(reason)) => {
+                    misses.push(Miss { field: rule.field, reason, path: rule.wanted() });
+                    session.set(rule.field, value);
+                }
+                (Some(value), _) => session.set(rule.field, value),
+                (None, Found::Unusable(reason)) => misses.push(Miss { field: rule.field, reason, path: rule.wanted() }),
+                (None, _) => {}
+            }
+        }
+        self.finish(&mut session, now)?;
+        Ok(session)
+    }
+
+    /// What is left once every rule has spoken: required fields, expiry, the unified id.
+    fn finish(&self, session: &mut Session, now: Time) -> Result<(), Miss> {
+        let text = |field: Field| {
+            let missing = || Miss { field, reason: Reason::Missing, path: self.wanted(field) };
+            session.values[field as usize].as_str().ok_or_else(missing)
+        };
+        let own = text(Field::ProviderSessionId)?;
+        session.id = if self.has_agents {
+            format!("{}:{}:{own}", self.provider, text(Field::AgentId)?)
+        } else {
+            format!("{}:{own}", self.provider)
+        };
+        if session.status == Status::Active && session.expires_at.is_some_and(|at| at <= now) {
+            session.status = Status::Expired;
+        }
+        session.values[Field::Status as usize] = session.status.as_str().into();
+        let modality = &mut session.values[Field::Modality as usize];
+        if modality.is_null() {
+            *modality = "unknown".into();
+        }
+        Ok(())
+    }
+
+    fn wanted(&self, field: Field) -> String {
+        self.rules.iter().find(|rule| rule.field == field).map_or_else(String::new, Rule::wanted)
+    }
+
+    /// For each field, in order: what became of it. For people, not for the line.
+    #[must_use]
+    pub fn coverage(&self, native: &Value) -> Vec<(Field, Found)> {
+        FIELDS
+            .iter()
+            .map(|(field, ..)| {
+                let rule = self.rules.iter().find(|rule| rule.field == *field);
+                (*field, rule.map_or(Found::NoRule, |rule| rule.take(native).1))
+            })
+            .collect()
+    }
+}
+
+/// Without these a session cannot be named.
+const REQUIRED: [Field; 2] = [Field::ProviderSessionId, Field::AgentId];
+
+fn paths(texts: &[At<String>], faults: &mut Faults) -> Vec<JsonPath> {
+    texts.iter().filter_map(|at| faults.keep(&at.place, JsonPath::compile(&at.value))).collect()
+}
+
+fn require_plain(path: &JsonPath, at: &At<String>, faults: &mut Faults) {
+    if !path.is_plain() {
+        faults.add(&at.place, format!("{:?} is secret, so it must name one place: names and indexes only", path.as_str()));
+    }
+}
+
+impl Rule {
+    fn wanted(&self) -> String {
+        self.from.iter().map(JsonPath::as_str).collect::<Vec<_>>().join(", ")
+    }
+
+    /// The value and how it came about. `Unusable` may come with a value: the default.
+    fn take(&self, native: &Value) -> (Option<Value>, Found) {
+        if let Some(constant) = &self.constant {
+            return (Some(constant.as_str().into()), Found::Constant);
+        }
+        let mut unusable = None;
+        for path in &self.from {
+            match path.first(native) {
+                None | Some(Value::Null) => {}
+                Some(value) => match self.read(value) {
+                    Ok(value) => return (Some(value), Found::Path(path.as_str().to_owned())),
+                    Err(reason) => unusable = unusable.or(Some(reason)),
+                },
+            }
+        }
+        let default = self.default.as_deref().map(Value::from);
+        match (unusable, &default) {
+            (Some(reason), _) => (default, Found::Unusable(reason)),
+            (None, Some(_)) => (default, Found::Default),
+            (None, None) => (None, Found::Nothing),
+        }
+    }
+
+    fn read(&self, value: &Value) -> Result<Value, Reason> {
+        if self.values.is_empty() {
+            return typed(self.field.kind(), value).ok_or(Reason::WrongType);
+        }
+        let word = match value {
+            Value::String(text) => text.clone(),
+            Value::Bool(_) | Value::Number(_) => value.to_string(),
+            _ => return Err(Reason::WrongType),
+        };
+        let ours = self.values.iter().find(|(theirs, _)| *theirs == word).ok_or(Reason::UnknownValue)?;
+        Ok(ours.1.as_str().into())
+    }
+}
+
+/// The value as the field's kind wants it.
+fn typed(kind: Kind, value: &Value) -> Option<Value> {
+    match (kind, value) {
+        (Kind::Id, Value::String(text)) => (!text.is_empty()).then(|| value.clone()),
+        (Kind::Id, Value::Number(number)) => number.as_u64().map(|id| id.to_string().into()),
+        (Kind::Text, Value::String(_)) | (Kind::Object, Value::Object(_)) => Some(value.clone()),
+        (Kind::Status, Value::String(text)) => Status::parse(text).map(|status| status.as_str().into()),
+        (Kind::Modality, Value::String(text)) => MODALITIES.contains(&text.as_str()).then(|| value.clone()),
+        (Kind::Time, Value::String(text)) => parse_time(text).map(|(utc, _)| utc.into()),
+        (Kind::Number, Value::Number(number)) => number.as_f64().filter(|n| *n >= 0.0).map(|_| value.clone()),
+        (Kind::Count, Value::Number(number)) => number.as_u64().map(|_| value.clone()),
+        _ => None,
+    }
+}
+
+impl Session {
+    fn set(&mut self, field: Field, value: Value) {
+        let time = || value.as_str().and_then(parse_time).map(|(_, time)| time);
+        match field {
+            Field::Status => self.status = value.as_str().and_then(Status::parse).unwrap_or(Status::Unknown),
+            Field::CreatedAt => self.created_at = time(),
+            Field::EndedAt => self.ended_at = time(),
+            Field::ExpiresAt => self.expires_at = time(),
+            _ => {}
+        }
+        self.values[field as usize] = value;
+    }
+}

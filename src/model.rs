@@ -1,0 +1,312 @@
+//! The unified session: its fields, their order and types, and how they are written.
+//!
+//! A room of its own because everyone speaks of it: the mapping fills it, freshness reads its state
+//! and times, the views are its JSON. It must not know any provider, nor where values come from.
+
+use serde_json::Value;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A moment: milliseconds since the Unix epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Time(pub i64);
+
+impl Time {
+    /// This moment plus a duration.
+    #[must_use]
+    pub fn plus(self, duration: Duration) -> Time {
+        Time(self.0.saturating_add(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)))
+    }
+
+    /// How long after `earlier` this is; zero if it is not.
+    #[must_use]
+    pub fn since(self, earlier: Time) -> Duration {
+        Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+    }
+
+    /// RFC 3339 in UTC, with milliseconds.
+    #[must_use]
+    pub fn rfc3339(self) -> String {
+        jiff::Timestamp::from_millisecond(self.0).map_or_else(|_| String::new(), |t| format!("{t:.3}"))
+    }
+}
+
+/// Reads an RFC 3339 time with a zone and gives it in UTC with `Z`, fractional digits as sent.
+/// `None` for anything else (a time without a zone names no moment).
+#[must_use]
+pub fn parse_time(text: &str) -> Option<(String, Time)> {
+    let bytes = text.as_bytes();
+    if bytes.len() < 20 || !matches!(bytes.get(10), Some(b'T' | b't')) {
+        return None;
+    }
+    let stamp: jiff::Timestamp = text.parse().ok()?;
+    let rest = text.get(19..)?;
+    let digits = rest.strip_prefix('.').map_or(0, |f| f.bytes().take_while(u8::is_ascii_digit).count());
+    let utc = if text.ends_with('Z') && bytes.get(10) == Some(&b'T') {
+        text.to_owned()
+    } else {
+        format!("{stamp:.digits$}")
+    };
+    Some((utc, Time(stamp.as_millisecond())))
+}
+
+/// What a session is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Status {
+    /// Made, not started.
+    Pending,
+    /// Running, or able to.
+    Active,
+    /// Over; no longer changes once settled.
+    Ended,
+    /// Past its expiry.
+    Expired,
+    /// Switched off.
+    Disabled,
+    /// The provider does not say, or says something unheard of.
+    Unknown,
+}
+
+impl Status {
+    /// All of them, in the order of the documentation.
+    pub const ALL: [Status; 6] =
+        [Status::Pending, Status::Active, Status::Ended, Status::Expired, Status::Disabled, Status::Unknown];
+
+    /// The word in JSON, in config and in the `status` filter.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Status::Pending => "pending",
+            Status::Active => "active",
+            Status::Ended => "ended",
+            Status::Expired => "expired",
+            Status::Disabled => "disabled",
+            Status::Unknown => "unknown",
+        }
+    }
+
+    /// The status of this name.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Status> {
+        Self::ALL.into_iter().find(|status| status.as_str() == text)
+    }
+}
+
+/// The words of `modality`.
+pub const MODALITIES: [&str; 4] = ["text", "voice", "video", "unknown"];
+
+/// What may stand in a field.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// An identifier: a non-empty string, or an integer written as one.
+    Id,
+    /// A string.
+    Text,
+    /// A [`Status`] word.
+    Status,
+    /// One of [`MODALITIES`].
+    Modality,
+    /// An RFC 3339 time.
+    Time,
+    /// A number that is not negative, as sent.
+    Number,
+    /// A whole number that is not negative.
+    Count,
+    /// A JSON object, untouched.
+    Object,
+}
+
+/// A leaf of the unified session that a provider's file may map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(usize)]
+#[allow(missing_docs)] // the names are those of the JSON
+pub enum Field {
+    ProviderSessionId,
+    AgentId,
+    AgentName,
+    AgentVersion,
+    AgentAvatarUrl,
+    Modality,
+    Title,
+    Description,
+    Status,
+    CreatedAt,
+    UpdatedAt,
+    StartedAt,
+    EndedAt,
+    ExpiresAt,
+    DurationSeconds,
+    MessageCount,
+    ConnectionUrl,
+    ConnectionName,
+    ConnectionToken,
+    Metadata,
+}
+
+/// Every leaf in the order of the JSON: field, object it stands in (if any), member name, kind.
+pub const FIELDS: [(Field, Option<&str>, &str, Kind); 20] = [
+    (Field::ProviderSessionId, None, "provider_session_id", Kind::Id),
+    (Field::AgentId, Some("agent"), "id", Kind::Id),
+    (Field::AgentName, Some("agent"), "name", Kind::Text),
+    (Field::AgentVersion, Some("agent"), "version", Kind::Text),
+    (Field::AgentAvatarUrl, Some("agent"), "avatar_url", Kind::Text),
+    (Field::Modality, None, "modality", Kind::Modality),
+    (Field::Title, None, "title", Kind::Text),
+    (Field::Description, None, "description", Kind::Text),
+    (Field::Status, None, "status", Kind::Status),
+    (Field::CreatedAt, None, "created_at", Kind::Time),
+    (Field::UpdatedAt, None, "updated_at", Kind::Time),
+    (Field::StartedAt, None, "started_at", Kind::Time),
+    (Field::EndedAt, None, "ended_at", Kind::Time),
+    (Field::ExpiresAt, None, "expires_at", Kind::Time),
+    (Field::DurationSeconds, None, "duration_seconds", Kind::Number),
+    (Field::MessageCount, None, "message_count", Kind::Count),
+    (Field::ConnectionUrl, Some("connection"), "url", Kind::Text),
+    (Field::ConnectionName, Some("connection"), "name", Kind::Text),
+    (Field::ConnectionToken, Some("connection"), "token", Kind::Text),
+    (Field::Metadata, None, "metadata", Kind::Object),
+];
+
+impl Field {
+    /// The dotted name, as in config, metrics and problems: `agent.id`.
+    #[must_use]
+    pub fn name(self) -> String {
+        let (_, group, member, _) = FIELDS[self as usize];
+        group.map_or_else(|| member.to_owned(), |group| format!("{group}.{member}"))
+    }
+
+    /// What may stand in it.
+    #[must_use]
+    pub fn kind(self) -> Kind {
+        FIELDS[self as usize].3
+    }
+}
+
+/// One session, mapped. Values are JSON already; what freshness and lists need is typed beside them.
+#[derive(Debug, Clone)]
+pub struct Session {
+    /// `provider:agent:session` or `provider:session`.
+    pub id: String,
+    /// The provider's configured name.
+    pub provider: Arc<str>,
+    /// Leaf values, indexed by [`Field`]; `Null` for what the provider does not say.
+    pub values: [Value; FIELDS.len()],
+    /// The status, with expiry taken into account.
+    pub status: Status,
+    /// When it was made, if known.
+    pub created_at: Option<Time>,
+    /// When it ended, if known.
+    pub ended_at: Option<Time>,
+    /// When it expires, if known.
+    pub expires_at: Option<Time>,
+}
+
+/// What a view shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Show {
+    /// Members marked secret are in it.
+    pub secrets: bool,
+    /// The provider's own object is in it, as `native`.
+    pub native: bool,
+}
+
+impl Session {
+    /// Writes the session as JSON. Fields in `secret` are left out unless `show.secrets`;
+    /// `connection.token` always counts as one. `native` is already cut by the same rule.
+    pub fn write(&self, out: &mut Vec<u8>, show: Show, secret: &[Field], native: Option<&Value>) {
+        out.extend_from_slice(b"{\"id\":");
+        write_json(out, &self.id);
+        out.extend_from_slice(b",\"provider\":");
+        write_json(out, &*self.provider);
+        let mut open: Option<&str> = None;
+        for (field, group, member, _) in FIELDS {
+            if !show.secrets && (field == Field::ConnectionToken || secret.contains(&field)) {
+                continue;
+            }
+            let first = group != open && group.is_some();
+            if group != open {
+                if open.is_some() {
+                    out.push(b'}');
+                }
+                if let Some(name) = group {
+                    out.push(b',');
+                    write_json(out, name);
+                    out.extend_from_slice(b":{");
+                }
+                open = group;
+            }
+            if !first {
+                out.push(b',');
+            }
+            write_json(out, member);
+            out.push(b':');
+            match &self.values[field as usize] {
+                Value::Null if field == Field::Metadata => out.extend_from_slice(b"{}"),
+                value => write_json(out, value),
+            }
+        }
+        if let Some(native) = native.filter(|_| show.native) {
+            out.extend_from_slice(b",\"native\":");
+            write_json(out, native);
+        }
+        out.push(b'}');
+    }
+}
+
+/// Appends a value as JSON. Writing to a `Vec` cannot fail, and neither can the types we write.
+pub fn write_json<T: serde::Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) {
+    let written = serde_json::to_writer(&mut *out, value);
+    debug_assert!(written.is_ok(), "a value that JSON cannot say");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_stand_where_their_number_says() {
+        for (index, row) in FIELDS.iter().enumerate() {
+            assert_eq!(row.0 as usize, index);
+        }
+        assert_eq!(Field::AgentAvatarUrl.name(), "agent.avatar_url");
+    }
+
+    #[test]
+    fn times_keep_their_digits_and_become_utc() {
+        let utc = |text| parse_time(text).map(|(text, _)| text);
+        assert_eq!(utc("2024-10-01T22:04:24.962583055Z").as_deref(), Some("2024-10-01T22:04:24.962583055Z"));
+        assert_eq!(utc("2024-10-01T22:04:24Z").as_deref(), Some("2024-10-01T22:04:24Z"));
+        assert_eq!(utc("2024-10-01T22:04:24.500+02:00").as_deref(), Some("2024-10-01T20:04:24.500Z"));
+        assert_eq!(utc("2024-10-01T22:04:24+02:00").as_deref(), Some("2024-10-01T20:04:24Z"));
+        assert_eq!(utc("2024-10-01t22:04:24.10z").as_deref(), Some("2024-10-01T22:04:24.10Z"));
+        for wrong in ["2024-10-01T22:04:24", "2024-10-01", "yesterday", "", "2024-13-01T00:00:00Z", "1727820264"] {
+            assert_eq!(utc(wrong), None, "{wrong}");
+        }
+        assert_eq!(parse_time("1970-01-01T00:00:01.5Z").map(|(_, at)| at), Some(Time(1500)));
+    }
+
+    #[test]
+    fn a_session_without_anything_still_has_every_field() {
+        let session = Session {
+            id: "p:s".into(),
+            provider: "p".into(),
+            values: std::array::from_fn(|_| Value::Null),
+            status: Status::Unknown,
+            created_at: None,
+            ended_at: None,
+            expires_at: None,
+        };
+        let mut out = Vec::new();
+        session.write(&mut out, Show::default(), &[], None);
+        assert_eq!(
+            String::from_utf8_lossy(&out),
+            concat!(
+                r#"{"id":"p:s","provider":"p","provider_session_id":null,"#,
+                r#""agent":{"id":null,"name":null,"version":null,"avatar_url":null},"#,
+                r#""modality":null,"title":null,"description":null,"status":null,"created_at":null,"#,
+                r#""updated_at":null,"started_at":null,"ended_at":null,"expires_at":null,"#,
+                r#""duration_seconds":null,"message_count":null,"connection":{"url":null,"name":null},"metadata":{}}"#
+            )
+        );
+    }
+}

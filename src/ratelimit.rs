@@ -1,0 +1,364 @@
+//! Limits towards clients: governor's keyed buckets, several to a request, taken all or none.
+//!
+//! A room of its own because fairness is arithmetic: exact on one node, at most burst + rate × window.
+//! governor has neither a peek nor a refund, so its store is wrapped: asked to peek, it computes the
+//! decision and keeps its state. Seam for a shared tier: a store that keeps state elsewhere goes here.
+
+use crate::config::weir::{Charge, Policy};
+use governor::clock::Clock;
+use governor::middleware::NoOpMiddleware;
+use governor::nanos::Nanos;
+use governor::state::StateStore;
+use governor::state::keyed::{DashMapStateStore, ShrinkableKeyedStateStore};
+use governor::{InsufficientCapacity, Quota, RateLimiter};
+use std::num::NonZeroU32;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+/// Nanoseconds since its first reading, which is therefore exactly zero: a limiter made with it
+/// counts from there, and so do we.
+#[derive(Debug, Default)]
+pub struct Ticker {
+    epoch: OnceLock<Instant>,
+}
+
+impl Clock for Ticker {
+    type Instant = Nanos;
+
+    #[allow(clippy::disallowed_methods)] // the limiter's clock
+    fn now(&self) -> Nanos {
+        match self.epoch.get() {
+            Some(epoch) => epoch.elapsed().into(),
+            None => {
+                let _ = self.epoch.set(Instant::now());
+                Nanos::from(0)
+            }
+        }
+    }
+}
+
+/// A question to the store: whose bucket, and whether to take.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Ask {
+    key: Arc<str>,
+    take: bool,
+}
+
+#[derive(Debug, Default)]
+struct Store(Arc<DashMapStateStore<Arc<str>>>);
+
+impl StateStore for Store {
+    type Key = Ask;
+
+    fn measure_and_replace<T, F, E>(&self, ask: &Ask, f: F) -> Result<T, E>
+    where
+        F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
+    {
+        if ask.take {
+            return self.0.measure_and_replace(&ask.key, f);
+        }
+        // A closure that fails leaves the state as it was.
+        let peeked = self.0.measure_and_replace(&ask.key, |state| Err::<((), Nanos), _>(f(state)));
+        match peeked {
+            Err(decision) => decision.map(|(value, _)| value),
+            Ok(()) => f(None).map(|(value, _)| value),
+        }
+    }
+}
+
+impl ShrinkableKeyedStateStore<Ask> for Store {
+    fn retain_recent(&self, drop_below: Nanos) {
+        self.0.retain_recent(drop_below);
+    }
+
+    fn shrink_to_fit(&self) {
+        ShrinkableKeyedStateStore::shrink_to_fit(&*self.0);
+    }
+
+    fn len(&self) -> usize {
+        ShrinkableKeyedStateStore::len(&*self.0)
+    }
+
+    fn is_empty(&self) -> bool {
+        ShrinkableKeyedStateStore::is_empty(&*self.0)
+    }
+}
+
+/// One policy and the state of everyone under it.
+pub struct Limiter<C: Clock<Instant = Nanos> = Ticker> {
+    limiter: RateLimiter<Ask, Store, C, NoOpMiddleware<Nanos>>,
+    store: Arc<DashMapStateStore<Arc<str>>>,
+    period: u64,
+    burst: u64,
+    /// The policy as configured; a limiter is kept over a reload only while this stays the same.
+    pub policy: Policy,
+}
+
+/// What is left in a bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Left {
+    /// Requests that would be admitted now.
+    pub remaining: u64,
+    /// Until one more is earned; zero when the bucket is full.
+    pub next_in: Duration,
+}
+
+impl<C: Clock<Instant = Nanos>> Limiter<C> {
+    /// A full limiter. `clock` must not have been read before.
+    pub fn new(policy: &Policy, clock: C) -> Self {
+        // Rounded up, so that the rate is never exceeded.
+        let period = policy.per.as_nanos().div_ceil(u128::from(policy.requests.get())).max(1);
+        let period = u64::try_from(period).unwrap_or(u64::MAX);
+        let store = Store::default();
+        let quota = Quota::with_period(Duration::from_nanos(period))
+            .unwrap_or_else(|| Quota::per_second(NonZeroU32::MIN))
+            .allow_burst(policy.burst);
+        Self {
+            store: store.0.clone(),
+            limiter: RateLimiter::new(quota, store, clock),
+            period,
+            burst: u64::from(policy.burst.get()),
+            policy: policy.clone(),
+        }
+    }
+
+    fn ask(&self, key: &Arc<str>, cost: NonZeroU32, take: bool) -> Result<bool, InsufficientCapacity> {
+        self.limiter.check_key_n(&Ask { key: key.clone(), take }, cost).map(|decision| decision.is_ok())
+    }
+
+    /// What is left for a key, without taking.
+    pub fn left(&self, key: &Arc<str>) -> Left {
+        let now = self.limiter.clock().now();
+        let state = self.store.measure_and_replace(key, |state| Err::<((), Nanos), _>(state)).err().flatten();
+        self.left_at(now.as_u64(), state.map_or(0, |s| s.as_u64()))
+    }
+
+    /// GCRA turned round: `arrival` is the theoretical arrival time that the store keeps.
+    fn left_at(&self, now: u64, arrival: u64) -> Left {
+        let arrival = u128::from(arrival.max(now));
+        let (now, period) = (u128::from(now), u128::from(self.period));
+        let tolerance = period * u128::from(self.burst - 1);
+        let remaining = (now + tolerance).checked_sub(arrival).map_or(0, |room| room / period + 1);
+        let remaining = remaining.min(u128::from(self.burst));
+        let next = if remaining == u128::from(self.burst) { 0 } else { arrival + remaining * period - tolerance - now };
+        Left {
+            remaining: u64::try_from(remaining).unwrap_or(u64::MAX),
+            next_in: Duration::from_nanos(u64::try_from(next).unwrap_or(u64::MAX)),
+        }
+    }
+
+    /// Forgets buckets that are full again.
+    pub fn sweep(&self) {
+        self.limiter.retain_recent();
+        self.limiter.shrink_to_fit();
+    }
+
+    /// Buckets that are remembered.
+    #[must_use]
+    pub fn tracked(&self) -> usize {
+        self.limiter.len()
+    }
+}
+
+/// A policy as it applies to one client (and, if it is a provider's, to that provider alone).
+pub struct Bucket<C: Clock<Instant = Nanos> = Ticker> {
+    /// The policy's limiter.
+    pub limiter: Arc<Limiter<C>>,
+    /// The client's part of it.
+    pub key: Arc<str>,
+}
+
+/// Why a request was refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// Over these policies; try again after the longest of their waits.
+    Limited {
+        /// Names of the policies.
+        policies: Vec<String>,
+        /// Until all of them would admit it.
+        retry_after: Duration,
+    },
+    /// It costs more than this policy's burst: it can never be admitted.
+    TooCostly {
+        /// The policy's name.
+        policy: String,
+        /// Its burst.
+        burst: u32,
+    },
+}
+
+/// Admits a request of this cost under all buckets that `charged` says apply, or takes from none.
+/// `gate` is the client's own: it makes asking all and then taking from all one step.
+///
+/// # Errors
+/// The refusal; nothing was taken.
+pub fn admit<C: Clock<Instant = Nanos>>(
+    buckets: &[&Bucket<C>],
+    charged: impl Fn(Charge) -> bool,
+    cost: NonZeroU32,
+    gate: &Mutex<()>,
+) -> Result<(), Refusal> {
+    let applying = || buckets.iter().filter(|bucket| charged(bucket.limiter.policy.charge));
+    // A poisoned gate guards nothing that could be half done.
+    let _one_at_a_time = gate.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut policies = Vec::new();
+    let mut retry_after = Duration::ZERO;
+    for bucket in applying() {
+        let limiter = &bucket.limiter;
+        match limiter.ask(&bucket.key, cost, false) {
+            Ok(true) => {}
+            Ok(false) => {
+                policies.push(limiter.policy.name.clone());
+                retry_after = retry_after.max(limiter.wait_for(&bucket.key, cost));
+            }
+            Err(_) => {
+                let (policy, burst) = (limiter.policy.name.clone(), limiter.policy.burst.get());
+                return Err(Refusal::TooCostly { policy, burst });
+            }
+        }
+    }
+    if !policies.is_empty() {
+        return Err(Refusal::Limited { policies, retry_after });
+    }
+    for bucket in applying() {
+        let _ = bucket.limiter.ask(&bucket.key, cost, true);
+    }
+    Ok(())
+}
+
+impl<C: Clock<Instant = Nanos>> Limiter<C> {
+    /// Until a request of this cost would be admitted.
+    fn wait_for(&self, key: &Arc<str>, cost: NonZeroU32) -> Duration {
+        let left = self.left(key);
+        let short = u64::from(cost.get()).saturating_sub(left.remaining);
+        if short == 0 {
+            return Duration::ZERO;
+        }
+        left.next_in + Duration::from_nanos(self.period.saturating_mul(short - 1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::faults::Place;
+    use governor::clock::FakeRelativeClock;
+
+    fn policy(name: &str, requests: u32, per: u64, burst: u32, charge: Charge) -> Policy {
+        Policy {
+            name: name.into(),
+            place: Place::top(&"f".into()),
+            requests: requests.try_into().unwrap(),
+            per: Duration::from_secs(per),
+            burst: burst.try_into().unwrap(),
+            charge,
+        }
+    }
+
+    fn bucket(policy: &Policy, clock: &FakeRelativeClock) -> Bucket<FakeRelativeClock> {
+        Bucket { limiter: Arc::new(Limiter::new(policy, clock.clone())), key: "client".into() }
+    }
+
+    fn admit_one(buckets: &[&Bucket<FakeRelativeClock>]) -> Result<(), Refusal> {
+        admit(buckets, |_| true, NonZeroU32::MIN, &Mutex::new(()))
+    }
+
+    #[test]
+    fn burst_then_exactly_the_rate() {
+        let clock = FakeRelativeClock::default();
+        let bucket = bucket(&policy("careful", 60, 60, 10, Charge::All), &clock);
+        let admitted = (0..100).filter(|_| admit_one(&[&bucket]).is_ok()).count();
+        assert_eq!(admitted, 10);
+        let refusal = admit_one(&[&bucket]).unwrap_err();
+        assert_eq!(refusal, Refusal::Limited { policies: vec!["careful".into()], retry_after: Duration::from_secs(1) });
+        clock.advance(Duration::from_millis(999));
+        assert!(admit_one(&[&bucket]).is_err());
+        clock.advance(Duration::from_millis(1));
+        assert!(admit_one(&[&bucket]).is_ok());
+        assert!(admit_one(&[&bucket]).is_err());
+        // Over a long window: no more than burst + rate × window.
+        let mut admitted = 0;
+        for _ in 0..6000 {
+            clock.advance(Duration::from_millis(100));
+            admitted += usize::from(admit_one(&[&bucket]).is_ok());
+        }
+        assert_eq!(admitted, 600);
+    }
+
+    #[test]
+    fn what_is_left_agrees_with_what_is_admitted() {
+        let clock = FakeRelativeClock::default();
+        let bucket = bucket(&policy("p", 3, 10, 4, Charge::All), &clock);
+        assert_eq!(bucket.limiter.left(&bucket.key), Left { remaining: 4, next_in: Duration::ZERO });
+        for step in 0..500_u64 {
+            clock.advance(Duration::from_millis(137 * (step % 7)));
+            let left = bucket.limiter.left(&bucket.key);
+            assert_eq!(left, bucket.limiter.left(&bucket.key), "looking takes nothing");
+            let mut admitted = 0;
+            while step % 11 == 0 && admit_one(&[&bucket]).is_ok() {
+                admitted += 1;
+            }
+            if step % 11 == 0 {
+                assert_eq!(admitted, left.remaining);
+                let next = bucket.limiter.left(&bucket.key).next_in;
+                clock.advance(next - Duration::from_nanos(1));
+                assert!(admit_one(&[&bucket]).is_err());
+                clock.advance(Duration::from_nanos(1));
+                assert!(admit_one(&[&bucket]).is_ok());
+            }
+        }
+    }
+
+    #[test]
+    fn a_request_that_one_policy_refuses_takes_from_none() {
+        let clock = FakeRelativeClock::default();
+        let wide = bucket(&policy("wide", 100, 60, 100, Charge::All), &clock);
+        let narrow = bucket(&policy("narrow", 1, 60, 1, Charge::All), &clock);
+        assert!(admit_one(&[&wide, &narrow]).is_ok());
+        for _ in 0..50 {
+            assert!(admit_one(&[&wide, &narrow]).is_err());
+        }
+        assert_eq!(wide.limiter.left(&wide.key).remaining, 99);
+    }
+
+    #[test]
+    fn hits_are_free_under_a_policy_that_charges_misses() {
+        let clock = FakeRelativeClock::default();
+        let misses = bucket(&policy("misses", 1, 60, 1, Charge::Misses), &clock);
+        let gate = Mutex::new(());
+        for _ in 0..5 {
+            assert!(admit(&[&misses], |c| c == Charge::All, NonZeroU32::MIN, &gate).is_ok());
+        }
+        assert!(admit(&[&misses], |_| true, NonZeroU32::MIN, &gate).is_ok());
+        assert!(admit(&[&misses], |_| true, NonZeroU32::MIN, &gate).is_err());
+        assert!(admit(&[&misses], |c| c == Charge::All, NonZeroU32::MIN, &gate).is_ok());
+    }
+
+    #[test]
+    fn a_cost_above_the_burst_can_never_be_admitted() {
+        let clock = FakeRelativeClock::default();
+        let bucket = bucket(&policy("p", 10, 60, 10, Charge::All), &clock);
+        let cost = |n: u32| admit(&[&bucket], |_| true, n.try_into().unwrap(), &Mutex::new(()));
+        assert_eq!(cost(11), Err(Refusal::TooCostly { policy: "p".into(), burst: 10 }));
+        assert_eq!(cost(8), Ok(()));
+        let Err(Refusal::Limited { retry_after, .. }) = cost(4) else { panic!("admitted") };
+        assert_eq!(retry_after, Duration::from_secs(12));
+        clock.advance(retry_after);
+        assert_eq!(cost(4), Ok(()));
+    }
+
+    #[test]
+    fn full_buckets_are_swept() {
+        let clock = FakeRelativeClock::default();
+        let limiter = Arc::new(Limiter::new(&policy("p", 10, 10, 10, Charge::All), clock.clone()));
+        for n in 0..100 {
+            let bucket = Bucket { limiter: limiter.clone(), key: format!("client{n}").into() };
+            assert!(admit(&[&bucket], |_| true, NonZeroU32::MIN, &Mutex::new(())).is_ok());
+        }
+        limiter.sweep();
+        assert_eq!(limiter.tracked(), 100);
+        clock.advance(Duration::from_secs(60));
+        limiter.sweep();
+        assert_eq!(limiter.tracked(), 0);
+    }
+}

@@ -1,0 +1,185 @@
+//! Request templates: `GET /v2/agents/{agent}/sessions/{session}` and their query parameters.
+//!
+//! A room of its own because it is where an id could leave its place in a URL: every value is
+//! percent-encoded here, and nowhere else are upstream URLs made.
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use std::fmt::Write;
+
+/// All but RFC 3986's unreserved characters.
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// What a template may stand in for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Variable {
+    /// The agent's id.
+    Agent,
+    /// The session's id.
+    Session,
+    /// Sessions a page.
+    Limit,
+    /// The provider's page token.
+    PageToken,
+    /// The `enabled` filter.
+    Enabled,
+}
+
+/// Name, variable.
+const VARIABLES: [(&str, Variable); 5] = [
+    ("agent", Variable::Agent),
+    ("session", Variable::Session),
+    ("limit", Variable::Limit),
+    ("page_token", Variable::PageToken),
+    ("enabled", Variable::Enabled),
+];
+
+/// Values for one request; `None` leaves a query parameter out.
+#[derive(Debug, Clone, Copy, Default)]
+#[allow(missing_docs)] // the names are those of the variables
+pub struct Values<'v> {
+    pub agent: Option<&'v str>,
+    pub session: Option<&'v str>,
+    pub limit: Option<u32>,
+    pub page_token: Option<&'v str>,
+    pub enabled: Option<bool>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Part {
+    Text(String),
+    Variable(Variable),
+}
+
+/// A compiled template.
+#[derive(Debug, Clone)]
+pub struct Template {
+    path: Vec<Part>,
+    query: Vec<(String, Vec<Part>)>,
+}
+
+impl Template {
+    /// Compiles `GET /path`. Queries are added with [`Template::add_query`].
+    ///
+    /// # Errors
+    /// What is wrong, for the config's author.
+    pub fn compile(request: &str) -> Result<Self, String> {
+        let path = request
+            .strip_prefix("GET ")
+            .map(str::trim)
+            .filter(|path| path.starts_with('/'))
+            .ok_or_else(|| format!("{request:?} is not a request; write GET and a path, as in GET /v1/sessions/{{session}}"))?;
+        if let Some(bad) = path.chars().find(|c| matches!(c, '?' | '#' | ' ') || c.is_control() || !c.is_ascii()) {
+            return Err(format!("{bad:?} may not stand in a path; query parameters go under query:"));
+        }
+        if path.split('/').any(|segment| matches!(segment, "." | "..")) {
+            return Err("a path may not have . or .. as a segment".into());
+        }
+        Ok(Self { path: parts(path)?, query: Vec::new() })
+    }
+
+    /// Adds a query parameter.
+    ///
+    /// # Errors
+    /// What is wrong with its value.
+    pub fn add_query(&mut self, name: &str, value: &str) -> Result<(), String> {
+        self.query.push((encode(name), parts(value)?));
+        Ok(())
+    }
+
+    /// Whether a variable stands anywhere in it.
+    #[must_use]
+    pub fn uses(&self, variable: Variable) -> bool {
+        let mut all = self.path.iter().chain(self.query.iter().flat_map(|(_, parts)| parts));
+        all.any(|part| *part == Part::Variable(variable))
+    }
+
+    /// Path and query with the values in their places, each percent-encoded. A query parameter with
+    /// a variable that has no value is left out.
+    #[must_use]
+    pub fn render(&self, values: &Values<'_>) -> String {
+        let mut out = String::with_capacity(160);
+        for part in &self.path {
+            match part {
+                Part::Text(text) => out.push_str(text),
+                Part::Variable(variable) => out.push_str(&encode(&value(*variable, values).unwrap_or_default())),
+            }
+        }
+        let mut separator = '?';
+        for (name, parts) in &self.query {
+            let filled: Option<String> = parts
+                .iter()
+                .map(|part| match part {
+                    Part::Text(text) => Some(encode(text)),
+                    Part::Variable(variable) => value(*variable, values).map(|v| encode(&v)),
+                })
+                .collect();
+            if let Some(filled) = filled {
+                let _ = write!(out, "{separator}{name}={filled}");
+                separator = '&';
+            }
+        }
+        out
+    }
+}
+
+fn value(variable: Variable, values: &Values<'_>) -> Option<String> {
+    match variable {
+        Variable::Agent => values.agent.map(str::to_owned),
+        Variable::Session => values.session.map(str::to_owned),
+        Variable::Limit => values.limit.map(|limit| limit.to_string()),
+        Variable::PageToken => values.page_token.map(str::to_owned),
+        Variable::Enabled => values.enabled.map(|enabled| enabled.to_string()),
+    }
+}
+
+fn encode(text: &str) -> String {
+    utf8_percent_encode(text, ENCODED).to_string()
+}
+
+fn parts(text: &str) -> Result<Vec<Part>, String> {
+    let mut parts = Vec::new();
+    let mut rest = text;
+    while let Some(open) = rest.find('{') {
+        let close = rest[open..].find('}').ok_or_else(|| format!("{text:?} opens {{ and does not close it"))?;
+        let name = &rest[open + 1..open + close];
+        let known = || VARIABLES.iter().map(|(name, _)| *name).collect::<Vec<_>>().join("}, {");
+        let variable = VARIABLES.iter().find(|(known, _)| *known == name).map(|(_, variable)| *variable);
+        let variable = variable.ok_or_else(|| format!("{{{name}}} is not a variable; there are {{{}}}", known()))?;
+        if open > 0 {
+            parts.push(Part::Text(rest[..open].to_owned()));
+        }
+        parts.push(Part::Variable(variable));
+        rest = &rest[open + close + 1..];
+    }
+    if !rest.is_empty() {
+        parts.push(Part::Text(rest.to_owned()));
+    }
+    Ok(parts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_encoded_and_absent_ones_leave_no_trace() {
+        let mut template = Template::compile("GET /v2/agents/{agent}/sessions").unwrap();
+        template.add_query("limit", "{limit}").unwrap();
+        template.add_query("page_key", "{page_token}").unwrap();
+        template.add_query("preview", "true").unwrap();
+        let values = Values { agent: Some("a/../b?x=1#y"), limit: Some(25), ..Values::default() };
+        assert_eq!(template.render(&values), "/v2/agents/a%2F..%2Fb%3Fx%3D1%23y/sessions?limit=25&preview=true");
+        let values = Values { agent: Some("a"), page_token: Some("a=&b"), ..Values::default() };
+        assert_eq!(template.render(&values), "/v2/agents/a/sessions?page_key=a%3D%26b&preview=true");
+        assert!(template.uses(Variable::Agent) && !template.uses(Variable::Session));
+    }
+
+    #[test]
+    fn faults_say_what_would_be_right() {
+        assert!(Template::compile("POST /x").unwrap_err().contains("write GET"));
+        assert!(Template::compile("GET /x?y=1").unwrap_err().contains("under query"));
+        assert!(Template::compile("GET /x/{agnt}").unwrap_err().contains("{agent}"));
+        assert!(Template::compile("GET /x/{agent").unwrap_err().contains("does not close"));
+        assert!(Template::compile("GET /x/../y").is_err());
+    }
+}
