@@ -91,8 +91,7 @@ mod tests {
         for (name, value) in headers {
             map.append(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
-        let request =
-            Request { method: http::Method::GET, path: "/".into(), query: String::new(), headers: map, peer: None };
+        let request = Request { method: http::Method::GET, path: "/".into(), query: String::new(), headers: map };
         keys().identify(&request, Time(now)).map_err(|problem| problem.code)
     }
 

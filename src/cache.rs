@@ -7,9 +7,8 @@
 use crate::error::Problem;
 use crate::freshness::{Lifetime, UpstreamLimit};
 use crate::metrics::CacheMetrics;
-use crate::model::{Show, Status, Time};
+use crate::model::{Item, Show, Time, View};
 use bytes::Bytes;
-use http::HeaderValue;
 use moka::notification::RemovalCause;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -41,28 +40,6 @@ impl Key {
     pub fn of(parts: KeyParts<'_>) -> Self {
         Self([parts.provider, parts.credential, parts.operation, parts.path_and_query].join("\n").into())
     }
-}
-
-/// One rendering of an answer.
-#[derive(Debug)]
-pub struct View {
-    /// The sessions' JSON, one after the other.
-    pub body: Bytes,
-    /// Where each session stands in `body`.
-    pub items: Vec<Item>,
-    /// A strong entity tag of `body`, where it is one session.
-    pub etag: HeaderValue,
-}
-
-/// One session of a view.
-#[derive(Debug, Clone)]
-pub struct Item {
-    /// Where it begins.
-    pub start: usize,
-    /// Where it ends.
-    pub end: usize,
-    /// Its state, for filters.
-    pub status: Status,
 }
 
 /// What an entry is an answer to.

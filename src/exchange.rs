@@ -7,7 +7,6 @@ use crate::error::Problem;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use std::fmt;
-use std::net::SocketAddr;
 
 /// A client's request, its body left aside: no route of ours takes one.
 #[derive(Clone)]
@@ -20,8 +19,6 @@ pub struct Request {
     pub query: String,
     /// All headers as sent.
     pub headers: HeaderMap,
-    /// Who sent it.
-    pub peer: Option<SocketAddr>,
 }
 
 impl Request {

@@ -27,4 +27,20 @@ pub mod template;
 pub mod breaker;
 pub mod cache;
 pub mod flight;
+pub mod reading;
 pub mod upstream;
+// 4 runtime
+pub mod runtime;
+// 5 one answer, 6 answers, 7 the line (trace: 3)
+pub mod fetch;
+pub mod listing;
+pub mod pipeline;
+pub mod respond;
+pub mod trace;
+// 8 edges
+pub mod admin;
+pub mod observe;
+pub mod proxy;
+// 9 assembly
+pub mod command;
+pub mod server;

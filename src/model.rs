@@ -3,6 +3,8 @@
 //! A room of its own because everyone speaks of it: the mapping fills it, freshness reads its state
 //! and times, the views are its JSON. It must not know any provider, nor where values come from.
 
+use bytes::Bytes;
+use http::HeaderValue;
 use serde_json::Value;
 use std::sync::Arc;
 use std::time::Duration;
@@ -251,6 +253,28 @@ impl Session {
         }
         out.push(b'}');
     }
+}
+
+/// One rendering of an answer.
+#[derive(Debug)]
+pub struct View {
+    /// The sessions' JSON, one after the other.
+    pub body: Bytes,
+    /// Where each session stands in `body`.
+    pub items: Vec<Item>,
+    /// A strong entity tag of `body`, where it is one session.
+    pub etag: HeaderValue,
+}
+
+/// One session of a view.
+#[derive(Debug, Clone)]
+pub struct Item {
+    /// Where it begins.
+    pub start: usize,
+    /// Where it ends.
+    pub end: usize,
+    /// Its state, for filters.
+    pub status: Status,
 }
 
 /// Appends a value as JSON. Writing to a `Vec` cannot fail, and neither can the types we write.

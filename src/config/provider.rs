@@ -139,6 +139,9 @@ pub struct Upstream {
     pub breaker: Option<Breaker>,
 }
 
+/// A JSONPath as written, and where.
+pub type PathAt = At<String>;
+
 /// A provider's quota, for one credential.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Capacity {

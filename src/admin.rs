@@ -1,0 +1,223 @@
+//! The admin listener: metrics, health, what is configured, what is cached, reload.
+//!
+//! A room of its own because it is for operators, on another address, under another secret. Nothing
+//! here shows a secret, a key's digest or a session.
+
+use crate::error::{Code, Problem};
+use crate::fetch::Shared;
+use crate::observe;
+use crate::runtime::reload::Reloaded;
+use crate::runtime::snapshot::Snapshot;
+use crate::runtime::{self, Runtime};
+use async_trait::async_trait;
+use http::{Method, Response, header};
+use pingora::apps::http_app::ServeHttp;
+use pingora::protocols::http::ServerSession;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The admin endpoints.
+pub struct Admin {
+    /// What is in force.
+    pub runtime: Arc<Runtime>,
+    /// Metrics and cache.
+    pub shared: Arc<Shared>,
+    /// Set once Weir is shutting down.
+    pub draining: Arc<AtomicBool>,
+}
+
+/// Path, its one method besides HEAD, whether it is open to all.
+const PATHS: [(&str, &str, bool); 6] = [
+    ("/metrics", "GET", true),
+    ("/healthz", "GET", true),
+    ("/readyz", "GET", true),
+    ("/config", "GET", false),
+    ("/cache", "GET", false),
+    ("/reload", "POST", false),
+];
+
+#[async_trait]
+impl ServeHttp for Admin {
+    async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
+        session.set_close_on_response_before_downstream_finish(true);
+        let head = session.req_header();
+        let (method, path) = (head.method.clone(), head.uri.path().to_owned());
+        let token = head.headers.get(header::AUTHORIZATION).and_then(|v| v.as_bytes().strip_prefix(b"Bearer "));
+        let token = token.map(<[u8]>::to_vec);
+        let mut response = match self.permitted(&method, &path, token.as_deref()) {
+            Ok(()) => self.answer(&path).await,
+            Err(problem) => problem_response(&problem),
+        };
+        if method == Method::HEAD {
+            response.body_mut().clear();
+        }
+        response
+    }
+}
+
+impl Admin {
+    fn permitted(&self, method: &Method, path: &str, token: Option<&[u8]>) -> Result<(), Problem> {
+        let Some((_, allowed, open)) = PATHS.into_iter().find(|(known, ..)| *known == path) else {
+            let known = PATHS.map(|(path, ..)| path).join(", ");
+            return Err(Problem::new(Code::NotFound, format!("there is nothing at this path; there are {known}")));
+        };
+        let wanted = &self.runtime.snapshot().weir.admin.token.0;
+        if !open && !wanted.is_empty() && !token.is_some_and(|token| same(token, wanted.as_bytes())) {
+            return Err(Problem::new(Code::Unauthorized, "send Authorization: Bearer with the admin.token of weir.yaml"));
+        }
+        let fits = method.as_str() == allowed || (*method == Method::HEAD && allowed == "GET");
+        if !fits {
+            let mut problem = Problem::new(Code::MethodNotAllowed, format!("{path} answers {allowed}"));
+            problem.allow = Some(if allowed == "GET" { "GET, HEAD" } else { "POST" });
+            return Err(problem);
+        }
+        Ok(())
+    }
+
+    async fn answer(&self, path: &str) -> Response<Vec<u8>> {
+        match path {
+            "/metrics" => self.metrics(),
+            "/healthz" => json_response(200, &json!({ "status": "ok" })),
+            "/readyz" if self.draining.load(Ordering::Acquire) => json_response(503, &json!({ "status": "draining" })),
+            "/readyz" => json_response(200, &json!({ "status": "ready", "revision": self.runtime.snapshot().revision })),
+            "/config" => json_response(200, &self.config()),
+            "/cache" => json_response(200, &self.cache()),
+            _ => self.reload().await,
+        }
+    }
+
+    fn metrics(&self) -> Response<Vec<u8>> {
+        self.shared.cache.settle();
+        let metrics = &self.shared.metrics;
+        metrics.cache.bytes.set(i64::try_from(self.shared.cache.bytes()).unwrap_or(i64::MAX));
+        let (snapshot, now) = (self.runtime.snapshot(), runtime::now());
+        for provider in &snapshot.providers {
+            let flag = |gauge: &prometheus::IntGaugeVec, on: bool| gauge.with_label_values(&[&*provider.name]).set(on.into());
+            flag(&metrics.upstream.breaker_open, provider.breaker.open_until(now).is_some());
+            flag(&metrics.upstream.throttled, provider.taps().any(|tap| tap.closed_until(now).is_some()));
+        }
+        response(200, "text/plain; version=0.0.4; charset=utf-8", metrics.render().into_bytes())
+    }
+
+    fn config(&self) -> Value {
+        let snapshot = self.runtime.snapshot();
+        let error = self.runtime.last_error().map(|error| {
+            json!({ "at": error.at.rfc3339(), "faults": error.faults.iter().map(ToString::to_string).collect::<Vec<_>>() })
+        });
+        json!({
+            "revision": snapshot.revision,
+            "loaded_at": snapshot.loaded_at.rfc3339(),
+            "files": snapshot.files,
+            "last_error": error,
+            "providers": providers(&snapshot),
+            "clients": clients(&snapshot),
+            "rate_limits": snapshot.weir.policies.iter().map(|p| json!({
+                "name": p.name, "requests": p.requests, "per_seconds": p.per.as_secs_f64(), "burst": p.burst,
+            })).collect::<Vec<_>>(),
+        })
+    }
+
+    fn cache(&self) -> Value {
+        self.shared.cache.settle();
+        let entries = &self.shared.metrics.cache.entries;
+        let by_provider: serde_json::Map<String, Value> = self
+            .runtime
+            .snapshot()
+            .providers
+            .iter()
+            .map(|provider| (provider.name.to_string(), entries.with_label_values(&[&*provider.name]).get().into()))
+            .collect();
+        json!({
+            "entries": self.shared.cache.entries(),
+            "bytes": self.shared.cache.bytes(),
+            "max_bytes": self.runtime.snapshot().weir.max_bytes,
+            "entries_by_provider": by_provider,
+        })
+    }
+
+    async fn reload(&self) -> Response<Vec<u8>> {
+        match reload(&self.runtime, &self.shared, "POST /reload").await {
+            Reloaded::Refused(faults) => {
+                let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
+                json_response(422, &json!({ "result": "failure", "revision": self.runtime.snapshot().revision, "faults": faults }))
+            }
+            Reloaded::Swapped { revision, restart } => {
+                json_response(200, &json!({ "result": "success", "revision": revision, "needs_restart": restart }))
+            }
+            Reloaded::Unchanged { revision } => json_response(200, &json!({ "result": "unchanged", "revision": revision })),
+        }
+    }
+}
+
+/// Reloads where blocking is allowed; counts and tells how it went. All triggers come here.
+pub async fn reload(runtime: &Arc<Runtime>, shared: &Arc<Shared>, why: &str) -> Reloaded {
+    let reloading = runtime.clone();
+    let outcome = tokio::task::spawn_blocking(move || reloading.reload(runtime::now())).await;
+    let outcome = outcome.unwrap_or_else(|_| Reloaded::Refused(Vec::new()));
+    let seconds = std::time::Duration::from_millis(runtime::now().0.unsigned_abs()).as_secs_f64();
+    match &outcome {
+        Reloaded::Swapped { revision, restart } => {
+            shared.metrics.config.reloaded("success", revision, seconds);
+            let restart = if restart.is_empty() { String::new() } else { format!("; needs a restart: {}", restart.join(", ")) };
+            observe::say(&format!("config reloaded ({why}): revision {revision}{restart}"));
+        }
+        Reloaded::Unchanged { revision } => shared.metrics.config.reloaded("unchanged", revision, seconds),
+        Reloaded::Refused(faults) => {
+            shared.metrics.config.reloaded("failure", "", seconds);
+            observe::say(&format!("config not reloaded ({why}): {} faults; the old one stays in force", faults.len()));
+            faults.iter().for_each(|fault| observe::say(&format!("  {fault}")));
+        }
+    }
+    outcome
+}
+
+/// Compared whole, so that the time it takes tells nothing but the length.
+fn same(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).fold(0, |different, (a, b)| different | (a ^ b)) == 0
+}
+
+fn providers(snapshot: &Snapshot) -> Vec<Value> {
+    let row = |provider: &runtime::snapshot::Provider| {
+        let upstream = &provider.target;
+        json!({ "name": &*provider.name, "origin": upstream.origin(), "timeout_seconds": upstream.timeout.as_secs_f64() })
+    };
+    snapshot.providers.iter().map(row).collect()
+}
+
+fn clients(snapshot: &Snapshot) -> Vec<Value> {
+    let row = |client: &runtime::snapshot::Client| {
+        let providers = snapshot.providers.iter().zip(&client.access);
+        let providers: Vec<&str> = providers.filter(|(_, access)| access.is_some()).map(|(p, _)| &*p.name).collect();
+        let limits: Vec<&str> = client.buckets.iter().map(|bucket| bucket.limiter.policy.name.as_str()).collect();
+        json!({ "id": &*client.id, "providers": providers, "rate_limits": limits, "reveal_secrets": client.reveal_secrets })
+    };
+    snapshot.clients.iter().map(row).collect()
+}
+
+fn response(status: u16, content_type: &'static str, body: Vec<u8>) -> Response<Vec<u8>> {
+    let mut response = Response::new(body);
+    *response.status_mut() = http::StatusCode::from_u16(status).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
+    let length = response.body().len();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, http::HeaderValue::from_static(content_type));
+    headers.insert(header::CONTENT_LENGTH, length.into());
+    headers.insert(header::CACHE_CONTROL, http::HeaderValue::from_static("no-store"));
+    response
+}
+
+fn json_response(status: u16, value: &Value) -> Response<Vec<u8>> {
+    response(status, "application/json", format!("{value}\n").into_bytes())
+}
+
+fn problem_response(problem: &Problem) -> Response<Vec<u8>> {
+    let body = problem.to_value(None).to_string().into_bytes();
+    let mut response = response(problem.code.status(), "application/problem+json", body);
+    if let Some(methods) = problem.allow {
+        response.headers_mut().insert(header::ALLOW, http::HeaderValue::from_static(methods));
+    }
+    if problem.code == Code::Unauthorized {
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, http::HeaderValue::from_static("Bearer realm=\"weir-admin\""));
+    }
+    response
+}

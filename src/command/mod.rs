@@ -1,0 +1,149 @@
+//! The command line: each command is a thin front of what the library does.
+//!
+//! Exit codes: 0; 1 faults found; 2 usage; 78 bad config at start (`EX_CONFIG` of sysexits).
+
+mod demo;
+mod map;
+
+use crate::config::faults::Fault;
+use crate::config::load::Source;
+use crate::runtime;
+use crate::runtime::snapshot::Snapshot;
+use crate::server::{Addresses, Server, StartError};
+use clap::{Parser, Subcommand};
+use sha2::{Digest, Sha256};
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Bad config at start.
+const EX_CONFIG: u8 = 78;
+
+#[derive(Parser)]
+#[command(name = "weir", version, about = "One endpoint, one key, one schema for agent sessions of several providers")]
+struct Arguments {
+    /// The configuration's directory
+    #[arg(long, global = true, value_name = "DIR", env = "WEIR_CONFIG", default_value = "config")]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the gateway (the default)
+    Run,
+    /// Check the configuration and run its examples; exit 1 on any fault
+    Check,
+    /// Print the unified session of a provider's body; a coverage table goes to stderr
+    Map {
+        /// The provider's name
+        provider: String,
+        /// A file with the provider's body, or - for standard input
+        file: PathBuf,
+        /// Show members marked secret
+        #[arg(long)]
+        reveal_secrets: bool,
+    },
+    /// API keys
+    #[command(subcommand)]
+    Key(KeyCommand),
+    /// Run the gateway against simulated providers: no account, no network
+    Demo,
+}
+
+#[derive(Subcommand)]
+enum KeyCommand {
+    /// Make a random key and print it with its line for clients.yaml
+    New,
+}
+
+/// Runs the command line.
+#[must_use]
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let source = Source::new(arguments.config);
+    match arguments.command.unwrap_or(Command::Run) {
+        Command::Run => run(source),
+        Command::Check => check(&source),
+        Command::Map { provider, file, reveal_secrets } => map::map(&source, &provider, &file, reveal_secrets),
+        Command::Key(KeyCommand::New) => key_new(),
+        Command::Demo => demo::demo(source),
+    }
+}
+
+/// Prints to stdout. A reader that is gone is no reason to fail.
+fn print(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+/// Prints to stderr.
+fn complain(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+fn list_faults(faults: &[Fault]) {
+    faults.iter().for_each(|fault| complain(&fault.to_string()));
+}
+
+fn run(source: Source) -> ExitCode {
+    let started = Server::bind(source).and_then(|server| {
+        let Addresses { http, admin } = server.addresses()?;
+        let http: Vec<String> = http.iter().map(|address| format!("http={address}")).collect();
+        server.run(|| complain(&format!("listening {} admin={admin}", http.join(" "))))
+    });
+    finish(started)
+}
+
+fn finish(result: Result<(), StartError>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(StartError::Config(faults)) => {
+            list_faults(&faults);
+            complain(&format!("weir: {} faults in the configuration; not started", faults.len()));
+            ExitCode::from(EX_CONFIG)
+        }
+        Err(error) => {
+            complain(&format!("weir: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn check(source: &Source) -> ExitCode {
+    match Snapshot::load(source, None, &[0; 32], runtime::now()) {
+        Ok(snapshot) => {
+            print(&format!(
+                "ok: revision {}, {} providers, {} clients, {} files\n",
+                snapshot.revision,
+                snapshot.providers.len(),
+                snapshot.clients.len(),
+                snapshot.files.len()
+            ));
+            ExitCode::SUCCESS
+        }
+        Err(faults) => {
+            list_faults(&faults);
+            complain(&format!("weir: {} faults", faults.len()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn key_new() -> ExitCode {
+    let mut bytes = [0; 32];
+    if let Err(error) = getrandom::fill(&mut bytes) {
+        complain(&format!("weir: no random numbers to be had: {error}"));
+        return ExitCode::FAILURE;
+    }
+    let key = format!("weir_{}", hex(&bytes));
+    print(&format!(
+        "key:    {key}\nsha256: {0}\n\nGive the key to the client; it is not stored. Put its digest under the client in clients.yaml:\n    keys: [ {{ sha256: {0} }} ]\n",
+        hex(&Sha256::digest(&key))
+    ));
+    ExitCode::SUCCESS
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

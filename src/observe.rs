@@ -1,0 +1,159 @@
+//! What a request leaves behind: metrics and one line of the access log. And what Weir says of
+//! itself on stderr.
+//!
+//! A room of its own because observing must cost the line next to nothing: lines go to a thread of
+//! their own through a bounded queue, and are dropped and counted when their reader is too slow.
+
+use crate::config::weir::AccessLog;
+use crate::metrics::Metrics;
+use crate::model::{Time, write_json};
+use crate::trace::Trace;
+use serde_json::json;
+use std::io::Write;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Lines that may wait for their writer.
+const QUEUE: usize = 8192;
+
+/// Says something to the operator, on stderr.
+#[allow(clippy::print_stderr)] // the one place
+pub fn say(message: &str) {
+    eprintln!("weir: {message}");
+}
+
+/// Writes the access log.
+pub struct AccessLogger {
+    queue: Option<SyncSender<Vec<u8>>>,
+    writer: Option<JoinHandle<()>>,
+    counter: AtomicU32,
+}
+
+impl AccessLogger {
+    /// A logger on `out`.
+    #[must_use]
+    pub fn new(out: impl Write + Send + 'static) -> Self {
+        let (queue, lines) = sync_channel(QUEUE);
+        let writer = std::thread::Builder::new().name("access-log".into()).spawn(move || write_lines(out, &lines)).ok();
+        Self { queue: Some(queue), writer, counter: AtomicU32::new(0) }
+    }
+
+    fn wants(&self, mode: AccessLog, status: u16) -> bool {
+        match mode {
+            AccessLog::On => true,
+            AccessLog::Off => false,
+            AccessLog::Sample(n) => status >= 500 || self.counter.fetch_add(1, Ordering::Relaxed) % n == 0,
+        }
+    }
+}
+
+impl Drop for AccessLogger {
+    /// Writes what is left.
+    fn drop(&mut self) {
+        self.queue = None;
+        if let Some(writer) = self.writer.take() {
+            let _ = writer.join();
+        }
+    }
+}
+
+/// Writes lines as they come, flushed whenever none is waiting.
+fn write_lines(out: impl Write, lines: &Receiver<Vec<u8>>) {
+    let mut out = std::io::BufWriter::with_capacity(64 << 10, out);
+    while let Ok(line) = lines.recv() {
+        let mut written = out.write_all(&line);
+        while let Ok(line) = lines.try_recv() {
+            written = written.and_then(|()| out.write_all(&line));
+        }
+        // A reader that is gone does not stop the gateway.
+        let _ = written.and_then(|()| out.flush());
+    }
+}
+
+/// Counts and logs a request that is over.
+pub fn request(
+    metrics: &Metrics,
+    logger: &AccessLogger,
+    mode: AccessLog,
+    method: &http::Method,
+    trace: &Trace,
+    took: Duration,
+    now: Time,
+) {
+    let client = trace.client.as_deref().unwrap_or("none");
+    let provider = trace.provider.as_deref().unwrap_or("none");
+    let status = trace.status.to_string();
+    let http = &metrics.http;
+    http.requests.with_label_values(&[trace.route, provider, client, &status]).inc();
+    http.duration.with_label_values(&[trace.route, provider, trace.cache_label()]).observe(took.as_secs_f64());
+    let own = took.saturating_sub(trace.waited);
+    http.overhead.with_label_values(&[trace.route]).observe(own.as_secs_f64());
+    if !logger.wants(mode, trace.status) {
+        return;
+    }
+    let line = json!({
+        "time": now.rfc3339(),
+        "request_id": trace.request_id,
+        "client": trace.client.as_deref(),
+        "method": method.as_str(),
+        "route": trace.route,
+        "provider": trace.provider.as_deref(),
+        "status": trace.status,
+        "cache": trace.cache_label(),
+        "bytes": trace.bytes,
+        "total_ms": milliseconds(took),
+        "upstream_ms": milliseconds(trace.waited),
+        "error": trace.error,
+    });
+    let mut bytes = Vec::with_capacity(384);
+    write_json(&mut bytes, &line);
+    bytes.push(b'\n');
+    let sent = logger.queue.as_ref().is_some_and(|queue| queue.try_send(bytes).is_ok());
+    if !sent {
+        http.access_log_dropped.with_label_values::<&str>(&[]).inc();
+    }
+}
+
+/// Milliseconds with microseconds behind the point.
+fn milliseconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1_000_000.0).round() / 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Clone, Default)]
+    struct Shared(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Shared {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn every_line_is_written_by_the_end_and_sampling_keeps_failures() {
+        let (out, metrics) = (Shared::default(), Metrics::new().unwrap());
+        let logger = AccessLogger::new(out.clone());
+        let mut trace = Trace::new("id".into(), "/v1/x");
+        for n in 0..100 {
+            trace.status = if n % 50 == 7 { 502 } else { 200 };
+            let took = Duration::from_micros(1500);
+            request(&metrics, &logger, AccessLog::Sample(49), &http::Method::GET, &trace, took, Time(0));
+        }
+        drop(logger);
+        let text = String::from_utf8(out.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(text.lines().count(), 4, "{text}");
+        let first: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+        assert_eq!((first["time"].as_str(), first["total_ms"].as_f64()), (Some("1970-01-01T00:00:00.000Z"), Some(1.5)));
+        assert_eq!(text.matches("\"status\":502").count(), 2);
+    }
+}

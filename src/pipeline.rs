@@ -1,0 +1,194 @@
+//! A request's way, from who asks to what is answered, as one straight line.
+//!
+//! `answer` is the line; every step stands in its own room. It knows neither sockets nor Pingora,
+//! and decides nothing that another room could.
+
+use crate::cache::Kind;
+use crate::conditional::{self, Directives};
+use crate::config::weir::Charge;
+use crate::error::{Code, Problem};
+use crate::exchange::{Answer, Outcome, Request};
+use crate::fetch::{self, Looked, Question, Served, Shared};
+use crate::listing::List;
+use crate::model::{Show, Time};
+use crate::ratelimit::{self, Bucket, Refusal};
+use crate::respond::{self, Content};
+use crate::route::{NO_ROUTE, Page, Route, Routed};
+use crate::runtime::snapshot::Snapshot;
+use crate::runtime::{self, Runtime};
+use crate::template::Values;
+use crate::trace::Trace;
+use bytes::Bytes;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+/// Longest URL, in bytes.
+const MAX_URL: usize = 8 << 10;
+/// Most header fields.
+const MAX_HEADERS: usize = 100;
+/// Most bytes of header fields.
+const MAX_HEADER_BYTES: usize = 64 << 10;
+
+/// All that the line needs.
+pub struct Line {
+    /// What is in force.
+    pub runtime: Arc<Runtime>,
+    /// Cache, connections, metrics.
+    pub shared: Arc<Shared>,
+}
+
+/// Who asks for what, once that is known.
+struct Asked {
+    snapshot: Arc<Snapshot>,
+    client: usize,
+    provider: Option<usize>,
+    directives: Directives,
+    now: Time,
+}
+
+impl Line {
+    /// Answers a request: authenticate → route and permit → admit → cache → [fetch] → respond.
+    pub async fn answer(&self, request: &Request, request_id: String) -> (Answer, Trace) {
+        let (snapshot, now) = (self.runtime.snapshot(), runtime::now());
+        let mut trace = Trace::new(request_id, NO_ROUTE);
+        let mut asked = Asked {
+            client: usize::MAX,
+            provider: None,
+            directives: conditional::directives(&request.headers),
+            snapshot,
+            now,
+        };
+        let outcome = self.line(request, &mut asked, &mut trace).await;
+        let buckets = asked.buckets();
+        let answer = match outcome {
+            Ok(content) => respond::content(request, content, &buckets, &mut trace, runtime::now()),
+            Err(problem) => respond::problem(&problem, &buckets, &mut trace, runtime::now()),
+        };
+        (answer, trace)
+    }
+
+    async fn line(&self, request: &Request, asked: &mut Asked, trace: &mut Trace) -> Outcome<Content> {
+        within_limits(request)?;
+        asked.client = asked.snapshot.keys.identify(request, asked.now)?;
+        trace.client = Some(asked.snapshot.clients[asked.client].id.clone());
+        let route = asked.route(request, trace)?;
+        match route {
+            Route::Providers => {
+                self.admit(asked, true)?;
+                Ok(respond::providers(&asked.snapshot, asked.client, asked.now))
+            }
+            Route::Session { provider, agent, session, native } => {
+                let values = Values { agent: agent.as_deref(), session: Some(&session), ..Values::default() };
+                let question = Question::new(&asked.snapshot, asked.client, provider, false, &values)?;
+                self.session(asked, &question, native, trace).await
+            }
+            Route::List { provider, agent, page } => self.list(asked, provider, agent.as_deref(), &page, trace).await,
+        }
+    }
+
+    async fn session(&self, asked: &Asked, question: &Question, native: bool, trace: &mut Trace) -> Outcome<Content> {
+        let looked = self.look_and_admit(asked, question)?;
+        let Served { entry, status } = fetch::obtain(&self.shared, question, looked, trace).await?;
+        trace.cache = Some(status);
+        if let Kind::NotFound(problem) = &entry.kind {
+            return Err(problem.clone());
+        }
+        let show = Show { secrets: asked.snapshot.clients[asked.client].reveal_secrets, native };
+        let view = fetch::view(&self.shared, question, &entry, show, asked.now)?;
+        Ok(Content { body: view.body.clone(), etag: Some(view.etag.clone()) })
+    }
+
+    async fn list(
+        &self,
+        asked: &Asked,
+        provider: usize,
+        agent: Option<&str>,
+        page: &Page,
+        trace: &mut Trace,
+    ) -> Outcome<Content> {
+        let list = List {
+            shared: &self.shared,
+            snapshot: &asked.snapshot,
+            client: asked.client,
+            provider,
+            agent,
+            page,
+            directives: asked.directives,
+        };
+        let start = list.start()?;
+        let question = list.question(&start)?;
+        let looked = self.look_and_admit(asked, &question)?;
+        let body = Bytes::from(list.read(start, (question, looked), trace).await?);
+        Ok(Content { etag: Some(crate::reading::etag(&body)), body })
+    }
+
+    /// Policies may charge misses only, so the cache is looked up first; nothing is told of what is
+    /// in it before the request is admitted.
+    fn look_and_admit(&self, asked: &Asked, question: &Question) -> Outcome<Looked> {
+        let looked = fetch::look(&self.shared, question, asked.directives, asked.now);
+        self.admit(asked, looked.is_hit())?;
+        Ok(looked)
+    }
+
+    fn admit(&self, asked: &Asked, hit: bool) -> Outcome<()> {
+        let client = &asked.snapshot.clients[asked.client];
+        let buckets = asked.buckets();
+        let charged = |charge| charge == Charge::All || !hit;
+        let decision = ratelimit::admit(&buckets, charged, NonZeroU32::MIN, &client.gate);
+        let violated = match &decision {
+            Err(Refusal::Limited { policies, .. }) => policies.as_slice(),
+            _ => &[],
+        };
+        for bucket in buckets.iter().filter(|bucket| charged(bucket.limiter.policy.charge)) {
+            let policy = &bucket.limiter.policy.name;
+            let word = if violated.contains(policy) { "limited" } else { "allowed" };
+            if decision.is_ok() || word == "limited" {
+                self.shared.metrics.http.rate_limit.with_label_values(&[&*client.id, policy, word]).inc();
+            }
+        }
+        decision.map_err(|refusal| respond::refusal(&client.id, &buckets, refusal))
+    }
+}
+
+impl Asked {
+    /// Route and permit.
+    fn route(&mut self, request: &Request, trace: &mut Trace) -> Outcome<Route> {
+        let routed = self.snapshot.routes.route(&request.method, &request.path, &request.query);
+        let Routed { label, route } = routed.map_err(|(label, problem)| {
+            trace.route = label;
+            problem
+        })?;
+        trace.route = label;
+        if let Route::Session { provider, .. } | Route::List { provider, .. } = route {
+            trace.provider = Some(self.snapshot.providers[provider].name.clone());
+            fetch::permitted(&self.snapshot, self.client, provider)?;
+            self.provider = Some(provider);
+        }
+        Ok(route)
+    }
+
+    /// The policies that apply: the client's, and its for this provider.
+    fn buckets(&self) -> Vec<&Bucket> {
+        let Some(client) = self.snapshot.clients.get(self.client) else { return Vec::new() };
+        let access = self.provider.and_then(|provider| client.access[provider].as_ref());
+        client.buckets.iter().chain(access.into_iter().flat_map(|access| &access.buckets)).collect()
+    }
+}
+
+/// Limits that hold before anything is known of the client.
+fn within_limits(request: &Request) -> Outcome<()> {
+    let refuse = |code, detail: String| Err(Box::new(Problem::new(code, detail)));
+    let url = request.path.len() + request.query.len() + 1;
+    if url > MAX_URL {
+        return refuse(Code::UrlTooLong, format!("the URL has {url} bytes; at most {MAX_URL} are accepted"));
+    }
+    let count = request.headers.len();
+    if count > MAX_HEADERS {
+        return refuse(Code::HeadersTooLarge, format!("{count} header fields; at most {MAX_HEADERS} are accepted"));
+    }
+    let bytes: usize = request.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    if bytes > MAX_HEADER_BYTES {
+        return refuse(Code::HeadersTooLarge, format!("{bytes} bytes of headers; at most {MAX_HEADER_BYTES} are accepted"));
+    }
+    Ok(())
+}

@@ -1,0 +1,178 @@
+//! Answers as clients get them: headers of caching and limits, problems, and what is configured.
+//!
+//! A room of its own so that a header is set in one place. It decides nothing; it tells what was
+//! decided.
+
+use crate::conditional;
+use crate::config::provider::Patterns;
+use crate::error::{Code, Problem};
+use crate::exchange::{Answer, Request};
+use crate::model::Time;
+use crate::ratelimit::{Bucket, Refusal};
+use crate::reading::etag;
+use crate::runtime::snapshot::{Provider, Snapshot};
+use crate::trace::{How, Trace};
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, header};
+use serde_json::{Value, json};
+
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
+const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// A body to answer with.
+pub struct Content {
+    /// JSON.
+    pub body: Bytes,
+    /// Its strong entity tag.
+    pub etag: Option<HeaderValue>,
+}
+
+type Headers = Vec<(HeaderName, HeaderValue)>;
+
+/// 200, or 304 where the client has it already.
+#[must_use]
+pub fn content(request: &Request, content: Content, buckets: &[&Bucket], trace: &mut Trace, now: Time) -> Answer {
+    let unchanged = content.etag.as_ref().and_then(|tag| tag.to_str().ok());
+    let unchanged = unchanged.is_some_and(|tag| conditional::none_match(&request.headers, tag));
+    let mut headers: Headers = Vec::with_capacity(16);
+    if !unchanged {
+        headers.push((header::CONTENT_TYPE, HeaderValue::from_static("application/json")));
+        headers.push((header::CONTENT_LENGTH, content.body.len().into()));
+    }
+    headers.extend(content.etag.map(|tag| (header::ETAG, tag)));
+    caching(&mut headers, trace, now);
+    common(&mut headers, buckets, trace);
+    (trace.status, trace.bytes) = if unchanged { (304, 0) } else { (200, content.body.len()) };
+    Answer { status: trace.status, headers, body: if unchanged { Bytes::new() } else { content.body } }
+}
+
+/// A problem, as `application/problem+json` (RFC 9457).
+#[must_use]
+pub fn problem(problem: &Problem, buckets: &[&Bucket], trace: &mut Trace, now: Time) -> Answer {
+    let body = Bytes::from(problem.to_value(Some(&trace.request_id)).to_string());
+    let mut headers: Headers = vec![
+        (header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json")),
+        (header::CONTENT_LENGTH, body.len().into()),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+    ];
+    if let Some(seconds) = problem.retry_after {
+        headers.push((header::RETRY_AFTER, seconds.into()));
+    }
+    if let Some(methods) = problem.allow {
+        headers.push((header::ALLOW, HeaderValue::from_static(methods)));
+    }
+    if problem.code == Code::Unauthorized {
+        headers.push((header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"weir\"")));
+    }
+    if let Some(status) = &trace.cache {
+        headers.push((CACHE_STATUS, text(&status.header(now))));
+    }
+    common(&mut headers, buckets, trace);
+    (trace.status, trace.bytes, trace.error) = (problem.code.status(), body.len(), Some(problem.code.as_str()));
+    Answer { status: trace.status, headers, body }
+}
+
+/// `Cache-Control`, `Age` and `Cache-Status` (RFC 9111, RFC 9211).
+fn caching(headers: &mut Headers, trace: &Trace, now: Time) {
+    let Some(status) = &trace.cache else {
+        headers.push((header::CACHE_CONTROL, HeaderValue::from_static("no-store")));
+        return;
+    };
+    if let Some(times) = status.times {
+        let lifetime = times.fresh_until.since(times.stored_at).as_secs();
+        headers.push((header::CACHE_CONTROL, text(&format!("private, max-age={lifetime}"))));
+        if !matches!(status.how, How::Miss(_) | How::Requested(_)) {
+            headers.push((header::AGE, now.since(times.stored_at).as_secs().into()));
+        }
+    }
+    headers.push((CACHE_STATUS, text(&status.header(now))));
+}
+
+/// What every answer carries.
+fn common(headers: &mut Headers, buckets: &[&Bucket], trace: &Trace) {
+    headers.push((header::VARY, HeaderValue::from_static("Authorization, X-API-Key")));
+    headers.push((header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")));
+    headers.push((REQUEST_ID, text(&trace.request_id)));
+    if !buckets.is_empty() {
+        let (mut policies, mut left) = (String::new(), String::new());
+        for bucket in buckets {
+            let policy = &bucket.limiter.policy;
+            let comma = if policies.is_empty() { "" } else { ", " };
+            let window = (policy.per.as_millis() * u128::from(policy.burst.get()))
+                .div_ceil(1000 * u128::from(policy.requests.get()));
+            policies += &format!("{comma}\"{}\";q={};w={window}", policy.name, policy.burst);
+            let now = bucket.limiter.left(&bucket.key);
+            let next = now.next_in.as_nanos().div_ceil(1_000_000_000);
+            left += &format!("{comma}\"{}\";r={};t={next}", policy.name, now.remaining);
+        }
+        headers.push((RATELIMIT_POLICY, text(&policies)));
+        headers.push((RATELIMIT, text(&left)));
+    }
+}
+
+/// Text of ours as a header's value; all of it is visible ASCII.
+fn text(text: &str) -> HeaderValue {
+    HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static(""))
+}
+
+/// 429 for a client over its policies, 400 for a request that can never be admitted.
+#[must_use]
+pub fn refusal(client: &str, buckets: &[&Bucket], refusal: Refusal) -> Box<Problem> {
+    let (names, wait) = match refusal {
+        Refusal::TooCostly { policy, burst } => {
+            return Box::new(Problem::invalid(format!(
+                "this request costs more than the burst ({burst}) of policy {policy:?}; ask for less at once"
+            )));
+        }
+        Refusal::Limited { policies, retry_after } => (policies, retry_after),
+    };
+    let described: Vec<String> = names
+        .iter()
+        .filter_map(|name| buckets.iter().map(|b| &b.limiter.policy).find(|policy| policy.name == *name))
+        .map(|p| format!("policy {:?} ({} requests per {} s, burst {})", p.name, p.requests, p.per.as_secs_f64(), p.burst))
+        .collect();
+    let ms = u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
+    let mut problem = Problem::new(Code::RateLimitExceeded, String::new()).retry_after_ms(ms);
+    let seconds = problem.retry_after.unwrap_or(1);
+    problem.detail = format!("Client {client:?} is over its {}; try again in {seconds} s.", described.join(" and "));
+    problem.violated_policies = names;
+    Box::new(problem)
+}
+
+/// `GET /v1/providers`: what this client may use, and how it is.
+#[must_use]
+pub fn providers(snapshot: &Snapshot, client: usize, now: Time) -> Content {
+    let access = &snapshot.clients[client].access;
+    let rows: Vec<Value> = snapshot
+        .providers
+        .iter()
+        .zip(access)
+        .filter_map(|(provider, access)| access.as_ref().map(|access| (provider, access)))
+        .map(|(provider, access)| {
+            let pause = access.tap.closed_until(now);
+            let open = provider.breaker.open_until(now);
+            let state = if open.is_some() { "down" } else if pause.is_some() { "degraded" } else { "ok" };
+            json!({
+                "name": &*provider.name,
+                "operations": operations(provider),
+                "agents": provider.ids.accept.agent.is_some(),
+                "ids": { "recognise": patterns(&provider.ids.recognise), "accept": patterns(&provider.ids.accept) },
+                "state": state,
+                "retry_at": open.max(pause).map(Time::rfc3339),
+            })
+        })
+        .collect();
+    let body = Bytes::from(json!({ "providers": rows }).to_string());
+    Content { etag: Some(etag(&body)), body }
+}
+
+fn operations(provider: &Provider) -> Vec<&'static str> {
+    [&provider.get_session, &provider.list_sessions].into_iter().flatten().map(|operation| operation.name).collect()
+}
+
+fn patterns(patterns: &Patterns) -> Value {
+    let text = |at: &Option<crate::config::faults::At<String>>| at.as_ref().map(|at| at.value.clone());
+    json!({ "agent": text(&patterns.agent), "session": text(&patterns.session) })
+}

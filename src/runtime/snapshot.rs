@@ -1,0 +1,292 @@
+//! A configuration compiled: everything a request needs, in one value that never changes.
+//!
+//! A room of its own because this is the only way to make one. A snapshot takes over from the one
+//! before it what must survive a reload: limiters, taps and breakers whose settings are the same.
+
+use super::examples;
+use crate::auth::Keys;
+use crate::breaker::{Breaker, Tap};
+use crate::config::clients;
+use crate::config::decode::Secret;
+use crate::config::faults::{Fault, Faults};
+use crate::config::load::{self, Source};
+use crate::config::provider::{self, Freshness};
+use crate::config::weir::Weir;
+use crate::config::{Config, Example};
+use crate::credential::{self, Credential};
+use crate::cursor::Signer;
+use crate::fault::Rules;
+use crate::mapping::Mapping;
+use crate::model::Time;
+use crate::ratelimit::{Bucket, Limiter, Ticker};
+use crate::reading::Operation;
+use crate::route::Table;
+use crate::upstream::Target;
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, Mutex};
+
+/// The compiled configuration.
+pub struct Snapshot {
+    /// Names the content, for people and metrics.
+    pub revision: String,
+    /// Says whether anything changed; never shown.
+    pub content: Secret,
+    /// The files it was read from.
+    pub files: Vec<String>,
+    /// When it was made.
+    pub loaded_at: Time,
+    /// `weir.yaml`
+    pub weir: Weir,
+    /// Whose key is whose.
+    pub keys: Keys,
+    /// By position, as [`Keys`] gives it.
+    pub clients: Vec<Client>,
+    /// Paths and ids.
+    pub routes: Table,
+    /// By position, as [`Table`] gives it.
+    pub providers: Vec<Provider>,
+    /// Page tokens.
+    pub signer: Signer,
+    limiters: Vec<Arc<Limiter>>,
+}
+
+/// A client, compiled.
+pub struct Client {
+    /// Its name.
+    pub id: Arc<str>,
+    /// Whether it sees what is marked secret.
+    pub reveal_secrets: bool,
+    /// Makes admission under several policies one step.
+    pub gate: Arc<Mutex<()>>,
+    /// Its policies for everything.
+    pub buckets: Vec<Bucket>,
+    /// By provider's position: what it may use, and how.
+    pub access: Vec<Option<Access>>,
+}
+
+/// How a client uses a provider.
+pub struct Access {
+    /// What the provider is shown.
+    pub credential: Credential,
+    /// The quota that goes with it.
+    pub tap: Arc<Tap>,
+    /// Policies on top, for this provider's routes.
+    pub buckets: Vec<Bucket>,
+}
+
+/// A provider, compiled.
+pub struct Provider {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Where it is.
+    pub target: Target,
+    /// Reading one session.
+    pub get_session: Option<Operation>,
+    /// Reading a list.
+    pub list_sessions: Option<Operation>,
+    /// Patterns of its ids, as written.
+    pub ids: provider::Ids,
+    /// Its sessions and ours.
+    pub mapping: Mapping,
+    /// Its errors and ours.
+    pub errors: Rules,
+    /// How long its answers are good for.
+    pub freshness: Freshness,
+    /// A digest of what makes views and lifetimes: entries made by other rules are made anew.
+    pub rules: u64,
+    /// Whether it is asked at all.
+    pub breaker: Arc<Breaker>,
+    taps: HashMap<String, Arc<Tap>>,
+    own: Credential,
+}
+
+impl Provider {
+    /// All taps towards it.
+    pub fn taps(&self) -> impl Iterator<Item = &Arc<Tap>> {
+        self.taps.values()
+    }
+}
+
+impl Snapshot {
+    /// Reads, checks and compiles a directory and runs its examples.
+    ///
+    /// # Errors
+    /// All faults, by place.
+    pub fn load(
+        source: &Source,
+        before: Option<&Snapshot>,
+        random: &[u8; 32],
+        now: Time,
+    ) -> Result<Snapshot, Vec<Fault>> {
+        let load::Loaded { config, mut faults } = load::load(source);
+        let snapshot = config.map(|config| Builder { before, faults: &mut faults, now }.build(config, random));
+        match snapshot {
+            Some(snapshot) if faults.is_empty() => Ok(snapshot),
+            _ => Err(faults.sorted()),
+        }
+    }
+
+    /// The provider of this name.
+    #[must_use]
+    pub fn provider(&self, name: &str) -> Option<&Provider> {
+        self.providers.iter().find(|p| &*p.name == name)
+    }
+
+    /// Lets every limiter forget buckets that are full.
+    pub fn sweep(&self) {
+        self.limiters.iter().for_each(|limiter| limiter.sweep());
+    }
+}
+
+struct Builder<'a> {
+    before: Option<&'a Snapshot>,
+    faults: &'a mut Faults,
+    now: Time,
+}
+
+impl Builder<'_> {
+    fn build(&mut self, config: Config, random: &[u8; 32]) -> Snapshot {
+        let routes = Table::compile(&config.providers, self.faults);
+        let mut providers: Vec<Provider> = config.providers.iter().filter_map(|p| self.provider(p)).collect();
+        let limiters = self.limiters(&config.weir);
+        let clients = if providers.len() == config.providers.len() {
+            config.clients.iter().map(|client| self.client(client, &mut providers, &limiters)).collect()
+        } else {
+            Vec::new()
+        };
+        self.examples(&config.examples, &providers);
+        Snapshot {
+            revision: config.revision,
+            content: config.content,
+            files: config.files,
+            loaded_at: self.now,
+            keys: Keys::compile(&config.clients),
+            signer: Signer::new(&config.weir.page_token_key, random),
+            weir: config.weir,
+            clients,
+            routes,
+            providers,
+            limiters,
+        }
+    }
+
+    fn examples(&mut self, examples: &[Example], providers: &[Provider]) {
+        // A provider that has faults of its own has said enough.
+        if self.faults.is_empty() {
+            for example in examples {
+                if let Some(provider) = providers.iter().find(|p| *p.name == *example.provider) {
+                    examples::check(example, provider, self.now, self.faults);
+                }
+            }
+        }
+    }
+
+    fn provider(&mut self, config: &provider::Provider) -> Option<Provider> {
+        let has_agents = config.ids.accept.agent.is_some();
+        let mut operation = |name, config: &Option<provider::Operation>| {
+            config.as_ref().and_then(|config| Operation::compile(name, config, has_agents, self.faults))
+        };
+        let get_session = operation("get_session", &config.get_session);
+        let list_sessions = operation("list_sessions", &config.list_sessions);
+        let target = Target::compile(&config.base_url.value, &config.upstream);
+        let target = self.faults.keep(&config.base_url.place, target);
+        let mapping = Mapping::compile(config, self.faults);
+        let errors = Rules::compile(config, self.faults);
+        let own = credential::compile(config.credential.as_ref(), self.faults);
+        let before = self.before.and_then(|before| before.provider(&config.name.value));
+        let breaker = before.map(|before| before.breaker.clone()).filter(|b| b.config == config.upstream.breaker);
+        let mut provider = Provider {
+            name: config.name.value.as_str().into(),
+            target: target?,
+            get_session,
+            list_sessions,
+            ids: config.ids.clone(),
+            mapping,
+            errors,
+            freshness: config.freshness.clone(),
+            rules: rules_digest(config),
+            breaker: breaker.unwrap_or_else(|| Arc::new(Breaker::new(config.upstream.breaker.clone()))),
+            taps: HashMap::new(),
+            own: own.clone(),
+        };
+        let old = before.map(|before| &before.taps);
+        provider.tap(&own, config.upstream.capacity.as_ref(), old);
+        Some(provider)
+    }
+
+    fn limiters(&self, weir: &Weir) -> Vec<Arc<Limiter>> {
+        let kept = |policy: &crate::config::weir::Policy| {
+            let same = |limiter: &&Arc<Limiter>| {
+                let old = &limiter.policy;
+                (&old.name, old.requests, old.per, old.burst) == (&policy.name, policy.requests, policy.per, policy.burst)
+                    && old.charge == policy.charge
+            };
+            self.before.and_then(|before| before.limiters.iter().find(same).cloned())
+        };
+        let made = |policy| Arc::new(Limiter::new(policy, Ticker::default()));
+        weir.policies.iter().map(|policy| kept(policy).unwrap_or_else(|| made(policy))).collect()
+    }
+
+    fn client(&mut self, config: &clients::Client, providers: &mut [Provider], limiters: &[Arc<Limiter>]) -> Client {
+        let id = &config.id.value;
+        let bucket = |policy: &str, key: &str| {
+            let limiter = limiters.iter().find(|limiter| limiter.policy.name == policy)?;
+            Some(Bucket { limiter: limiter.clone(), key: key.into() })
+        };
+        let mut access = Vec::new();
+        for provider in providers {
+            let name = provider.name.to_string();
+            let permitted = config.providers.as_ref().is_none_or(|all| all.iter().any(|at| at.value == name));
+            let own = config.credentials.iter().find(|(at, _)| at.value == name).map(|(_, own)| own);
+            let credential = match own {
+                Some(own) => credential::compile(Some(own), self.faults),
+                None => provider.own.clone(),
+            };
+            let old = self.before.and_then(|before| before.provider(&name)).map(|before| &before.taps);
+            let capacity = provider.capacity();
+            let tap = provider.tap(&credential, capacity.as_ref(), old);
+            let policies = config.provider_rate_limits.iter().filter(|(at, _)| at.value == name).flat_map(|(_, all)| all);
+            // One policy may limit a client as a whole and at a provider: two buckets.
+            let buckets = policies.filter_map(|at| bucket(&at.value, &format!("{id}\n{name}"))).collect();
+            access.push(permitted.then_some(Access { credential, tap, buckets }));
+        }
+        let gate = self.before.and_then(|before| before.clients.iter().find(|c| *c.id == **id)).map(|c| c.gate.clone());
+        Client {
+            id: id.as_str().into(),
+            reveal_secrets: config.reveal_secrets,
+            gate: gate.unwrap_or_default(),
+            buckets: config.rate_limits.iter().filter_map(|at| bucket(&at.value, id)).collect(),
+            access,
+        }
+    }
+}
+
+impl Provider {
+    /// The capacity its taps are made with: the first tap is its own credential's.
+    fn capacity(&self) -> Option<provider::Capacity> {
+        self.taps.get(&self.own.identity).and_then(|tap| tap.capacity.clone())
+    }
+
+    fn tap(
+        &mut self,
+        credential: &Credential,
+        capacity: Option<&provider::Capacity>,
+        old: Option<&HashMap<String, Arc<Tap>>>,
+    ) -> Arc<Tap> {
+        let kept = || old.and_then(|old| old.get(&credential.identity)).filter(|tap| tap.capacity.as_ref() == capacity);
+        let taps = self.taps.entry(credential.identity.clone());
+        taps.or_insert_with(|| kept().cloned().unwrap_or_else(|| Arc::new(Tap::new(capacity.cloned())))).clone()
+    }
+}
+
+/// Over everything that decides what an entry's body becomes and how long it lives.
+fn rules_digest(config: &provider::Provider) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    format!(
+        "{:?}{:?}{:?}{:?}{:?}{:?}",
+        config.name, config.ids.accept.agent, config.session, config.secrets, config.freshness, (&config.get_session, &config.list_sessions)
+    )
+    .hash(&mut hasher);
+    hasher.finish()
+}

@@ -1,0 +1,167 @@
+//! What became of one request: facts gathered on its way, for headers, metrics and the log.
+//!
+//! A room of its own because observing must not be woven into deciding. It holds no key, no query
+//! value, no body.
+
+use crate::freshness::TtlSource;
+use crate::model::Time;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The facts of one request.
+#[derive(Debug, Clone)]
+pub struct Trace {
+    /// Kept from the client where it is valid, else made.
+    pub request_id: String,
+    /// The route's template.
+    pub route: &'static str,
+    /// Who asked.
+    pub client: Option<Arc<str>>,
+    /// Of whom.
+    pub provider: Option<Arc<str>>,
+    /// What the cache had; `None` where it was not asked.
+    pub cache: Option<CacheStatus>,
+    /// How long the request waited for the provider.
+    pub waited: Duration,
+    /// The problem's code, where there is one.
+    pub error: Option<&'static str>,
+    /// The answer's status.
+    pub status: u16,
+    /// The answer's body, in bytes as sent.
+    pub bytes: usize,
+}
+
+impl Trace {
+    /// A trace of which nothing is known but its id.
+    #[must_use]
+    pub fn new(request_id: String, route: &'static str) -> Self {
+        Self {
+            request_id,
+            route,
+            client: None,
+            provider: None,
+            cache: None,
+            waited: Duration::ZERO,
+            error: None,
+            status: 0,
+            bytes: 0,
+        }
+    }
+
+    /// The cache's part as a metric and log label.
+    #[must_use]
+    pub fn cache_label(&self) -> &'static str {
+        self.cache.as_ref().map_or("none", CacheStatus::label)
+    }
+}
+
+/// How the cache took part, as `Cache-Status` (RFC 9211) tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheStatus {
+    /// What happened.
+    pub how: How,
+    /// Times of the answer given; `None` where there is no answer to give.
+    pub times: Option<Times>,
+}
+
+/// The times that headers are made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Times {
+    /// When the provider answered.
+    pub stored_at: Time,
+    /// Until when that is fresh.
+    pub fresh_until: Time,
+    /// Why.
+    pub source: TtlSource,
+}
+
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// Fresh in the cache.
+    Hit,
+    /// Stale in the cache, served without asking the provider in this request.
+    Stale(&'static str),
+    /// The provider was asked.
+    Miss(Stored),
+    /// Another request's call answered this one too.
+    Collapsed(Stored),
+    /// The client wanted the provider to be asked.
+    Requested(Stored),
+    /// The provider was asked and failed; what was stored is served.
+    StaleOnError {
+        /// Its status, where there was a response.
+        status: Option<u16>,
+    },
+}
+
+/// Whether an answer was stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    /// It was.
+    Yes,
+    /// It was not, for this reason.
+    No(&'static str),
+    /// There was none: the provider failed, with this status if it gave one.
+    Failed(Option<u16>),
+}
+
+impl CacheStatus {
+    /// The metric's label.
+    #[must_use]
+    pub fn label(&self) -> &'static str {
+        match self.how {
+            How::Hit => "hit",
+            How::Miss(_) => "miss",
+            How::Collapsed(_) => "collapsed",
+            How::Requested(_) => "bypass",
+            How::Stale(_) | How::StaleOnError { .. } => "stale",
+        }
+    }
+
+    /// The header's value at `now`.
+    #[must_use]
+    pub fn header(&self, now: Time) -> String {
+        let ttl = self.times.map_or(0, |times| times.fresh_until.0.saturating_sub(now.0).div_euclid(1000));
+        let source = self.times.map_or("none", |times| times.source.as_str());
+        let forwarded = |why: &str, stored: Stored, collapsed: &str| match stored {
+            Stored::Yes => format!("weir; fwd={why}; stored{collapsed}; detail={source}"),
+            Stored::No(reason) => format!("weir; fwd={why}{collapsed}; detail={reason}"),
+            Stored::Failed(Some(status)) => format!("weir; fwd={why}; fwd-status={status}{collapsed}"),
+            Stored::Failed(None) => format!("weir; fwd={why}{collapsed}"),
+        };
+        match self.how {
+            How::Hit => format!("weir; hit; ttl={ttl}; detail={source}"),
+            How::Stale(detail) => format!("weir; hit; ttl={ttl}; detail={detail}"),
+            How::Miss(stored) => forwarded("miss", stored, ""),
+            // Its own call was saved: whether the other's was stored is the other's to tell.
+            How::Collapsed(Stored::Yes) => "weir; fwd=miss; collapsed".into(),
+            How::Collapsed(stored) => forwarded("miss", stored, "; collapsed"),
+            How::Requested(stored) => forwarded("request", stored, ""),
+            How::StaleOnError { status: Some(status) } => {
+                format!("weir; fwd=stale; fwd-status={status}; detail=stale-if-error")
+            }
+            How::StaleOnError { status: None } => "weir; fwd=stale; detail=stale-if-error".into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_headers_of_the_contract() {
+        let times = Times { stored_at: Time(0), fresh_until: Time(60_000), source: TtlSource::Default };
+        let at = |how, now: i64| CacheStatus { how, times: Some(times) }.header(Time(now));
+        assert_eq!(at(How::Hit, 3000), "weir; hit; ttl=57; detail=default");
+        assert_eq!(at(How::Miss(Stored::Yes), 0), "weir; fwd=miss; stored; detail=default");
+        assert_eq!(at(How::Miss(Stored::No("no-store")), 0), "weir; fwd=miss; detail=no-store");
+        assert_eq!(at(How::Collapsed(Stored::Yes), 0), "weir; fwd=miss; collapsed");
+        assert_eq!(at(How::Requested(Stored::Yes), 0), "weir; fwd=request; stored; detail=default");
+        assert_eq!(at(How::Stale("stale-while-revalidate"), 64_000), "weir; hit; ttl=-4; detail=stale-while-revalidate");
+        assert_eq!(at(How::StaleOnError { status: Some(503) }, 64_000), "weir; fwd=stale; fwd-status=503; detail=stale-if-error");
+        assert_eq!(at(How::StaleOnError { status: None }, 64_000), "weir; fwd=stale; detail=stale-if-error");
+        assert_eq!(at(How::Miss(Stored::Failed(Some(500))), 0), "weir; fwd=miss; fwd-status=500");
+    }
+}
