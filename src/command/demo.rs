@@ -1,43 +1,45 @@
 //! `weir demo`: the gateway against simulated providers, with requests to paste.
 //!
-//! The simulator is the program `weir-sim` beside this one, started as a process of its own.
+//! The simulator is the program `weir-sim` beside this one, started as a process of its own. It says
+//! itself what the environment should be and what there is to try: providers are data here too.
 
 use super::{complain, finish, print};
 use crate::config::load::Source;
 use crate::server::{Addresses, Server, StartError};
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, ExitCode, Stdio};
 
 /// The demo client's key; `clients.yaml` has its digest.
 const KEY: &str = "weir-demo-key";
-/// What the shipped provider files read, and what the simulator accepts.
-const SECRETS: [(&str, &str); 3] =
-    [("VECTARA_API_KEY", "zut_demo"), ("PALANTIR_TOKEN", "demo-token"), ("AGENTHUMAN_API_KEY", "ah_test_demo")];
-const BASES: [&str; 3] = ["VECTARA_BASE_URL", "PALANTIR_BASE_URL", "AGENTHUMAN_BASE_URL"];
 
-/// Ends the simulator with the demo.
-struct Simulator(Child);
+/// A simulator that ends with the demo.
+struct Simulator {
+    process: Child,
+    address: String,
+    environment: BTreeMap<String, String>,
+    tries: Vec<String>,
+}
 
 impl Drop for Simulator {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 }
 
 pub(super) fn demo(mut source: Source) -> ExitCode {
-    let (_simulator, address) = match simulator() {
+    let simulator = match Simulator::start() {
         Ok(started) => started,
         Err(error) => {
             complain(&format!("weir: {error}"));
             return ExitCode::FAILURE;
         }
     };
-    source.overlay.extend(BASES.map(|name| (name.to_owned(), format!("http://{address}"))));
-    source.overlay.extend(SECRETS.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    source.overlay.extend(simulator.environment.clone());
     let started = bind(source).and_then(|server| {
         let addresses = server.addresses()?;
-        server.run(|| welcome(&addresses, &address))
+        server.run(|| welcome(&addresses, &simulator))
     });
     finish(started)
 }
@@ -56,39 +58,46 @@ fn bind(mut source: Source) -> Result<Server, StartError> {
     }
 }
 
-fn simulator() -> Result<(Simulator, String), String> {
-    let own = std::env::current_exe().map_err(|e| e.to_string())?;
-    let program = own.with_file_name("weir-sim");
-    let accept = SECRETS.map(|(_, secret)| secret);
-    let child = Command::new(&program)
-        .args(["--listen", "127.0.0.1:0", "--exit-with-stdin"])
-        .args(["--vectara-key", accept[0], "--palantir-token", accept[1], "--agenthuman-key", accept[2]])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(|error| format!("cannot start the simulator {}: {error}; build it with `cargo build`", program.display()))?;
-    let mut simulator = Simulator(child);
-    let mut line = String::new();
-    if let Some(out) = simulator.0.stdout.take() {
-        let _ = BufReader::new(out).read_line(&mut line);
+impl Simulator {
+    fn start() -> Result<Self, String> {
+        let own = std::env::current_exe().map_err(|e| e.to_string())?;
+        let program = own.with_file_name("weir-sim");
+        let process = Command::new(&program)
+            .args(["--listen", "127.0.0.1:0", "--exit-with-stdin"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|error| format!("cannot start {}: {error}; build it with `cargo build`", program.display()))?;
+        let mut simulator =
+            Self { process, address: String::new(), environment: BTreeMap::new(), tries: Vec::new() };
+        let out = simulator.process.stdout.take().ok_or("the simulator has no output")?;
+        for line in BufReader::new(out).lines().map_while(Result::ok) {
+            match line.split_once(' ') {
+                Some(("env", pair)) => {
+                    simulator.environment.extend(pair.split_once('=').map(|(n, v)| (n.to_owned(), v.to_owned())));
+                }
+                Some(("try", path)) => simulator.tries.push(path.to_owned()),
+                Some(("listening", address)) => {
+                    simulator.address = address.trim_start_matches("http=").to_owned();
+                    return Ok(simulator);
+                }
+                _ => {}
+            }
+        }
+        Err("the simulator ended before it listened".into())
     }
-    let address = line.trim().strip_prefix("listening http=").map(str::to_owned);
-    let address = address.ok_or_else(|| format!("the simulator did not say where it listens: {line:?}"))?;
-    Ok((simulator, address))
 }
 
-fn welcome(addresses: &Addresses, simulator: &str) {
-    let Some(http) = addresses.http.first() else { return };
-    let admin = addresses.admin;
-    let session = "agenthuman:sess_01H3Z8G9YR3K2N5M6P7Q8W4T";
-    print(&format!(
-        "Weir listens on http://{http} (admin: http://{admin}); simulated providers on http://{simulator}.\n\
-         Paste these into another terminal:\n\n\
-         curl -i -H 'X-API-Key: {KEY}' 'http://{http}/v1/sessions/{session}'\n\
-         curl -s -H 'X-API-Key: {KEY}' 'http://{http}/v1/agents/agt_customer_support/sessions?limit=3'\n\
-         curl -s -H 'X-API-Key: {KEY}' 'http://{http}/v1/agents/ri.aip-agents..agent.732cd5b4-7ca7-4219-aabb-6e976faf63b1/sessions/ri.aip-agents..session.292db3b2-b653-4de6-971c-7e97a7b881d6'\n\
-         curl -s -H 'X-API-Key: {KEY}' 'http://{http}/v1/sessions?provider=agenthuman&status=active&limit=2'\n\
-         curl -s 'http://{admin}/metrics'\n\n\
-         Requests are logged below. Ctrl-C ends the demo.\n"
-    ));
+fn welcome(addresses: &Addresses, simulator: &Simulator) {
+    let (Some(http), admin) = (addresses.http.first(), addresses.admin) else { return };
+    let mut text = format!(
+        "Weir listens on http://{http} (admin: http://{admin}); simulated providers on http://{}.\n\
+         Paste these into another terminal:\n\n",
+        simulator.address
+    );
+    for path in &simulator.tries {
+        text += &format!("curl -i -H 'X-API-Key: {KEY}' 'http://{http}{path}'\n");
+    }
+    text += &format!("curl -s 'http://{admin}/metrics'\n\nRequests are logged below. Ctrl-C ends the demo.\n");
+    print(&text);
 }
