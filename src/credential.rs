@@ -30,21 +30,27 @@ const TAKEN: [&str; 8] =
 /// Compiles a provider's credential, or the absence of one.
 #[must_use]
 pub fn compile(config: Option<&provider::Credential>, faults: &mut Faults) -> Credential {
-    let Some(config) = config.filter(|c| !c.value.0.is_empty()) else {
-        return Credential { header: None, identity: identity("", "") };
-    };
+    let Some(config) = config else { return none() };
     let name = HeaderName::from_bytes(config.header.value.to_ascii_lowercase().as_bytes())
         .ok()
         .filter(|name| !TAKEN.contains(&name.as_str()))
         .ok_or_else(|| format!("{:?} is not a header that can carry a credential", config.header.value));
+    let name = faults.keep(&config.header.place, name);
+    if config.value.0.is_empty() {
+        return none();
+    }
     let value = HeaderValue::from_str(&config.value.0)
         .map_err(|_| "the credential's value holds characters that a header cannot have (a line break?)");
-    let name = faults.keep(&config.header.place, name);
     let value = faults.keep(&config.header.place, value).map(|mut value| {
         value.set_sensitive(true);
         value
     });
-    Credential { header: name.zip(value), identity: identity(&config.header.value.to_ascii_lowercase(), &config.value.0) }
+    let identity = identity(&config.header.value.to_ascii_lowercase(), &config.value.0);
+    Credential { header: name.zip(value), identity }
+}
+
+fn none() -> Credential {
+    Credential { header: None, identity: identity("", "") }
 }
 
 fn identity(header: &str, value: &str) -> String {

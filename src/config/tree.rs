@@ -135,7 +135,8 @@ impl<'t> Reader<'t, '_> {
             }
             items.push(self.node(event, place, depth + 1));
         }
-        Value::List(items)
+        // A list that was cut short is not the list that was meant; a mapping still says something.
+        if self.cut { Value::Null } else { Value::List(items) }
     }
 
     fn map(&mut self, depth: usize) -> Value {

@@ -1,0 +1,179 @@
+//! The cache over the whole line: lifetimes, sharing, isolation, coalescing.
+
+use crate::support::*;
+use serde_json::json;
+use std::sync::Arc;
+use std::time::Duration;
+
+#[test]
+fn a_thousand_callers_of_one_cold_key_cause_one_call() {
+    let (sim, config) = (Sim::start(), Config::shipped());
+    let weir = config.start(&sim);
+    sim.plan(&json!({ "path": "/v2/", "times": 1, "latency_ms": 1500 }));
+    let request: Arc<Vec<u8>> = request("GET", VECTARA, &[("X-API-Key", "open")]).into();
+    let callers: Vec<_> = (0..1000)
+        .map(|_| {
+            let (address, request) = (weir.http, request.clone());
+            std::thread::Builder::new().stack_size(128 << 10).spawn(move || raw(address, &request)).unwrap()
+        })
+        .collect();
+    let mut statuses = std::collections::BTreeMap::new();
+    let mut bodies = std::collections::HashSet::new();
+    for caller in callers {
+        let answer = caller.join().unwrap();
+        assert_eq!(answer.status, 200);
+        let status = answer.header("cache-status").unwrap().split("; detail").next().unwrap().to_owned();
+        let kind = status.split(';').nth(1).unwrap().trim().to_owned() + if status.contains("collapsed") { " collapsed" } else { "" };
+        *statuses.entry(kind).or_insert(0) += 1;
+        bodies.insert(answer.body);
+    }
+    assert_eq!((sim.calls(), bodies.len()), (1, 1), "{statuses:?}");
+    assert_eq!(statuses.get("fwd=miss"), Some(&1), "{statuses:?}");
+    assert_eq!(weir.metric("weir_cache_requests_total{provider=\"vectara\",result=\"miss\"}"), 1.0);
+}
+
+#[test]
+fn a_caller_that_hangs_up_strands_nobody() {
+    use std::io::Write;
+    let (sim, config) = (Sim::start(), Config::shipped());
+    let weir = config.start(&sim);
+    sim.plan(&json!({ "path": "/v2/", "times": 1, "latency_ms": 500 }));
+    let mut leader = std::net::TcpStream::connect(weir.http).unwrap();
+    leader.write_all(&request("GET", VECTARA, &[("X-API-Key", "open")])).unwrap();
+    until("the call is under way", || sim.calls() == 1);
+    drop(leader);
+    assert_eq!(weir.get(VECTARA).status, 200);
+    assert_eq!(sim.calls(), 1);
+}
+
+#[test]
+fn tenants_share_an_entry_only_under_the_same_credential() {
+    let sim = Sim::start();
+    let config = Config::shipped().clients(
+        "clients:\n  - { id: a, keys: [ { sha256: SHA(a) } ] }\n  - { id: b, keys: [ { sha256: SHA(b) } ] }\n  \
+         - { id: own, keys: [ { sha256: SHA(own) } ], credentials: { vectara: { header: x-api-key, value: zut_forbidden } } }\n",
+    );
+    let weir = config.start(&sim);
+    assert_eq!(weir.get_as("a", VECTARA).status, 200);
+    assert!(weir.get_as("b", VECTARA).header("cache-status").unwrap().contains("hit"));
+    assert_eq!(sim.calls(), 1);
+    assert_eq!(weir.get_as("own", VECTARA).code(), (403, "forbidden".into()), "its own credential, its own answer");
+    assert_eq!(sim.calls(), 2);
+    assert_eq!(weir.get_as("own", AGENTHUMAN).status, 200);
+    assert!(weir.get_as("a", AGENTHUMAN).header("cache-status").unwrap().contains("hit"));
+}
+
+/// A session that this provider answers with, by its times in seconds from now.
+fn running(sim: &Sim, id: &str, expires_in: i64) {
+    let at = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let at = jiff::Timestamp::from_second(i64::try_from(at).unwrap() + expires_in).unwrap();
+    let session = json!({ "session_id": id, "status": "started", "expiration": at.to_string() });
+    sim.answers(id, 200, &json!({}), &json!({ "success": true, "session": session }).to_string());
+}
+
+#[test]
+fn a_lifetime_comes_from_the_sessions_expiry() {
+    let (sim, config) = (Sim::start(), Config::shipped());
+    let weir = config.start(&sim);
+    let lifetime = |answer: &Answer| -> u64 {
+        let control = answer.header("cache-control").unwrap();
+        control.strip_prefix("private, max-age=").unwrap().parse().unwrap()
+    };
+    running(&sim, "sess_A", 100);
+    let answer = weir.get("/v1/sessions/sess_A");
+    assert!((97..=100).contains(&lifetime(&answer)), "{}", lifetime(&answer));
+    assert!(answer.header("cache-status").unwrap().ends_with("detail=expires_at"));
+    running(&sim, "sess_B", 100_000);
+    let answer = weir.get("/v1/sessions/sess_B");
+    assert_eq!((lifetime(&answer), answer.json()["status"].clone()), (300, json!("active")));
+    assert!(answer.header("cache-status").unwrap().ends_with("detail=max"));
+    running(&sim, "sess_C", -10);
+    let answer = weir.get("/v1/sessions/sess_C");
+    assert_eq!((lifetime(&answer), answer.json()["status"].clone()), (30, json!("expired")));
+    assert!(answer.header("cache-status").unwrap().ends_with("detail=default"));
+    let list = weir.get("/v1/sessions?provider=agenthuman");
+    assert!(list.header("cache-status").unwrap().ends_with("detail=list"));
+    assert_eq!(lifetime(&list), 10);
+    let provider = json!({ "cache-control": "max-age=20" });
+    sim.forget();
+    sim.answers("sess_D", 200, &provider, &json!({ "session": { "session_id": "sess_D" } }).to_string());
+    let answer = weir.get("/v1/sessions/sess_D");
+    assert_eq!(lifetime(&answer), 20);
+    assert!(answer.header("cache-status").unwrap().ends_with("detail=upstream"));
+    sim.forget();
+    sim.answers("sess_E", 200, &json!({ "cache-control": "no-store" }), &json!({ "session": { "session_id": "sess_E" } }).to_string());
+    for _ in 0..2 {
+        assert_eq!(weir.get("/v1/sessions/sess_E").header("cache-status"), Some("weir; fwd=miss; detail=upstream-no-store"));
+    }
+    for source in ["expires_at", "max", "default", "list", "upstream"] {
+        assert!(weir.metric(&format!("weir_cache_ttl_seconds_count{{provider=\"agenthuman\",source=\"{source}\"}}")) >= 1.0, "{source}");
+    }
+}
+
+#[test]
+fn a_live_session_is_not_served_past_its_expiry_even_when_the_provider_is_gone() {
+    let (sim, config) = (Sim::start(), Config::shipped());
+    let weir = config.start(&sim);
+    running(&sim, "sess_A", 2);
+    assert_eq!(weir.get("/v1/sessions/sess_A").json()["status"], "active");
+    sim.forget();
+    sim.answers("sess_A", 500, &json!({}), "{}");
+    until("it expires", || weir.get("/v1/sessions/sess_A").status == 502);
+}
+
+#[test]
+fn not_found_is_remembered_for_a_while() {
+    let (sim, config) = (Sim::start(), Config::shipped());
+    let weir = config.start(&sim);
+    let target = "/v1/sessions/sess_nobody";
+    assert_eq!(weir.get(target).header("cache-status"), Some("weir; fwd=miss; stored; detail=not_found"));
+    let again = weir.get(target);
+    assert_eq!(again.code(), (404, "session_not_found".into()));
+    assert!(again.header("cache-status").unwrap().starts_with("weir; hit; ttl="));
+    assert_eq!(sim.calls(), 1);
+    until("it is forgotten", || {
+        std::thread::sleep(Duration::from_millis(100));
+        weir.get(target);
+        sim.calls() == 2
+    });
+}
+
+#[test]
+fn stale_is_served_while_it_is_refreshed_and_when_the_provider_fails() {
+    let sim = Sim::start();
+    let config = Config::shipped()
+        .edit("providers/vectara.yaml", "default: 30s ", "default: 1s ")
+        .edit("providers/palantir.yaml", "default: 30s\n", "default: 1s\n")
+        .edit("providers/palantir.yaml", "stale_while_revalidate: 30s", "stale_while_revalidate: 0s");
+    let weir = config.start(&sim);
+    assert_eq!(weir.get(VECTARA).status, 200);
+    assert_eq!(weir.get(PALANTIR).status, 200);
+    sim.answers("/api/v2", 500, &json!({}), "{}");
+    let mut status = String::new();
+    until("it is stale", || {
+        status = weir.get(VECTARA).header("cache-status").unwrap().to_owned();
+        status.contains("stale-while-revalidate")
+    });
+    assert!(status.starts_with("weir; hit; ttl=-"), "{status}");
+    until("it was refreshed", || sim.counts()["calls"].to_string().contains("ase_customer_support_001\":2"));
+    until("the provider's failure is covered", || {
+        status = weir.get(PALANTIR).header("cache-status").unwrap().to_owned();
+        status.contains("stale-if-error")
+    });
+    assert_eq!(status, "weir; fwd=stale; fwd-status=500; detail=stale-if-error");
+    assert_eq!(weir.get_with(PALANTIR, &[]).status, 200);
+}
+
+#[test]
+fn the_cache_says_what_it_holds() {
+    let (sim, config) = (Sim::start(), Config::shipped());
+    let weir = config.start(&sim);
+    for target in [VECTARA, PALANTIR, AGENTHUMAN, VECTARA] {
+        assert_eq!(weir.get(target).status, 200);
+    }
+    let cache = weir.admin("GET", "/cache").json();
+    assert_eq!((&cache["entries"], &cache["entries_by_provider"]["vectara"]), (&json!(3), &json!(1)));
+    assert_eq!(weir.metric("weir_cache_entries{provider=\"vectara\"}"), 1.0);
+    assert_eq!(weir.metric("weir_cache_bytes"), cache["bytes"].as_f64().unwrap());
+    assert!(cache["bytes"].as_u64().unwrap() > 3 * 1000);
+}

@@ -1,0 +1,108 @@
+//! The command line, and the way out.
+
+use crate::support::*;
+use serde_json::{Value, json};
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+#[test]
+fn map_prints_the_unified_body_and_a_coverage_table() {
+    let config = Config::shipped();
+    let file = config.path("examples/agenthuman/get.native.json");
+    let output = config.command(&["map", "agenthuman", file.to_str().unwrap()]).output().unwrap();
+    assert!(output.status.success());
+    let unified: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(unified, example("agenthuman/get").1);
+    let table = String::from_utf8(output.stderr).unwrap();
+    assert!(table.contains("+ agent.id             $.avatar.avatar_id") && table.contains("- title                no rule"), "{table}");
+    let mut child = config.command(&["map", "vectara", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"{\"agent_key\":\"a\"}").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("provider_session_id is required and could not be taken from $.key, $.id"));
+    assert_eq!(config.command(&["map", "nobody", "-"]).output().unwrap().status.code(), Some(2));
+}
+
+#[test]
+fn a_new_key_works_once_its_digest_is_in_clients_yaml() {
+    let sim = Sim::start();
+    let config = Config::shipped();
+    let output = String::from_utf8(config.command(&["key", "new"]).output().unwrap().stdout).unwrap();
+    let field = |name: &str| output.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
+    let (key, digest) = (field("key:"), field("sha256:"));
+    assert!(key.len() >= 64 && digest.len() == 64);
+    let other = String::from_utf8(config.command(&["key", "new"]).output().unwrap().stdout).unwrap();
+    assert!(!other.contains(&key));
+    let weir = config.clients(&format!("clients:\n  - {{ id: new, keys: [ {{ sha256: {digest} }} ] }}\n")).start(&sim);
+    assert_eq!(weir.get_as(&key, AGENTHUMAN).status, 200);
+}
+
+#[test]
+fn sigterm_ends_at_once_when_nothing_is_in_flight_and_waits_for_what_is() {
+    let sim = Sim::start();
+    let mut weir = Config::shipped().start(&sim);
+    assert_eq!(weir.get(AGENTHUMAN).status, 200);
+    // An idle keep-alive connection is not in flight.
+    let mut idle = std::net::TcpStream::connect(weir.http).unwrap();
+    idle.write_all(format!("GET {AGENTHUMAN} HTTP/1.1\r\nHost: t\r\nX-API-Key: open\r\n\r\n").as_bytes()).unwrap();
+    until("the idle connection was answered", || weir.metric("weir_cache_requests_total{provider=\"agenthuman\",result=\"hit\"}") == 1.0);
+    weir.process.signal("TERM");
+    assert_eq!(weir.process.wait().code(), Some(0));
+    let stderr = weir.process.stderr.lock().unwrap().join("\n");
+    let took: u64 = stderr.split(" connections in ").nth(1).unwrap_or_else(|| panic!("{stderr}")).split(' ').next().unwrap().parse().unwrap();
+    assert!(took < 5000, "far less than the grace of 10 s: {took} ms");
+
+    let mut weir = Config::shipped().start(&sim);
+    sim.plan(&json!({ "path": "/v2/", "times": 1, "latency_ms": 1500 }));
+    let address = weir.http;
+    let before = sim.calls();
+    let slow = std::thread::spawn(move || send(address, "GET", VECTARA, &[("X-API-Key", "open")]));
+    until("the request is in flight", || sim.calls() > before);
+    weir.process.signal("TERM");
+    until("nothing is accepted", || std::net::TcpStream::connect(address).is_err());
+    assert_eq!(weir.admin("GET", "/readyz").status, 503);
+    assert_eq!(weir.admin("GET", "/healthz").status, 200);
+    assert_eq!(slow.join().unwrap().status, 200, "what was in flight was answered");
+    assert_eq!(weir.process.wait().code(), Some(0));
+}
+
+#[test]
+fn what_does_not_end_is_cut_off_after_the_grace() {
+    let sim = Sim::start();
+    let mut weir = Config::shipped().edit("weir.yaml", "grace: 10s", "grace: 200ms").start(&sim);
+    sim.plan(&json!({ "path": "/v2/", "latency_ms": 8000 }));
+    let address = weir.http;
+    let slow = std::thread::spawn(move || try_raw(address, &request("GET", VECTARA, &[("X-API-Key", "open")])));
+    until("the request is in flight", || sim.calls() > 0);
+    weir.process.signal("TERM");
+    assert_eq!(weir.process.wait().code(), Some(0));
+    assert!(slow.join().unwrap().is_err());
+    assert!(weir.process.stderr.lock().unwrap().join("\n").contains("still open after the grace"));
+}
+
+#[test]
+fn the_demo_prints_requests_that_work_as_pasted() {
+    let config = Config::shipped();
+    // The shipped clients: the demo's key is among them.
+    std::fs::copy(repository().join("config/clients.yaml"), config.path("clients.yaml")).unwrap();
+    let mut demo = Process::start(&mut config.command(&["demo"]));
+    line_with(&demo.stdout, "Requests are logged below.");
+    let lines: Vec<String> = demo.stdout.lock().unwrap().iter().filter(|line| line.starts_with("curl ")).cloned().collect();
+    assert!(lines.len() >= 3);
+    for line in &lines {
+        let output = Command::new("sh").args(["-c", &format!("{line} --max-time 20 --fail")]).output().unwrap();
+        assert!(output.status.success(), "{line}");
+        assert!(!output.stdout.is_empty());
+    }
+    demo.signal("INT");
+    assert_eq!(demo.wait().code(), Some(0));
+}
+
+#[test]
+fn an_address_that_is_taken_is_named() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let output = Config::shipped().env("WEIR_LISTEN", &address).command(&["run"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains(&format!("cannot listen on {address}")));
+}

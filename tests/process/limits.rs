@@ -1,0 +1,100 @@
+//! Limits towards clients, exact on one node.
+
+use crate::support::*;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Policies slow enough that nothing is earned while a test runs.
+const POLICIES: &str = "\nrate_limits:\n  ten: { requests: 10, per: 1h }\n  three: { requests: 10, per: 1h, burst: 3 }\n  misses: { requests: 2, per: 1h, charge: misses }\n  standard: { requests: 600, per: 1m }\n  careful: { requests: 60, per: 1m, burst: 10 }\n";
+
+fn start(sim: &Sim, clients: &str) -> Weir {
+    let config = Config::shipped();
+    let text = config.read("weir.yaml");
+    config.write("weir.yaml", &(text.split("\nrate_limits:").next().unwrap().to_owned() + POLICIES));
+    config.clients(clients).start(sim)
+}
+
+#[test]
+fn the_documented_429() {
+    let sim = Sim::start();
+    let weir = start(&sim, "clients:\n  - { id: dashboards, keys: [ { sha256: SHA(k) } ], rate_limit: three }\n");
+    for left in [2, 1, 0] {
+        let answer = weir.get_as("k", VECTARA);
+        assert_eq!(answer.status, 200);
+        assert_eq!(answer.header("ratelimit-policy"), Some("\"three\";q=3;w=1080"));
+        let limit = answer.header("ratelimit").unwrap();
+        assert!(limit.starts_with(&format!("\"three\";r={left};t=3")), "{limit}");
+    }
+    let refused = weir.get_as("k", VECTARA);
+    assert_eq!(refused.code(), (429, "rate_limit_exceeded".into()));
+    let problem = refused.json();
+    let wait: u64 = refused.header("retry-after").unwrap().parse().unwrap();
+    assert!((355..=360).contains(&wait), "{wait}");
+    assert_eq!(refused.header("ratelimit"), Some(&*format!("\"three\";r=0;t={wait}")));
+    assert_eq!(problem["retry_after"], wait);
+    assert_eq!(problem["type"], "https://iana.org/assignments/http-problem-types#quota-exceeded");
+    assert_eq!(problem["title"], "Request rate limit exceeded");
+    assert_eq!(problem["violated-policies"], serde_json::json!(["three"]));
+    let words = "Client \"dashboards\" is over its policy \"three\" (10 requests per 3600 s, burst 3); try again in ";
+    assert!(problem["detail"].as_str().unwrap().starts_with(words), "{problem}");
+    assert_eq!(weir.get_as("k", "/v1/sessions/nonsense").status, 400, "malformed requests are not charged");
+    assert_eq!(weir.metric("weir_rate_limit_requests_total{client=\"dashboards\",decision=\"limited\",policy=\"three\"}"), 1.0);
+    assert_eq!(weir.metric("weir_rate_limit_requests_total{client=\"dashboards\",decision=\"allowed\",policy=\"three\"}"), 3.0);
+}
+
+#[test]
+fn exactly_the_burst_is_admitted_however_many_come_at_once() {
+    let sim = Sim::start();
+    let weir = Arc::new(start(&sim, "clients:\n  - { id: a, keys: [ { sha256: SHA(a) } ], rate_limit: [ten, standard] }\n"));
+    let admitted = Arc::new(AtomicUsize::new(0));
+    let callers: Vec<_> = (0..16)
+        .map(|_| {
+            let (weir, admitted) = (weir.clone(), admitted.clone());
+            std::thread::spawn(move || {
+                for _ in 0..10 {
+                    let status = weir.get_as("a", VECTARA).status;
+                    assert!(matches!(status, 200 | 429));
+                    admitted.fetch_add(usize::from(status == 200), Ordering::SeqCst);
+                }
+            })
+        })
+        .collect();
+    callers.into_iter().for_each(|caller| caller.join().unwrap());
+    assert_eq!(admitted.load(Ordering::SeqCst), 10);
+    let answer = weir.get_as("a", VECTARA);
+    let left = answer.header("ratelimit").unwrap();
+    let standard: u64 = left.split("\"standard\";r=").nth(1).unwrap().split(';').next().unwrap().parse().unwrap();
+    assert!(standard >= 590, "what one policy refused took nothing from the other: {left}");
+}
+
+#[test]
+fn a_providers_policy_is_on_top_and_for_its_routes_alone() {
+    let sim = Sim::start();
+    let weir = start(
+        &sim,
+        "clients:\n  - { id: a, keys: [ { sha256: SHA(a) } ], rate_limit: ten, provider_rate_limits: { agenthuman: three } }\n  - { id: b, keys: [ { sha256: SHA(b) } ], rate_limit: ten }\n",
+    );
+    for _ in 0..3 {
+        assert_eq!(weir.get_as("a", AGENTHUMAN).status, 200);
+    }
+    let refused = weir.get_as("a", AGENTHUMAN);
+    assert_eq!((refused.status, refused.json()["violated-policies"].clone()), (429, serde_json::json!(["three"])));
+    for _ in 0..7 {
+        assert_eq!(weir.get_as("a", VECTARA).status, 200);
+    }
+    assert_eq!(weir.get_as("a", VECTARA).json()["violated-policies"], serde_json::json!(["ten"]));
+    assert_eq!(weir.get_as("b", AGENTHUMAN).status, 200, "another client has its own buckets");
+}
+
+#[test]
+fn hits_are_free_where_only_misses_are_charged() {
+    let sim = Sim::start();
+    let weir = start(&sim, "clients:\n  - { id: a, keys: [ { sha256: SHA(a) } ], rate_limit: misses }\n");
+    for _ in 0..20 {
+        assert_eq!(weir.get_as("a", VECTARA).status, 200);
+    }
+    assert_eq!(weir.get_as("a", AGENTHUMAN).status, 200);
+    assert_eq!(weir.get_as("a", PALANTIR).status, 429);
+    assert_eq!(weir.get_as("a", VECTARA).status, 200);
+    assert_eq!(sim.calls(), 2);
+}

@@ -1,0 +1,177 @@
+//! What providers say and what clients get, over the whole line.
+
+use crate::support::*;
+use serde_json::{Value, json};
+
+#[test]
+fn every_seed_maps_exactly() {
+    let (sim, config) = (Sim::start(), Config::shipped());
+    let weir = config.start(&sim);
+    for (path, case) in [(VECTARA, "vectara/get"), (PALANTIR, "palantir/get"), (AGENTHUMAN, "agenthuman/get")] {
+        let answer = weir.get(path);
+        assert_eq!(answer.status, 200, "{}", answer.json());
+        // As text too: the order of fields is a promise.
+        assert_eq!(answer.json().to_string(), example(case).1.to_string());
+        let by_id = format!("/v1/sessions/{}", answer.json()["id"].as_str().unwrap());
+        assert_eq!(weir.get(&by_id).body, answer.body);
+        assert_eq!(weir.get(&by_id.replace(':', "%3A")).body, answer.body);
+    }
+    let list = weir.get("/v1/agents/agt_customer_support/sessions?limit=3").json();
+    assert_eq!(list["sessions"].to_string(), example("vectara/list").1["sessions"].to_string());
+    assert_eq!(list["total_count"], 127);
+    assert_eq!(list["partial"], false);
+    let source = json!([{ "provider": "vectara", "agent": "agt_customer_support", "state": "fresh", "age_seconds": 0, "error": null }]);
+    assert_eq!(list["sources"], source);
+}
+
+/// Answers with a body and gives what the session became.
+fn mapped(sim: &Sim, weir: &Weir, path: &str, id: &str, body: &Value) -> Answer {
+    sim.forget();
+    sim.answers(id, 200, &json!({}), &body.to_string());
+    weir.get(path)
+}
+
+#[test]
+fn other_shapes_of_each_provider_map_too() {
+    let (sim, config) = (Sim::start(), Config::shipped());
+    let weir = config.start(&sim);
+    for (case, provider) in [
+        ("vectara/get-by-spec", "vectara"),
+        ("palantir/live", "palantir"),
+        ("agenthuman/newest", "agenthuman"),
+        ("agenthuman/oldest", "agenthuman"),
+    ] {
+        let (native, unified) = example(case);
+        let id = unified["provider_session_id"].as_str().unwrap();
+        let path = format!("/v1/sessions/{}", unified["id"].as_str().unwrap());
+        let answer = mapped(&sim, &weir, &path, id, &native);
+        assert_eq!((answer.status, answer.json()), (200, unified), "{case} of {provider}");
+    }
+}
+
+#[test]
+fn a_missing_required_field_is_502_naming_it_and_an_optional_one_is_null_and_counted() {
+    let (sim, config) = (Sim::start(), Config::shipped());
+    let weir = config.start(&sim);
+    let without = |case: &str, pointer: &str, member: &str| {
+        let mut native = example(case).0;
+        native.pointer_mut(pointer).unwrap().as_object_mut().unwrap().remove(member);
+        native
+    };
+    for (path, id, body, field) in [
+        (VECTARA, "ase_customer", without("vectara/get", "", "id"), "provider_session_id"),
+        (VECTARA, "ase_customer", without("vectara/get", "", "agent_key"), "agent.id"),
+        (PALANTIR, "session.292", without("palantir/get", "", "rid"), "provider_session_id"),
+        (AGENTHUMAN, "sess_01H3", without("agenthuman/get", "/session", "session_id"), "provider_session_id"),
+    ] {
+        let answer = mapped(&sim, &weir, path, id, &body);
+        assert_eq!(answer.code(), (502, "provider_invalid_response".into()));
+        let detail = answer.json()["detail"].as_str().unwrap().to_owned();
+        assert!(detail.contains(&format!("{field} is required")), "{detail}");
+    }
+    let mut native = example("vectara/get").0;
+    native["created_at"] = json!(1_705_314_600);
+    native["metadata"] = json!(["not", "an", "object"]);
+    native["enabled"] = json!("perhaps");
+    let session = mapped(&sim, &weir, VECTARA, "ase_customer", &native).json();
+    assert_eq!((&session["created_at"], &session["metadata"], &session["status"]), (&Value::Null, &json!({}), &json!("unknown")));
+    for (field, reason) in [("created_at", "wrong_type"), ("metadata", "wrong_type"), ("status", "unknown_value")] {
+        let series = format!("weir_mapping_failures_total{{field=\"{field}\",provider=\"vectara\",reason=\"{reason}\"}}");
+        assert_eq!(weir.metric(&series), 1.0, "{series}");
+    }
+}
+
+#[test]
+fn metadata_is_untouched() {
+    let (sim, config) = (Sim::start(), Config::shipped());
+    let weir = config.start(&sim);
+    let metadata = r#"{"z":1,"a":{"y":[1.0,1e+3,12345678901234567890123],"b":null},"π":"ü","0":-0.0}"#;
+    let body = format!(r#"{{"key":"ase_x","agent_key":"agt_x","enabled":true,"metadata":{metadata}}}"#);
+    sim.answers("ase_x", 200, &json!({}), &body);
+    let answer = weir.get("/v1/sessions/vectara:agt_x:ase_x");
+    let text = String::from_utf8(answer.body).unwrap();
+    assert!(text.contains(&format!(r#""metadata":{metadata}"#)), "{text}");
+}
+
+#[test]
+fn secrets_are_seen_only_by_clients_that_may() {
+    let sim = Sim::start();
+    let config = Config::shipped().clients(
+        "clients:\n  - { id: open, keys: [ { sha256: SHA(open) } ] }\n  - { id: trusted, keys: [ { sha256: SHA(trusted) } ], reveal_secrets: true }\n",
+    );
+    let weir = config.start(&sim);
+    let token = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9...";
+    let native = format!("{AGENTHUMAN}?include=native");
+    let (plain, plain_native) = (weir.get(AGENTHUMAN), weir.get(&native));
+    let (seen, seen_native) = (weir.get_as("trusted", AGENTHUMAN), weir.get_as("trusted", &native));
+    assert_eq!(sim.calls(), 1, "all views are made from one stored answer");
+    for answer in [&plain, &plain_native] {
+        assert!(!String::from_utf8_lossy(&answer.body).contains(token));
+    }
+    assert_eq!(plain.json()["connection"], json!({ "url": "https://agenthuman.daily.co/example-room-name", "name": "example-room-name" }));
+    assert_eq!(seen.json()["connection"]["token"], token);
+    let mut own = example("agenthuman/get").0["session"].clone();
+    assert_eq!(seen_native.json()["native"].to_string(), own.to_string());
+    own["daily_room"].as_object_mut().unwrap().remove("token");
+    assert_eq!(plain_native.json()["native"], own);
+    let tags: std::collections::HashSet<_> = [&plain, &plain_native, &seen, &seen_native].map(|a| a.header("etag").unwrap()).into();
+    assert_eq!(tags.len(), 4, "each view has its own entity tag");
+    for place in [weir.metrics(), String::from_utf8(weir.admin("GET", "/config").body).unwrap(), weir.process.stdout.lock().unwrap().join("\n")] {
+        assert!(!place.contains(token) && !place.contains("ah_test_sim"));
+    }
+}
+
+#[test]
+fn a_page_walk_gives_every_session_once_whatever_the_limit() {
+    let (sim, config) = (Sim::with(&["--sessions", "230"]), Config::shipped());
+    let weir = config.start(&sim);
+    for (path, total) in [
+        ("/v1/agents/agt_load_1/sessions", 230),
+        ("/v1/agents/agt_load_1/sessions?enabled=true", 0),
+        ("/v1/agents/agt_load_2/sessions?status=active", 0),
+        ("/v1/agents/ri.aip-agents..agent.00000000-0000-0000-0000-000000000003/sessions", 230),
+        ("/v1/sessions?provider=agenthuman", 230),
+        ("/v1/sessions?provider=agenthuman&status=pending", 0),
+        ("/v1/agents/agt_empty/sessions", 0),
+    ] {
+        let mut lengths = Vec::new();
+        for limit in [7, 100, 64] {
+            let mut ids = Vec::new();
+            let mut token: Option<String> = None;
+            for _ in 0..300 {
+                let sign = if path.contains('?') { '&' } else { '?' };
+                let token_part = token.as_ref().map(|t| format!("&page_token={t}")).unwrap_or_default();
+                let page = weir.get(&format!("{path}{sign}limit={limit}{token_part}")).json();
+                let sessions = page["sessions"].as_array().unwrap_or_else(|| panic!("{page}"));
+                assert!(sessions.len() <= limit);
+                ids.extend(sessions.iter().map(|s| s["id"].as_str().unwrap().to_owned()));
+                token = page["next_page_token"].as_str().map(str::to_owned);
+                if token.is_none() {
+                    break;
+                }
+                assert!(!sessions.is_empty() || path.contains("status"), "an empty page in the middle");
+            }
+            assert_eq!(token, None, "the walk ends");
+            let distinct: std::collections::HashSet<_> = ids.iter().collect();
+            assert_eq!(distinct.len(), ids.len(), "{path}");
+            lengths.push(ids.len());
+        }
+        assert!(lengths.iter().all(|length| *length == lengths[0]), "{path}: {lengths:?}");
+        assert!(total == 0 || lengths[0] == total, "{path}: {lengths:?}");
+        assert!(path.contains("empty") || lengths[0] > 0, "{path}");
+    }
+}
+
+#[test]
+fn a_filter_is_the_providers_where_it_has_one_and_ours_where_not() {
+    let (sim, config) = (Sim::with(&["--sessions", "230"]), Config::shipped());
+    let weir = config.start(&sim);
+    let enabled = weir.get("/v1/agents/agt_load_1/sessions?enabled=false&limit=5").json();
+    assert!(enabled["sessions"].as_array().unwrap().iter().all(|s| s["status"] == "disabled"));
+    assert!(sim.counts()["calls"].to_string().contains("enabled=false"));
+    let total = weir.get("/v1/sessions?provider=agenthuman&limit=1").json()["total_count"].clone();
+    assert_eq!(total, 230);
+    let ended = weir.get("/v1/sessions?provider=agenthuman&limit=50&status=ended").json();
+    assert_eq!((ended["sessions"].as_array().unwrap().len(), &ended["total_count"]), (50, &Value::Null));
+    assert!(ended["sessions"].as_array().unwrap().iter().all(|s| s["status"] == "ended"));
+}

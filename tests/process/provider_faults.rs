@@ -1,0 +1,153 @@
+//! A provider that fails, throttles or lies: each gives its row of the error table, and Weir goes on.
+
+use crate::support::*;
+use serde_json::{Value, json};
+
+/// Short deadlines, no retry, no breaker: one call, one outcome.
+fn start(sim: &Sim) -> Weir {
+    let mut config = Config::shipped();
+    for provider in ["vectara", "palantir", "agenthuman"] {
+        let file = format!("providers/{provider}.yaml");
+        config = config.edit(&file, "  timeout: 10s", "  timeout: 800ms").edit(&file, "failures: 5", "failures: 1000000");
+        if provider != "vectara" {
+            continue;
+        }
+        config = config.edit(&file, "max_body: 4MiB", "max_body: 64KiB").edit(&file, "not_found: 5s", "not_found: 0s");
+    }
+    config.start(sim)
+}
+
+fn answer(status: u16, headers: Value, body: Value) -> Value {
+    json!({ "kind": "answer", "status": status, "headers": headers, "body": body })
+}
+
+#[test]
+fn each_fault_has_its_row() {
+    let sim = Sim::start();
+    let weir = start(&sim);
+    let no_session = json!({ "messages": ["Session ase_x not found."], "request_id": "r" });
+    let no_agent = json!({ "messages": ["Agent agt_x not found."] });
+    for (name, fault, status, code) in [
+        ("garbage", answer(200, json!({}), json!("<html>not json</html>")), 502, "provider_invalid_response"),
+        ("an empty body", answer(200, json!({}), json!("")), 502, "provider_invalid_response"),
+        ("a list", answer(200, json!({}), json!([1, 2])), 502, "provider_invalid_response"),
+        ("null", answer(200, json!({}), json!("null")), 502, "provider_invalid_response"),
+        ("half a body", json!({ "kind": "truncate" }), 502, "provider_error"),
+        ("5 MB", json!({ "kind": "oversize", "bytes": 5_000_000 }), 502, "provider_invalid_response"),
+        ("nothing at all", json!({ "kind": "reset" }), 502, "provider_error"),
+        ("headers, then nothing", json!({ "kind": "hang" }), 504, "provider_timeout"),
+        ("a slow drip", json!({ "kind": "drip", "ms": 50 }), 504, "provider_timeout"),
+        ("gzip", answer(200, json!({ "content-encoding": "gzip" }), json!("x")), 502, "provider_invalid_response"),
+        ("a redirect", answer(302, json!({ "location": "http://127.0.0.1:1/" }), json!("")), 502, "provider_error"),
+        ("500", answer(500, json!({}), json!({})), 502, "provider_error"),
+        ("504", answer(504, json!({}), json!("")), 502, "provider_error"),
+        ("418", answer(418, json!({}), json!({})), 502, "provider_error"),
+        ("204", answer(204, json!({}), json!("")), 502, "provider_error"),
+        ("an empty 404", answer(404, json!({}), json!("")), 502, "provider_error"),
+        ("no such session", answer(404, json!({}), no_session), 404, "session_not_found"),
+        ("no such agent", answer(404, json!({}), no_agent), 404, "agent_not_found"),
+        ("400", answer(400, json!({}), json!({})), 400, "invalid_request"),
+        ("422", answer(422, json!({}), json!({})), 400, "invalid_request"),
+        ("401", answer(401, json!({}), json!({})), 502, "provider_auth_failed"),
+        ("403", answer(403, json!({}), json!({})), 403, "forbidden"),
+    ] {
+        sim.forget();
+        sim.fault("/v2/agents", 0, &fault);
+        let got = weir.get(VECTARA);
+        assert_eq!(got.code(), (status, code.into()), "{name}: {}", got.json());
+        assert_eq!(got.json()["provider"], "vectara", "{name}");
+        assert!(got.header("cache-status").unwrap().starts_with("weir; fwd=miss"), "{name}");
+    }
+    sim.forget();
+    assert_eq!(weir.get(VECTARA).status, 200, "Weir goes on");
+}
+
+#[test]
+fn the_providers_own_error_bodies_are_understood() {
+    let sim = Sim::start();
+    let weir = start(&sim);
+    let agent = "ri.aip-agents..agent.732cd5b4-7ca7-4219-aabb-6e976faf63b1";
+    for (target, status, code, words) in [
+        ("/v1/sessions/vectara:agt_customer_support:ase_none_1".to_owned(), 404, "session_not_found", "Session ase_none_1 not found."),
+        ("/v1/sessions/vectara:agt_none:ase_none_1".into(), 404, "agent_not_found", "Agent agt_none not found."),
+        ("/v1/agents/agt_none/sessions".into(), 404, "agent_not_found", "Agent agt_none"),
+        (format!("/v1/agents/{agent}/sessions/ri.aip-agents..session.none"), 404, "session_not_found", "SessionNotFound"),
+        ("/v1/agents/ri.aip-agents..agent.none/sessions".into(), 404, "agent_not_found", "AgentNotFound"),
+        ("/v1/sessions/sess_none".into(), 404, "session_not_found", "Session not found"),
+    ] {
+        let got = weir.get(&target);
+        assert_eq!(got.code(), (status, code.into()), "{target}");
+        assert!(got.json()["detail"].as_str().unwrap().contains(words), "{}", got.json());
+    }
+    let palantir = |status: u16, name: &str| {
+        sim.forget();
+        let body = json!({ "errorCode": "INVALID_ARGUMENT", "errorName": name, "errorInstanceId": "i", "parameters": {} });
+        sim.answers("/api/v2", status, &json!({}), &body.to_string());
+        weir.get(PALANTIR).code()
+    };
+    assert_eq!(palantir(403, "ApiUsageDenied"), (403, "forbidden".into()));
+    assert_eq!(palantir(400, "InvalidPageToken"), (400, "invalid_request".into()));
+    assert_eq!(palantir(400, "SessionNotFound"), (404, "session_not_found".into()));
+}
+
+#[test]
+fn throttling_closes_the_tap_and_says_when_to_come_back() {
+    for (headers, body, status, wait) in [
+        (json!({ "retry-after": "7" }), json!({}), 429, 7),
+        (json!({}), json!("slow down"), 429, 5),
+        (json!({ "retry-after": "100000" }), json!({}), 503, 300),
+    ] {
+        let sim = Sim::start();
+        let weir = start(&sim);
+        sim.answers("/v2/", status, &headers, &body.to_string());
+        let got = weir.get(VECTARA);
+        assert_eq!(got.code(), (503, "provider_rate_limited".into()));
+        assert_eq!(got.header("retry-after"), Some(&*wait.to_string()));
+        assert_eq!(got.json()["type"], "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity");
+        sim.forget();
+        let again = weir.get("/v1/agents/agt_load_1/sessions");
+        assert_eq!(again.code(), (503, "provider_rate_limited".into()));
+        let left: u64 = again.header("retry-after").unwrap().parse().unwrap();
+        assert!((1..=wait).contains(&left));
+        assert_eq!(sim.calls(), 1, "nobody asks during the pause");
+        assert_eq!(weir.get(AGENTHUMAN).status, 200, "other providers go on");
+    }
+    let sim = Sim::start();
+    let weir = start(&sim);
+    sim.answers("/api/v2", 400, &json!({}), &json!({ "errorName": "RateLimitExceeded" }).to_string());
+    assert_eq!(weir.get(PALANTIR).code(), (503, "provider_rate_limited".into()));
+}
+
+#[test]
+fn a_provider_that_is_not_there_is_502_and_an_unknown_name_too() {
+    let sim = Sim::start();
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let weir = Config::shipped().env("VECTARA_BASE_URL", &format!("http://{closed}")).env("PALANTIR_BASE_URL", "https://nowhere.invalid").start(&sim);
+    let refused = weir.get(VECTARA);
+    assert_eq!(refused.code(), (502, "provider_error".into()));
+    assert!(refused.json()["detail"].as_str().unwrap().contains(&closed.to_string()));
+    let unknown = weir.get(PALANTIR);
+    assert_eq!(unknown.code(), (502, "provider_error".into()));
+    assert!(unknown.json()["detail"].as_str().unwrap().contains("nowhere.invalid cannot be resolved"));
+    assert!(weir.metric("weir_upstream_requests_total{operation=\"get_session\",provider=\"vectara\",status=\"connect\"}") >= 1.0);
+    assert_eq!(weir.get(AGENTHUMAN).status, 200);
+}
+
+#[test]
+fn a_request_that_broke_before_its_answer_is_retried_once() {
+    let (sim, config) = (Sim::start(), Config::shipped());
+    let weir = config.start(&sim);
+    sim.fault("/v2/", 1, &json!({ "kind": "reset" }));
+    assert_eq!(weir.get(VECTARA).status, 200);
+    assert_eq!(sim.calls(), 2);
+    sim.reset_calls();
+    sim.fault("/v1/", 0, &json!({ "kind": "reset" }));
+    assert_eq!(weir.get(AGENTHUMAN).code(), (502, "provider_error".into()));
+    assert_eq!(sim.calls(), 2);
+    sim.forget();
+    sim.reset_calls();
+    // An answer that began is not asked for again.
+    sim.fault("/api/", 0, &json!({ "kind": "truncate" }));
+    assert_eq!(weir.get(PALANTIR).code(), (502, "provider_error".into()));
+    assert_eq!(sim.calls(), 1);
+}

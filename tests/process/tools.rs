@@ -1,0 +1,140 @@
+//! What operators see: metrics under real tools, the admin listener, the access log, the docs.
+
+use crate::support::*;
+use serde_json::Value;
+use std::process::{Command, Stdio};
+
+/// Whether a program is there; says so where it is not.
+fn has(program: &str) -> bool {
+    let found = Command::new(program).arg("--version").output().is_ok();
+    if !found {
+        eprintln!("SKIPPED: {program} is not installed; scripts/setup installs it");
+        assert!(std::env::var_os("CI").is_none(), "CI has {program}");
+    }
+    found
+}
+
+#[test]
+fn promtool_finds_nothing_to_say_and_every_metric_is_there() {
+    use std::io::Write;
+    let sim = Sim::start();
+    let weir = Config::shipped().clients("clients:\n  - { id: open, keys: [ { sha256: SHA(open) } ], rate_limit: standard }\n").start(&sim);
+    for target in [VECTARA, VECTARA, PALANTIR, AGENTHUMAN, "/nowhere", "/v1/sessions/sess_none"] {
+        weir.get(target);
+    }
+    sim.answers("agt_load", 200, &serde_json::json!({}), r#"{"key":"ase_1","agent_key":"agt_load_1","created_at":5}"#);
+    assert_eq!(weir.get("/v1/sessions/vectara:agt_load_1:ase_1").status, 200);
+    let metrics = weir.metrics();
+    for name in [
+        "weir_http_requests_total", "weir_http_request_duration_seconds_bucket", "weir_http_requests_in_flight",
+        "weir_overhead_seconds_bucket", "weir_cache_requests_total", "weir_cache_entries", "weir_cache_bytes",
+        "weir_cache_evictions_total", "weir_cache_ttl_seconds_bucket", "weir_rate_limit_requests_total",
+        "weir_upstream_requests_total", "weir_upstream_request_duration_seconds_bucket",
+        "weir_upstream_requests_saved_total", "weir_upstream_breaker_open", "weir_upstream_throttled",
+        "weir_mapping_failures_total", "weir_config_reloads_total", "weir_config_last_reload_successful",
+        "weir_config_last_reload_success_timestamp_seconds", "weir_config_info", "weir_build_info",
+        "process_resident_memory_bytes",
+    ] {
+        let sample = |line: &str| line.starts_with(&format!("{name}{{")) || line.starts_with(&format!("{name} "));
+        assert!(metrics.lines().any(sample), "{name} has no sample");
+    }
+    let requests = "weir_http_requests_total{client=\"open\",provider=\"vectara\",route=\"/v1/agents/{agent}/sessions/{session}\",status=\"200\"}";
+    assert_eq!(weir.metric(requests), 2.0);
+    assert_eq!(weir.metric("weir_upstream_requests_saved_total{provider=\"vectara\",reason=\"hit\"}"), 1.0);
+    if has("promtool") {
+        let mut child = Command::new("promtool").args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(metrics.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.trim().is_empty(), "{said}");
+    }
+}
+
+#[test]
+fn the_admin_listener_wants_its_token() {
+    let sim = Sim::start();
+    let weir = Config::shipped().env("WEIR_ADMIN_TOKEN", "admin-secret").start(&sim);
+    for (method, path, open) in [("GET", "/metrics", true), ("GET", "/healthz", true), ("GET", "/readyz", true), ("GET", "/config", false), ("GET", "/cache", false), ("POST", "/reload", false)] {
+        assert_eq!(weir.admin(method, path).status, if open { 200 } else { 401 }, "{path}");
+        let wrong = send(weir.admin, method, path, &[("Authorization", "Bearer admin-secre")]);
+        assert_eq!(wrong.status, if open { 200 } else { 401 });
+        let right = send(weir.admin, method, path, &[("Authorization", "Bearer admin-secret")]);
+        assert_eq!(right.status, 200, "{path}");
+        assert!(!String::from_utf8_lossy(&right.body).contains("admin-secret"));
+    }
+    assert_eq!(weir.admin("GET", "/nowhere").status, 404);
+    assert_eq!(weir.admin("POST", "/metrics").status, 405);
+    assert_eq!(weir.admin("GET", "/reload").status, 401);
+    let shown = send(weir.admin, "GET", "/config", &[("Authorization", "Bearer admin-secret")]).json();
+    assert!(shown["revision"].is_string() && shown["files"].as_array().unwrap().len() > 3 && shown["loaded_at"].is_string());
+}
+
+#[test]
+fn the_access_log_is_json_and_tells_no_secret() {
+    let sim = Sim::start();
+    let weir = Config::shipped().start(&sim);
+    weir.get_with("/v1/agents/agt_customer_support/sessions?limit=17&enabled=true", &[("X-Request-Id", "list-1")]);
+    weir.get_as("a-wrong-key", "/v1/sessions/sess_x?include=native");
+    let line = |text: &str| {
+        let mut found = None;
+        until(text, || {
+            found = weir.process.stdout.lock().unwrap().iter().find(|line| line.contains(text)).cloned();
+            found.is_some()
+        });
+        serde_json::from_str::<Value>(&found.unwrap()).unwrap()
+    };
+    let list = line("list-1");
+    assert_eq!(list["route"], "/v1/agents/{agent}/sessions");
+    for (field, value) in [("client", "open"), ("method", "GET"), ("provider", "vectara"), ("cache", "miss")] {
+        assert_eq!(list[field], value, "{list}");
+    }
+    assert_eq!(list["status"], 200);
+    assert!(list["bytes"].as_u64().unwrap() > 1000 && list["total_ms"].as_f64().unwrap() >= list["upstream_ms"].as_f64().unwrap());
+    let refused = line("unauthorized");
+    assert_eq!((&refused["status"], &refused["client"], &refused["route"]), (&Value::from(401), &Value::Null, &Value::from("none")));
+    let log = weir.process.stdout.lock().unwrap().join("\n");
+    for secret in ["a-wrong-key", "limit=17", "sess_x", "zut_sim", "customer_12345"] {
+        assert!(!log.contains(secret), "{secret}");
+    }
+}
+
+/// The docs' own text adds a provider: its file, its example, and a request for it.
+#[test]
+fn the_docs_add_a_fourth_provider() {
+    use std::io::{BufRead, BufReader, Write};
+    let docs = std::fs::read_to_string(repository().join("docs/CONFIGURATION.md")).unwrap();
+    let section = docs.split("## Add a provider").nth(1).expect("the section");
+    let block = |title: &str| {
+        let after = section.split(&format!("`{title}`")).nth(1).unwrap_or_else(|| panic!("the docs name {title}"));
+        let block = after.split("```").nth(1).unwrap();
+        block.split_once('\n').unwrap().1.to_owned()
+    };
+    let native = block("config/examples/acme/get.native.json");
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let body = native.clone();
+    std::thread::spawn(move || {
+        for socket in listener.incoming().take(5) {
+            let mut socket = socket.unwrap();
+            let mut line = String::new();
+            let mut reader = BufReader::new(socket.try_clone().unwrap());
+            while !line.ends_with("\r\n\r\n") && reader.read_line(&mut line).unwrap() > 0 {}
+            let known = line.starts_with("GET /api/calls/call-42") && line.to_lowercase().contains("authorization: bearer t0ken");
+            let (status, body) = if known { ("200 OK", body.as_str()) } else { ("404 Not Found", "{\"error\":\"unknown call\"}") };
+            write!(socket, "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len()).unwrap();
+        }
+    });
+    let sim = Sim::start();
+    let weir = Config::shipped().env("ACME_BASE_URL", &format!("http://{address}")).env("ACME_TOKEN", "t0ken").start(&sim);
+    std::fs::create_dir(weir.config.path("examples/acme")).unwrap();
+    weir.config.write("examples/acme/get.native.json", &native);
+    weir.config.write("examples/acme/get.unified.json", &block("config/examples/acme/get.unified.json"));
+    weir.config.write("providers/acme.yaml", &block("config/providers/acme.yaml"));
+    until("it is in force", || weir.reload().0 == 200);
+    assert_eq!(weir.config.check(), (0, vec![]));
+    let answer = weir.get("/v1/sessions/acme:call-42");
+    assert_eq!(answer.status, 200, "{}", answer.json());
+    let unified: Value = serde_json::from_str(&block("config/examples/acme/get.unified.json")).unwrap();
+    assert_eq!(answer.json(), unified);
+    assert_eq!(weir.get("/v1/sessions/acme:call-43").code(), (404, "session_not_found".into()));
+}
