@@ -64,7 +64,10 @@ impl Admin {
         };
         let wanted = &self.runtime.snapshot().weir.admin.token.0;
         if !open && !wanted.is_empty() && !token.is_some_and(|token| same(token, wanted.as_bytes())) {
-            return Err(Problem::new(Code::Unauthorized, "send Authorization: Bearer with the admin.token of weir.yaml"));
+            return Err(Problem::new(
+                Code::Unauthorized,
+                "send Authorization: Bearer with the admin.token of weir.yaml",
+            ));
         }
         let fits = method.as_str() == allowed || (*method == Method::HEAD && allowed == "GET");
         if !fits {
@@ -80,7 +83,9 @@ impl Admin {
             "/metrics" => self.metrics(),
             "/healthz" => json_response(200, &json!({ "status": "ok" })),
             "/readyz" if self.draining.load(Ordering::Acquire) => json_response(503, &json!({ "status": "draining" })),
-            "/readyz" => json_response(200, &json!({ "status": "ready", "revision": self.runtime.snapshot().revision })),
+            "/readyz" => {
+                json_response(200, &json!({ "status": "ready", "revision": self.runtime.snapshot().revision }))
+            }
             "/config" => json_response(200, &self.config()),
             "/cache" => json_response(200, &self.cache()),
             _ => self.reload().await,
@@ -93,7 +98,8 @@ impl Admin {
         metrics.cache.bytes.set(i64::try_from(self.shared.cache.bytes()).unwrap_or(i64::MAX));
         let (snapshot, now) = (self.runtime.snapshot(), runtime::now());
         for provider in &snapshot.providers {
-            let flag = |gauge: &prometheus::IntGaugeVec, on: bool| gauge.with_label_values(&[&*provider.name]).set(on.into());
+            let flag =
+                |gauge: &prometheus::IntGaugeVec, on: bool| gauge.with_label_values(&[&*provider.name]).set(on.into());
             flag(&metrics.upstream.breaker_open, provider.breaker.open_until(now).is_some());
             flag(&metrics.upstream.throttled, provider.taps().any(|tap| tap.closed_until(now).is_some()));
         }
@@ -140,12 +146,17 @@ impl Admin {
         match reload(&self.runtime, &self.shared, "POST /reload").await {
             Reloaded::Refused(faults) => {
                 let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
-                json_response(422, &json!({ "result": "failure", "revision": self.runtime.snapshot().revision, "faults": faults }))
+                json_response(
+                    422,
+                    &json!({ "result": "failure", "revision": self.runtime.snapshot().revision, "faults": faults }),
+                )
             }
             Reloaded::Swapped { revision, restart } => {
                 json_response(200, &json!({ "result": "success", "revision": revision, "needs_restart": restart }))
             }
-            Reloaded::Unchanged { revision } => json_response(200, &json!({ "result": "unchanged", "revision": revision })),
+            Reloaded::Unchanged { revision } => {
+                json_response(200, &json!({ "result": "unchanged", "revision": revision }))
+            }
         }
     }
 }
@@ -159,7 +170,8 @@ pub async fn reload(runtime: &Arc<Runtime>, shared: &Arc<Shared>, why: &str) -> 
     match &outcome {
         Reloaded::Swapped { revision, restart } => {
             shared.metrics.config.reloaded("success", revision, seconds);
-            let restart = if restart.is_empty() { String::new() } else { format!("; needs a restart: {}", restart.join(", ")) };
+            let restart =
+                if restart.is_empty() { String::new() } else { format!("; needs a restart: {}", restart.join(", ")) };
             observe::say(&format!("config reloaded ({why}): revision {revision}{restart}"));
         }
         Reloaded::Unchanged { revision } => shared.metrics.config.reloaded("unchanged", revision, seconds),
@@ -217,7 +229,9 @@ fn problem_response(problem: &Problem) -> Response<Vec<u8>> {
         response.headers_mut().insert(header::ALLOW, http::HeaderValue::from_static(methods));
     }
     if problem.code == Code::Unauthorized {
-        response.headers_mut().insert(header::WWW_AUTHENTICATE, http::HeaderValue::from_static("Bearer realm=\"weir-admin\""));
+        response
+            .headers_mut()
+            .insert(header::WWW_AUTHENTICATE, http::HeaderValue::from_static("Bearer realm=\"weir-admin\""));
     }
     response
 }

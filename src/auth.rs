@@ -42,9 +42,10 @@ impl Keys {
     pub fn identify(&self, request: &Request, now: Time) -> Result<usize, Box<Problem>> {
         let key = presented(request)?;
         let digest: [u8; 32] = Sha256::digest(key).into();
-        let known = self.by_digest.get(&digest).ok_or_else(|| {
-            unauthorized("this API key is not known; a platform team adds keys to clients.yaml")
-        })?;
+        let known = self
+            .by_digest
+            .get(&digest)
+            .ok_or_else(|| unauthorized("this API key is not known; a platform team adds keys to clients.yaml"))?;
         if known.expires_at.is_some_and(|at| at <= now) {
             return Err(unauthorized("this API key has expired; ask for a new one"));
         }
@@ -83,7 +84,9 @@ mod tests {
     fn keys() -> Keys {
         let digest = |key: &str| Sha256::digest(key).into();
         let known = |client, expires_at| Known { client, expires_at };
-        Keys { by_digest: HashMap::from([(digest("one"), known(0, None)), (digest("old"), known(1, Some(Time(1000))))]) }
+        Keys {
+            by_digest: HashMap::from([(digest("one"), known(0, None)), (digest("old"), known(1, Some(Time(1000))))]),
+        }
     }
 
     fn identify(headers: &[(&'static str, &'static str)], now: i64) -> Result<usize, Code> {

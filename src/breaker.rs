@@ -4,7 +4,7 @@
 //! to a provider, `Tap` to a provider's credential, since quotas and throttling are per credential.
 //! Both take `now`; only waiting for a turn takes time.
 
-use crate::config::provider::{self, Capacity};
+use crate::config::upstream::{self, Capacity};
 use crate::model::Time;
 use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
@@ -17,7 +17,7 @@ use tokio::time::{Instant, timeout_at};
 #[derive(Debug)]
 pub struct Breaker {
     /// As configured; kept over a reload while it stays the same.
-    pub config: Option<provider::Breaker>,
+    pub config: Option<upstream::Breaker>,
     failures: AtomicU32,
     /// Milliseconds; 0: closed.
     open_until: AtomicI64,
@@ -26,7 +26,7 @@ pub struct Breaker {
 impl Breaker {
     /// A closed breaker, or one that never opens.
     #[must_use]
-    pub fn new(config: Option<provider::Breaker>) -> Self {
+    pub fn new(config: Option<upstream::Breaker>) -> Self {
         Self { config, failures: AtomicU32::new(0), open_until: AtomicI64::new(0) }
     }
 
@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     fn breaker() -> Breaker {
-        let config = provider::Breaker { failures: 3.try_into().unwrap(), open_for: Duration::from_secs(10) };
+        let config = upstream::Breaker { failures: 3.try_into().unwrap(), open_for: Duration::from_secs(10) };
         Breaker::new(Some(config))
     }
 

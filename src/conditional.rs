@@ -66,7 +66,7 @@ mod tests {
     use super::*;
     use http::HeaderValue;
 
-    fn headers(name: header::HeaderName, values: &[&'static str]) -> HeaderMap {
+    fn headers(name: &header::HeaderName, values: &[&'static str]) -> HeaderMap {
         let mut map = HeaderMap::new();
         for value in values {
             map.append(name.clone(), HeaderValue::from_static(value));
@@ -76,19 +76,25 @@ mod tests {
 
     #[test]
     fn directives_are_read_over_several_fields() {
-        let all = directives(&headers(header::CACHE_CONTROL, &["No-Cache, max-age=60", "max-stale, foo=bar"]));
+        let all = directives(&headers(&header::CACHE_CONTROL, &["No-Cache, max-age=60", "max-stale, foo=bar"]));
         assert!(all.no_cache && !all.no_store);
         assert_eq!(all.max_age, Some(Duration::from_secs(60)));
         assert_eq!(all.max_stale, Some(None));
-        let all = directives(&headers(header::CACHE_CONTROL, &["max-age=soon, max-stale=\"5\", only-if-cached"]));
+        let all = directives(&headers(&header::CACHE_CONTROL, &["max-age=soon, max-stale=\"5\", only-if-cached"]));
         assert_eq!((all.max_age, all.max_stale), (Some(Duration::ZERO), Some(Some(Duration::from_secs(5)))));
         assert!(all.only_if_cached);
     }
 
     #[test]
     fn none_match_compares_weakly() {
-        let is = |values: &[&'static str]| none_match(&headers(header::IF_NONE_MATCH, values), "\"abc\"");
-        assert!(is(&["\"abc\""]) && is(&["W/\"abc\""]) && is(&["\"x\", \"abc\""]) && is(&["*"]) && is(&["\"x\"", "\"abc\""]));
+        let is = |values: &[&'static str]| none_match(&headers(&header::IF_NONE_MATCH, values), "\"abc\"");
+        assert!(
+            is(&["\"abc\""])
+                && is(&["W/\"abc\""])
+                && is(&["\"x\", \"abc\""])
+                && is(&["*"])
+                && is(&["\"x\"", "\"abc\""])
+        );
         assert!(!is(&["\"ab\""]) && !is(&["abc"]) && !is(&[]));
     }
 }

@@ -62,7 +62,8 @@ impl Signer {
     /// # Errors
     /// Why it cannot be used here; it may be another's, of another list, or forged.
     pub fn open(&self, binding: &[&str], token: &str) -> Result<Vec<Position>, &'static str> {
-        const WRONG: &str = "page_token is not one that this list gave to this client with these filters; start again without it";
+        const WRONG: &str =
+            "page_token is not one that this list gave to this client with these filters; start again without it";
         if token.len() > 16 << 10 {
             return Err(WRONG);
         }
@@ -70,7 +71,8 @@ impl Signer {
         let (payload, signature) = bytes.split_at_checked(bytes.len().saturating_sub(SIGNATURE)).ok_or(WRONG)?;
         let expected = self.sign(binding, payload).ok_or(WRONG)?;
         // Compared whole, so that the time it takes tells nothing.
-        let different = expected.iter().zip(signature).fold(expected.len() ^ signature.len(), |d, (a, b)| d | usize::from(a ^ b));
+        let different =
+            expected.iter().zip(signature).fold(expected.len() ^ signature.len(), |d, (a, b)| d | usize::from(a ^ b));
         if different != 0 || payload.first() != Some(&VERSION) {
             return Err(WRONG);
         }
@@ -90,7 +92,9 @@ mod tests {
         let token = signer.seal(&["client", "/v1/x", "status=active"], &positions);
         assert!(token.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b)));
         assert_eq!(signer.open(&["client", "/v1/x", "status=active"], &token), Ok(positions));
-        for other in [["other", "/v1/x", "status=active"], ["client", "/v1/y", "status=active"], ["client", "/v1/x", ""]] {
+        for other in
+            [["other", "/v1/x", "status=active"], ["client", "/v1/y", "status=active"], ["client", "/v1/x", ""]]
+        {
             assert!(signer.open(&other, &token).is_err());
         }
         assert!(signer.open(&["client/v1/x", "", "status=active"], &token).is_err(), "parts do not run together");

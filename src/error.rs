@@ -166,6 +166,9 @@ pub struct Problem {
     pub provider_status: Option<u16>,
 }
 
+/// What a step of the line gives.
+pub type Outcome<T> = Result<T, Box<Problem>>;
+
 impl Problem {
     /// A problem with its code and its words.
     #[must_use]

@@ -3,7 +3,6 @@
 //! A room of its own so that the line can be read and tested without a socket. It must not parse,
 //! decide or do IO.
 
-use crate::error::Problem;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use std::fmt;
@@ -113,6 +112,3 @@ impl FailureKind {
         }
     }
 }
-
-/// The outcome of the line for one request.
-pub type Outcome<T> = Result<T, Box<Problem>>;

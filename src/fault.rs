@@ -69,7 +69,8 @@ impl Rules {
         let provider = &self.provider;
         let detail = match code {
             Code::ProviderAuthFailed => format!(
-                "{provider} refused Weir's credential with {}; check the credentials in its provider file", reply.status
+                "{provider} refused Weir's credential with {}; check the credentials in its provider file",
+                reply.status
             ),
             Code::AgentNotFound => format!("{provider} does not know this agent{said}"),
             Code::SessionNotFound => format!("{provider} does not know this session{said}"),

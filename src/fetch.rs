@@ -6,8 +6,9 @@
 
 use crate::cache::{Cache, Entry, Key, KeyParts, Kind};
 use crate::conditional::{self, Directives};
+use crate::error::Outcome;
 use crate::error::{Code, Problem};
-use crate::exchange::{Outcome, ProviderReply, ProviderRequest};
+use crate::exchange::{ProviderReply, ProviderRequest};
 use crate::flight::{Flights, Joined, Landing, landed};
 use crate::freshness::{self, UpstreamLimit};
 use crate::metrics::Metrics;
@@ -61,7 +62,13 @@ impl Question {
     ///
     /// # Errors
     /// 403 where the client may not use the provider.
-    pub fn new(snapshot: &Arc<Snapshot>, client: usize, provider: usize, list: bool, values: &Values<'_>) -> Outcome<Self> {
+    pub fn new(
+        snapshot: &Arc<Snapshot>,
+        client: usize,
+        provider: usize,
+        list: bool,
+        values: &Values<'_>,
+    ) -> Outcome<Self> {
         let asked = &snapshot.providers[provider];
         let access = permitted(snapshot, client, provider)?;
         let operation = operation(asked, list)?;
@@ -104,7 +111,9 @@ pub fn permitted(snapshot: &Snapshot, client: usize, provider: usize) -> Outcome
 
 fn operation(provider: &Provider, list: bool) -> Outcome<&Operation> {
     let operation = if list { &provider.list_sessions } else { &provider.get_session };
-    operation.as_ref().ok_or_else(|| Box::new(Problem::invalid(format!("{} is not configured for this", provider.name))))
+    operation
+        .as_ref()
+        .ok_or_else(|| Box::new(Problem::invalid(format!("{} is not configured for this", provider.name))))
 }
 
 /// What the cache has for a question, and what the client's directives make of it.
@@ -186,6 +195,7 @@ pub async fn obtain(shared: &Arc<Shared>, question: &Question, looked: Looked, t
     if looked.directives.only_if_cached {
         return Err(Box::new(Problem::new(Code::NotCached, "nothing fresh is stored, and only-if-cached was sent")));
     }
+    #[allow(clippy::disallowed_methods)] // how long a caller waits is told to its trace
     let asked = Instant::now();
     let (result, collapsed) = ask(shared, question, &looked.directives).await;
     trace.waited += asked.elapsed();
@@ -239,7 +249,8 @@ async fn ask(shared: &Arc<Shared>, question: &Question, directives: &Directives)
     }
     let fresh = || {
         let entry = shared.cache.look(&question.key)?;
-        let fresh = entry.rules == question.provider().rules && servable(&entry, directives, runtime::now()) == Some(How::Hit);
+        let fresh =
+            entry.rules == question.provider().rules && servable(&entry, directives, runtime::now()) == Some(How::Hit);
         fresh.then_some(Ok((entry, Stored::Yes)))
     };
     let (receiver, collapsed) = match shared.flights.join(&question.key, fresh) {
@@ -287,7 +298,8 @@ async fn call(shared: &Shared, question: &Question, store: bool) -> Landed {
             let stored = match forbidden.or(not_wanted).or(no_time) {
                 Some(reason) => Stored::No(reason),
                 None => {
-                    let ttl = shared.metrics.cache.ttl.with_label_values(&[&*provider.name, entry.life.source.as_str()]);
+                    let ttl =
+                        shared.metrics.cache.ttl.with_label_values(&[&*provider.name, entry.life.source.as_str()]);
                     ttl.observe(entry.life.total().as_secs_f64());
                     shared.cache.store(question.key.clone(), entry.clone(), now);
                     Stored::Yes
@@ -302,7 +314,8 @@ async fn call(shared: &Shared, question: &Question, store: bool) -> Landed {
             let asked = problem.code != Code::ProviderUnavailable
                 && (problem.code != Code::ProviderRateLimited || problem.provider_status.is_some());
             // Throttling and refusals are answers: the provider is up.
-            let failed = matches!(problem.code, Code::ProviderError | Code::ProviderTimeout | Code::ProviderInvalidResponse);
+            let failed =
+                matches!(problem.code, Code::ProviderError | Code::ProviderTimeout | Code::ProviderInvalidResponse);
             if asked {
                 provider.breaker.record(!failed, now);
             }
@@ -370,9 +383,8 @@ fn judge(
         return Ok((entry, None));
     }
     let said = conditional::directives(&reply.headers);
-    let upstream = UpstreamLimit {
-        max_age: said.max_age.map(|max_age| max_age.saturating_sub(conditional::age(&reply.headers))),
-    };
+    let upstream =
+        UpstreamLimit { max_age: said.max_age.map(|max_age| max_age.saturating_sub(conditional::age(&reply.headers))) };
     let (entry, misses) = entry_of(question, reply.body, upstream, now)?;
     let failures = &shared.metrics.upstream.mapping_failures;
     for (field, reason) in misses {

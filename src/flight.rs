@@ -89,6 +89,7 @@ pub async fn landed<V: Clone>(mut receiver: watch::Receiver<Option<V>>) -> Optio
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods)]
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};

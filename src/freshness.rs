@@ -3,7 +3,7 @@
 //! A room of its own because it is pure and everything hangs on it: states and times in, moments
 //! out. It takes `now`, never asks a clock.
 
-use crate::config::provider::Freshness;
+use crate::config::freshness::Freshness;
 use crate::model::{Session, Status, Time};
 use std::time::Duration;
 
@@ -201,10 +201,16 @@ mod tests {
 
     #[test]
     fn nothing_live_is_served_past_its_expiry_not_even_stale() {
-        let life = of_session(&rules(), &session(Status::Active, None, Some(1010)), Time(1000 * S), UpstreamLimit::default());
+        let life =
+            of_session(&rules(), &session(Status::Active, None, Some(1010)), Time(1000 * S), UpstreamLimit::default());
         assert_eq!((life.fresh_until, life.last()), (Time(1010 * S), Time(1010 * S)));
         // by_status replaces expiry, yet does not reach past it.
-        let life = of_session(&rules(), &session(Status::Disabled, None, Some(1010)), Time(1000 * S), UpstreamLimit::default());
+        let life = of_session(
+            &rules(),
+            &session(Status::Disabled, None, Some(1010)),
+            Time(1000 * S),
+            UpstreamLimit::default(),
+        );
         assert_eq!((life.last(), life.source), (Time(1010 * S), TtlSource::ExpiresAt));
         let sessions = [session(Status::Active, None, None), session(Status::Active, None, Some(1004))];
         let life = of_list(&rules(), &sessions, Time(1000 * S), UpstreamLimit::default());

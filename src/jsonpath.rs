@@ -44,8 +44,8 @@ impl JsonPath {
         if !text.starts_with('$') {
             return Err(format!("{text:?} is not a JSONPath: it starts with $, as in $.created_at"));
         }
-        let query = parse_json_path(text)
-            .map_err(|e| format!("{text:?} is not a JSONPath: {}", first_line(&e.to_string())))?;
+        let query =
+            parse_json_path(text).map_err(|e| format!("{text:?} is not a JSONPath: {}", first_line(&e.to_string())))?;
         let way = plain(&query).map_or(Way::Query(query), Way::Plain);
         Ok(Self { text: text.to_owned(), way })
     }
@@ -126,8 +126,8 @@ fn unquoted(name: &str) -> Option<String> {
 
 /// The parser's errors are drawings of several lines; a fault is one line.
 fn first_line(text: &str) -> String {
-    let useful = text.lines().map(str::trim).filter(|l| !l.is_empty());
-    useful.last().unwrap_or("it cannot be parsed").trim_start_matches(['=', ' ']).to_owned()
+    let mut useful = text.lines().map(str::trim).filter(|l| !l.is_empty());
+    useful.next_back().unwrap_or("it cannot be parsed").trim_start_matches(['=', ' ']).to_owned()
 }
 
 #[cfg(test)]

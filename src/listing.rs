@@ -7,7 +7,7 @@
 use crate::cache::Kind;
 use crate::conditional::Directives;
 use crate::cursor::Position;
-use crate::exchange::Outcome;
+use crate::error::Outcome;
 use crate::error::{Code, Problem};
 use crate::fetch::{self, Looked, Question, Served, Shared};
 use crate::model::{Show, View, write_json};
@@ -122,7 +122,9 @@ impl List<'_> {
                     trace.cache = chosen.status;
                     return Err(problem.clone());
                 }
-                Kind::Session => return Err(Box::new(Problem::new(Code::InternalError, "a session where a list was stored"))),
+                Kind::Session => {
+                    return Err(Box::new(Problem::new(Code::InternalError, "a session where a list was stored")));
+                }
             };
             let view = fetch::view(self.shared, &question, &entry, show, runtime::now())?;
             chosen.total = total.filter(|_| self.page.status.is_none());
@@ -142,7 +144,8 @@ impl List<'_> {
 
     fn body(&self, chosen: &Chosen) -> Vec<u8> {
         let provider = &self.snapshot.providers[self.provider].name;
-        let sessions: usize = chosen.parts.iter().map(|(view, item)| view.items[*item].end - view.items[*item].start + 1).sum();
+        let sessions: usize =
+            chosen.parts.iter().map(|(view, item)| view.items[*item].end - view.items[*item].start + 1).sum();
         let mut out = Vec::with_capacity(sessions + 512);
         out.extend_from_slice(b"{\"sessions\":[");
         for (position, (view, item)) in chosen.parts.iter().enumerate() {
@@ -160,7 +163,11 @@ impl List<'_> {
         out.extend_from_slice(b",\"total_count\":");
         write_json(&mut out, &chosen.total);
         out.extend_from_slice(b",\"partial\":false,\"sources\":");
-        let age = chosen.status.as_ref().and_then(|s| s.times).map_or(0, |times| runtime::now().since(times.stored_at).as_secs());
+        let age = chosen
+            .status
+            .as_ref()
+            .and_then(|s| s.times)
+            .map_or(0, |times| runtime::now().since(times.stored_at).as_secs());
         let state = match chosen.status.as_ref().map(|s| s.how) {
             Some(How::Hit) => "cached",
             Some(How::Stale(_) | How::StaleOnError { .. }) => "stale",
@@ -177,7 +184,13 @@ impl List<'_> {
 
 impl Chosen {
     /// Takes what fits from a provider's page, and moves `at` on. Says whether the page has more.
-    fn take(&mut self, view: &Arc<View>, at: &mut Position, limit: usize, status: Option<crate::model::Status>) -> bool {
+    fn take(
+        &mut self,
+        view: &Arc<View>,
+        at: &mut Position,
+        limit: usize,
+        status: Option<crate::model::Status>,
+    ) -> bool {
         for (position, item) in view.items.iter().enumerate().skip(at.offset as usize) {
             if self.parts.len() == limit {
                 return true;

@@ -212,7 +212,10 @@ fn paths(texts: &[At<String>], faults: &mut Faults) -> Vec<JsonPath> {
 
 fn require_plain(path: &JsonPath, at: &At<String>, faults: &mut Faults) {
     if !path.is_plain() {
-        faults.add(&at.place, format!("{:?} is secret, so it must name one place: names and indexes only", path.as_str()));
+        faults.add(
+            &at.place,
+            format!("{:?} is secret, so it must name one place: names and indexes only", path.as_str()),
+        );
     }
 }
 

@@ -10,9 +10,8 @@ use prometheus::{
 };
 
 /// From a cached hit to a provider's deadline.
-const LATENCY: &[f64] = &[
-    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
-];
+const LATENCY: &[f64] =
+    &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 /// From a second to a week.
 const LIFETIME: &[f64] = &[1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 21_600.0, 86_400.0, 604_800.0];
 
@@ -202,7 +201,9 @@ mod tests {
         metrics.config.reloaded("success", "bbb", 2.0);
         metrics.config.reloaded("failure", "ccc", 3.0);
         let text = metrics.render();
-        assert!(text.contains("weir_config_info{revision=\"bbb\"} 1") && !text.contains("aaa") && !text.contains("ccc"));
+        assert!(
+            text.contains("weir_config_info{revision=\"bbb\"} 1") && !text.contains("aaa") && !text.contains("ccc")
+        );
         assert!(text.contains("weir_config_last_reload_successful 0"));
         assert!(text.contains("weir_config_last_reload_success_timestamp_seconds 2"));
         assert!(text.contains("weir_config_reloads_total{result=\"failure\"} 1"));

@@ -44,11 +44,8 @@ pub fn parse_time(text: &str) -> Option<(String, Time)> {
     let stamp: jiff::Timestamp = text.parse().ok()?;
     let rest = text.get(19..)?;
     let digits = rest.strip_prefix('.').map_or(0, |f| f.bytes().take_while(u8::is_ascii_digit).count());
-    let utc = if text.ends_with('Z') && bytes.get(10) == Some(&b'T') {
-        text.to_owned()
-    } else {
-        format!("{stamp:.digits$}")
-    };
+    let utc =
+        if text.ends_with('Z') && bytes.get(10) == Some(&b'T') { text.to_owned() } else { format!("{stamp:.digits$}") };
     Some((utc, Time(stamp.as_millisecond())))
 }
 

@@ -44,7 +44,7 @@ impl AccessLogger {
         match mode {
             AccessLog::On => true,
             AccessLog::Off => false,
-            AccessLog::Sample(n) => status >= 500 || self.counter.fetch_add(1, Ordering::Relaxed) % n == 0,
+            AccessLog::Sample(n) => status >= 500 || self.counter.fetch_add(1, Ordering::Relaxed).is_multiple_of(n),
         }
     }
 }

@@ -6,8 +6,9 @@
 use crate::cache::Kind;
 use crate::conditional::{self, Directives};
 use crate::config::weir::Charge;
+use crate::error::Outcome;
 use crate::error::{Code, Problem};
-use crate::exchange::{Answer, Outcome, Request};
+use crate::exchange::{Answer, Request};
 use crate::fetch::{self, Looked, Question, Served, Shared};
 use crate::listing::List;
 use crate::model::{Show, Time};
@@ -188,7 +189,10 @@ fn within_limits(request: &Request) -> Outcome<()> {
     }
     let bytes: usize = request.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
     if bytes > MAX_HEADER_BYTES {
-        return refuse(Code::HeadersTooLarge, format!("{bytes} bytes of headers; at most {MAX_HEADER_BYTES} are accepted"));
+        return refuse(
+            Code::HeadersTooLarge,
+            format!("{bytes} bytes of headers; at most {MAX_HEADER_BYTES} are accepted"),
+        );
     }
     Ok(())
 }

@@ -129,8 +129,8 @@ impl<C: Clock<Instant = Nanos>> Limiter<C> {
     /// What is left for a key, without taking.
     pub fn left(&self, key: &Arc<str>) -> Left {
         let now = self.limiter.clock().now();
-        let state = self.store.measure_and_replace(key, |state| Err::<((), Nanos), _>(state)).err().flatten();
-        self.left_at(now.as_u64(), state.map_or(0, |s| s.as_u64()))
+        let state = self.store.measure_and_replace(key, Err::<((), Nanos), _>).err().flatten();
+        self.left_at(now.as_u64(), state.map_or(0, governor::nanos::Nanos::as_u64))
     }
 
     /// GCRA turned round: `arrival` is the theoretical arrival time that the store keeps.

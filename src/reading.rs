@@ -3,10 +3,10 @@
 //! A room of its own because filling the cache, making a further view of what is stored, checking
 //! examples and `weir map` must all read a body in the same way. It stores and fetches nothing.
 
-use crate::config::faults::Faults;
+use crate::config::faults::{At, Faults};
 use crate::config::provider;
+use crate::error::Outcome;
 use crate::error::{Code, Problem};
-use crate::exchange::Outcome;
 use crate::jsonpath::JsonPath;
 use crate::mapping::{Mapping, Miss};
 use crate::model::{Item, Session, Show, Time, View};
@@ -80,7 +80,7 @@ impl Operation {
                 faults.add(&config.request.place, format!("{name} {what} {text} in its request"));
             }
         }
-        let mut path = |at: &provider::PathAt| faults.keep(&at.place, JsonPath::compile(&at.value));
+        let mut path = |at: &At<String>| faults.keep(&at.place, JsonPath::compile(&at.value));
         let item = path(&config.item);
         let next = config.next.as_ref().map(&mut path);
         let total = config.total.as_ref().map(&mut path);
@@ -88,7 +88,13 @@ impl Operation {
             faults.add(&config.request.place, "next: names a page token, so a query parameter must send {page_token}");
         }
         let shape = if one { Shape::One } else { Shape::Page { next: next.flatten(), total: total.flatten() } };
-        Some(Self { name, template, max_limit: config.max_limit.map_or(0, std::num::NonZeroU32::get), item: item?, shape })
+        Some(Self {
+            name,
+            template,
+            max_limit: config.max_limit.map_or(0, std::num::NonZeroU32::get),
+            item: item?,
+            shape,
+        })
     }
 
     /// Reads a body that came at `now`.

@@ -131,7 +131,9 @@ pub fn refusal(client: &str, buckets: &[&Bucket], refusal: Refusal) -> Box<Probl
     let described: Vec<String> = names
         .iter()
         .filter_map(|name| buckets.iter().map(|b| &b.limiter.policy).find(|policy| policy.name == *name))
-        .map(|p| format!("policy {:?} ({} requests per {} s, burst {})", p.name, p.requests, p.per.as_secs_f64(), p.burst))
+        .map(|p| {
+            format!("policy {:?} ({} requests per {} s, burst {})", p.name, p.requests, p.per.as_secs_f64(), p.burst)
+        })
         .collect();
     let ms = u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
     let mut problem = Problem::new(Code::RateLimitExceeded, String::new()).retry_after_ms(ms);
@@ -153,7 +155,13 @@ pub fn providers(snapshot: &Snapshot, client: usize, now: Time) -> Content {
         .map(|(provider, access)| {
             let pause = access.tap.closed_until(now);
             let open = provider.breaker.open_until(now);
-            let state = if open.is_some() { "down" } else if pause.is_some() { "degraded" } else { "ok" };
+            let state = if open.is_some() {
+                "down"
+            } else if pause.is_some() {
+                "degraded"
+            } else {
+                "ok"
+            };
             json!({
                 "name": &*provider.name,
                 "operations": operations(provider),

@@ -6,8 +6,8 @@
 use crate::config::decode::unknown;
 use crate::config::faults::{At, Faults};
 use crate::config::provider::{self, Provider};
+use crate::error::Outcome;
 use crate::error::{Code, Problem};
-use crate::exchange::Outcome;
 use crate::model::Status;
 use crate::pattern;
 use http::Method;
@@ -146,7 +146,12 @@ impl Table {
             ["v1", "agents", agent, "sessions"] if !agent.is_empty() => AGENT_SESSIONS,
             ["v1", "agents", agent, "sessions", id] if !agent.is_empty() && !id.is_empty() => AGENT_SESSION,
             ["v1", "providers"] => PROVIDERS,
-            _ => return Err((NO_ROUTE, Box::new(Problem::new(Code::NotFound, "there is nothing at this path; the API is under /v1/")))),
+            _ => {
+                return Err((
+                    NO_ROUTE,
+                    Box::new(Problem::new(Code::NotFound, "there is nothing at this path; the API is under /v1/")),
+                ));
+            }
         };
         if *method != Method::GET && *method != Method::HEAD {
             let mut problem = Problem::new(Code::MethodNotAllowed, format!("{label} answers GET and HEAD"));
@@ -240,7 +245,9 @@ impl Table {
         };
         let provider = self.named(name)?;
         if self.providers[provider].has_agents {
-            return Err(invalid(format!("{name} lists sessions by agent: ask for /v1/agents/AGENT/sessions?provider={name}")));
+            return Err(invalid(format!(
+                "{name} lists sessions by agent: ask for /v1/agents/AGENT/sessions?provider={name}"
+            )));
         }
         self.list(provider, None, page)
     }
@@ -259,7 +266,9 @@ impl Table {
         if let Some(name) = asked {
             let provider = self.named(name)?;
             if !self.providers[provider].has_agents {
-                return Err(invalid(format!("{name} has no agents: ask for /v1/sessions/{name}:SESSION or /v1/sessions?provider={name}")));
+                return Err(invalid(format!(
+                    "{name} has no agents: ask for /v1/sessions/{name}:SESSION or /v1/sessions?provider={name}"
+                )));
             }
             self.accept(provider, Some(agent), session)?;
             return Ok(provider);
@@ -370,7 +379,9 @@ impl Parameters {
         match self.get("include") {
             None => Ok(false),
             Some("native") => Ok(true),
-            Some(other) => Err(invalid(format!("include={other} is unknown; include=native adds the provider's own object"))),
+            Some(other) => {
+                Err(invalid(format!("include={other} is unknown; include=native adds the provider's own object")))
+            }
         }
     }
 
@@ -404,7 +415,9 @@ impl Parameters {
 fn form_decoded(text: &str) -> Outcome<String> {
     let spaced = text.replace('+', " ");
     let decoded = percent_decode_str(&spaced).decode_utf8();
-    decoded.map(|text| text.into_owned()).map_err(|_| invalid("a query parameter is not UTF-8 when percent-decoded"))
+    decoded
+        .map(std::borrow::Cow::into_owned)
+        .map_err(|_| invalid("a query parameter is not UTF-8 when percent-decoded"))
 }
 
 #[cfg(test)]
@@ -427,7 +440,12 @@ mod tests {
         };
         Table {
             providers: vec![
-                patterns("with", pair(Some("^agt_"), "^ase_"), pair(Some("^[a-z_.]{1,20}$"), "^[a-z_.0-9]{1,20}$"), true),
+                patterns(
+                    "with",
+                    pair(Some("^agt_"), "^ase_"),
+                    pair(Some("^[a-z_.]{1,20}$"), "^[a-z_.0-9]{1,20}$"),
+                    true,
+                ),
                 patterns("without", pair(None, "^(sess_|[0-9]+$)"), pair(None, "^[a-zA-Z_0-9]{1,20}$"), false),
             ],
         }
@@ -435,7 +453,10 @@ mod tests {
 
     fn get(target: &str) -> Result<Route, (u16, String)> {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
-        table().route(&Method::GET, path, query).map(|routed| routed.route).map_err(|(_, p)| (p.code.status(), p.detail))
+        table()
+            .route(&Method::GET, path, query)
+            .map(|routed| routed.route)
+            .map_err(|(_, p)| (p.code.status(), p.detail))
     }
 
     fn session(provider: usize, agent: Option<&str>, session: &str) -> Route {
@@ -446,7 +467,11 @@ mod tests {
     fn a_session_by_each_of_its_names() {
         assert_eq!(get("/v1/sessions/with:agt_a:ase_1"), Ok(session(0, Some("agt_a"), "ase_1")));
         assert_eq!(get("/v1/sessions/with%3Aagt_a%3aase_1"), Ok(session(0, Some("agt_a"), "ase_1")));
-        assert_eq!(get("/v1/sessions/with:plain:x"), Ok(session(0, Some("plain"), "x")), "accepted, once the provider is known");
+        assert_eq!(
+            get("/v1/sessions/with:plain:x"),
+            Ok(session(0, Some("plain"), "x")),
+            "accepted, once the provider is known"
+        );
         assert_eq!(get("/v1/sessions/without:sess_1"), Ok(session(1, None, "sess_1")));
         assert_eq!(get("/v1/sessions/sess_1"), Ok(session(1, None, "sess_1")));
         assert_eq!(get("/v1/sessions/42"), Ok(session(1, None, "42")));

@@ -96,7 +96,8 @@ impl Server {
     /// # Errors
     /// The system's, which it has for no bound socket.
     pub fn addresses(&self) -> Result<Addresses, StartError> {
-        let local = |listener: &std::net::TcpListener| listener.local_addr().map_err(|e| StartError::System(e.to_string()));
+        let local =
+            |listener: &std::net::TcpListener| listener.local_addr().map_err(|e| StartError::System(e.to_string()));
         Ok(Addresses { http: self.listeners.iter().map(local).collect::<Result<_, _>>()?, admin: local(&self.admin)? })
     }
 
@@ -152,7 +153,9 @@ impl Server {
         drop(never);
         observe::say(&match drained {
             true => format!("drained {open} connections in {took} ms"),
-            false => format!("{} connections were still open after the grace of {} ms", connections.len(), grace.as_millis()),
+            false => {
+                format!("{} connections were still open after the grace of {} ms", connections.len(), grace.as_millis())
+            }
         });
         Ok(())
     }

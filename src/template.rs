@@ -63,11 +63,10 @@ impl Template {
     /// # Errors
     /// What is wrong, for the config's author.
     pub fn compile(request: &str) -> Result<Self, String> {
-        let path = request
-            .strip_prefix("GET ")
-            .map(str::trim)
-            .filter(|path| path.starts_with('/'))
-            .ok_or_else(|| format!("{request:?} is not a request; write GET and a path, as in GET /v1/sessions/{{session}}"))?;
+        let path =
+            request.strip_prefix("GET ").map(str::trim).filter(|path| path.starts_with('/')).ok_or_else(|| {
+                format!("{request:?} is not a request; write GET and a path, as in GET /v1/sessions/{{session}}")
+            })?;
         if let Some(bad) = path.chars().find(|c| matches!(c, '?' | '#' | ' ') || c.is_control() || !c.is_ascii()) {
             return Err(format!("{bad:?} may not stand in a path; query parameters go under query:"));
         }

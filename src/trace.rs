@@ -159,8 +159,14 @@ mod tests {
         assert_eq!(at(How::Miss(Stored::No("no-store")), 0), "weir; fwd=miss; detail=no-store");
         assert_eq!(at(How::Collapsed(Stored::Yes), 0), "weir; fwd=miss; collapsed");
         assert_eq!(at(How::Requested(Stored::Yes), 0), "weir; fwd=request; stored; detail=default");
-        assert_eq!(at(How::Stale("stale-while-revalidate"), 64_000), "weir; hit; ttl=-4; detail=stale-while-revalidate");
-        assert_eq!(at(How::StaleOnError { status: Some(503) }, 64_000), "weir; fwd=stale; fwd-status=503; detail=stale-if-error");
+        assert_eq!(
+            at(How::Stale("stale-while-revalidate"), 64_000),
+            "weir; hit; ttl=-4; detail=stale-while-revalidate"
+        );
+        assert_eq!(
+            at(How::StaleOnError { status: Some(503) }, 64_000),
+            "weir; fwd=stale; fwd-status=503; detail=stale-if-error"
+        );
         assert_eq!(at(How::StaleOnError { status: None }, 64_000), "weir; fwd=stale; detail=stale-if-error");
         assert_eq!(at(How::Miss(Stored::Failed(Some(500))), 0), "weir; fwd=miss; fwd-status=500");
     }

@@ -52,7 +52,7 @@ impl Target {
     ///
     /// # Errors
     /// What is wrong with it.
-    pub fn compile(base_url: &str, config: &crate::config::provider::Upstream) -> Result<Self, String> {
+    pub fn compile(base_url: &str, config: &crate::config::upstream::Upstream) -> Result<Self, String> {
         let wrong = |what: &str| format!("{base_url:?} is not a base URL ({what}); write https://HOST[:PORT][/PREFIX]");
         let uri: Uri = base_url.parse().map_err(|_| wrong("it cannot be parsed"))?;
         let tls = match uri.scheme_str() {
@@ -146,7 +146,11 @@ impl Upstream {
 
     /// One try. The flag says that it failed before any of the answer came, so that a GET may be
     /// sent again (RFC 9110, section 9.2.2).
-    async fn attempt(&self, target: &Target, request: &ProviderRequest) -> Result<ProviderReply, (ProviderFailure, bool)> {
+    async fn attempt(
+        &self,
+        target: &Target,
+        request: &ProviderRequest,
+    ) -> Result<ProviderReply, (ProviderFailure, bool)> {
         let addresses = self.resolve(target).await.map_err(|failure| (failure, true))?;
         let (mut session, peer) = self.connect(target, &addresses).await?;
         let result = exchange(&mut session, target, request).await;
@@ -212,8 +216,9 @@ async fn exchange(
     target: &Target,
     request: &ProviderRequest,
 ) -> Result<ProviderReply, (ProviderFailure, bool)> {
-    let header = request_header(target, request, matches!(session, HttpSession::H2(_)))
-        .map_err(|error| (failure(FailureKind::Malformed, format!("the request cannot be made: {}", error.etype().as_str())), false))?;
+    let header = request_header(target, request, matches!(session, HttpSession::H2(_))).map_err(|error| {
+        (failure(FailureKind::Malformed, format!("the request cannot be made: {}", error.etype().as_str())), false)
+    })?;
     let early = |error: Box<Error>| (transfer_failure(&error, "before its answer"), true);
     session.write_request_header(Box::new(header)).await.map_err(early)?;
     session.finish_request_body().await.map_err(early)?;
@@ -289,10 +294,14 @@ async fn body(session: &mut HttpSession, max: usize) -> Result<Bytes, ProviderFa
 
 fn connect_failure(target: &Target, error: &Error) -> ProviderFailure {
     let (kind, what) = match error.etype() {
-        ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => {
-            (FailureKind::Timeout, format!("no connection to {} within {} ms", target.authority, target.connect_timeout.as_millis()))
-        }
-        ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | ErrorType::HandshakeError | ErrorType::TLSWantX509Lookup => {
+        ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => (
+            FailureKind::Timeout,
+            format!("no connection to {} within {} ms", target.authority, target.connect_timeout.as_millis()),
+        ),
+        ErrorType::TLSHandshakeFailure
+        | ErrorType::InvalidCert
+        | ErrorType::HandshakeError
+        | ErrorType::TLSWantX509Lookup => {
             (FailureKind::Tls, format!("the TLS handshake with {} failed", target.authority))
         }
         other => (FailureKind::Connect, format!("no connection to {} ({})", target.authority, other.as_str())),
@@ -305,7 +314,9 @@ fn transfer_failure(error: &Error, when: &str) -> ProviderFailure {
         ErrorType::InvalidHTTPHeader | ErrorType::H1Error | ErrorType::H2Error => {
             failure(FailureKind::Malformed, format!("what came {when} is not HTTP"))
         }
-        ErrorType::ReadTimedout | ErrorType::WriteTimedout => failure(FailureKind::Timeout, format!("it stalled {when}")),
+        ErrorType::ReadTimedout | ErrorType::WriteTimedout => {
+            failure(FailureKind::Timeout, format!("it stalled {when}"))
+        }
         other => failure(FailureKind::Reset, format!("the connection broke {when} ({})", other.as_str())),
     }
 }
@@ -313,10 +324,10 @@ fn transfer_failure(error: &Error, when: &str) -> ProviderFailure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::provider;
+    use crate::config::upstream;
 
     fn target(url: &str) -> Result<Target, String> {
-        let config = provider::Upstream {
+        let config = upstream::Upstream {
             connect_timeout: Duration::from_secs(1),
             timeout: Duration::from_secs(1),
             max_body: 1000,
@@ -330,9 +341,15 @@ mod tests {
     #[test]
     fn base_urls() {
         let read = target("https://example.com/prefix/").unwrap();
-        assert_eq!((read.tls, read.port, read.prefix.as_str(), read.authority.as_str()), (true, 443, "/prefix", "example.com"));
+        assert_eq!(
+            (read.tls, read.port, read.prefix.as_str(), read.authority.as_str()),
+            (true, 443, "/prefix", "example.com")
+        );
         let read = target("http://[::1]:8080").unwrap();
-        assert_eq!((read.host.as_str(), read.port, read.authority.as_str(), read.prefix.as_str()), ("::1", 8080, "[::1]:8080", ""));
+        assert_eq!(
+            (read.host.as_str(), read.port, read.authority.as_str(), read.prefix.as_str()),
+            ("::1", 8080, "[::1]:8080", "")
+        );
         for wrong in ["example.com", "ftp://x", "https://", "https://u:p@x", "https://x/?a=b", "not a url", ""] {
             assert!(target(wrong).unwrap_err().contains("is not a base URL"), "{wrong}");
         }

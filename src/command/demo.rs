@@ -68,8 +68,7 @@ impl Simulator {
             .stdout(Stdio::piped())
             .spawn()
             .map_err(|error| format!("cannot start {}: {error}; build it with `cargo build`", program.display()))?;
-        let mut simulator =
-            Self { process, address: String::new(), environment: BTreeMap::new(), tries: Vec::new() };
+        let mut simulator = Self { process, address: String::new(), environment: BTreeMap::new(), tries: Vec::new() };
         let out = simulator.process.stdout.take().ok_or("the simulator has no output")?;
         for line in BufReader::new(out).lines().map_while(Result::ok) {
             match line.split_once(' ') {

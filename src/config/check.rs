@@ -10,7 +10,7 @@ use std::hash::Hash;
 
 /// Checks references and uniqueness. `cut` names files (and `providers`) of which a part could not
 /// be read: what seems to be missing may stand there.
-pub fn cross_file(config: &Config, cut: &[String], faults: &mut Faults) {
+pub(super) fn cross_file(config: &Config, cut: &[String], faults: &mut Faults) {
     let whole = |file: &str| !cut.iter().any(|c| c == file);
     if config.weir.listen.is_empty() && whole("weir.yaml") {
         let file = config.files.iter().find(|f| f.ends_with("weir.yaml")).map(String::as_str).unwrap_or("weir.yaml");

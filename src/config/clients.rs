@@ -64,8 +64,7 @@ fn client(node: &Node, cx: &mut Cx<'_>) -> Option<Client> {
     });
     let providers = fields.optional("providers", cx, |node, cx| decode::list(node, cx, decode::at_text));
     let reveal_secrets = fields.optional("reveal_secrets", cx, decode::boolean);
-    let credentials =
-        fields.optional("credentials", cx, |node, cx| by_provider(node, "credentials", cx, credential));
+    let credentials = fields.optional("credentials", cx, |node, cx| by_provider(node, "credentials", cx, credential));
     fields.end(cx);
     Some(Client {
         id: id?,
@@ -96,8 +95,8 @@ fn key(node: &Node, cx: &mut Cx<'_>) -> Option<Key> {
     let mut fields = Fields::of(node, "a key", cx)?;
     let sha256 = fields.required("sha256", cx, |node, cx| {
         let at = decode::at_text(node, cx)?;
-        let digest = hex(&at.value)
-            .ok_or("a key is kept as its SHA-256: 64 hexadecimal digits, as `weir key new` prints them");
+        let digest =
+            hex(&at.value).ok_or("a key is kept as its SHA-256: 64 hexadecimal digits, as `weir key new` prints them");
         cx.faults.keep(&at.place, digest)
     });
     let expires_at = fields.optional("expires_at", cx, |node, cx| {

@@ -136,11 +136,7 @@ pub fn at_text(node: &Node, cx: &mut Cx<'_>) -> Option<At<String>> {
 }
 
 /// A list of what `read` reads; a single value counts as a list of one.
-pub fn list<T>(
-    node: &Node,
-    cx: &mut Cx<'_>,
-    mut read: impl FnMut(&Node, &mut Cx<'_>) -> Option<T>,
-) -> Option<Vec<T>> {
+pub fn list<T>(node: &Node, cx: &mut Cx<'_>, mut read: impl FnMut(&Node, &mut Cx<'_>) -> Option<T>) -> Option<Vec<T>> {
     match &node.value {
         Value::List(items) => Some(items.iter().filter_map(|item| read(item, cx)).collect()),
         _ => read(node, cx).map(|one| vec![one]),
@@ -249,7 +245,8 @@ pub fn secret(node: &Node, cx: &mut Cx<'_>) -> Option<Secret> {
     let path = fields.required("file", cx, at_text);
     fields.end(cx);
     let path = path?;
-    let read = (cx.read_file)(&path.value).map_err(|e| format!("the secret's file {:?} cannot be read: {e}", path.value));
+    let read =
+        (cx.read_file)(&path.value).map_err(|e| format!("the secret's file {:?} cannot be read: {e}", path.value));
     cx.faults.keep(&path.place, read).map(Secret)
 }
 

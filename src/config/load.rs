@@ -165,7 +165,9 @@ impl Decoder<'_> {
         for file in files {
             match file.relative.split('/').next() {
                 Some("weir.yaml") => weir = self.yaml(file, weir::decode),
-                Some("clients.yaml") => clients = self.yaml(file, |n, cx| Some(clients::decode(n, cx))).unwrap_or_default(),
+                Some("clients.yaml") => {
+                    clients = self.yaml(file, |n, cx| Some(clients::decode(n, cx))).unwrap_or_default();
+                }
                 Some("providers") => {
                     let read = self.yaml(file, provider::decode);
                     if read.is_none() {

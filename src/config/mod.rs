@@ -7,9 +7,11 @@ mod check;
 pub mod clients;
 pub mod decode;
 pub mod faults;
+pub mod freshness;
 pub mod load;
 pub mod provider;
 pub mod tree;
+pub mod upstream;
 pub mod weir;
 
 use faults::Place;

@@ -5,11 +5,12 @@
 
 use super::decode::{self, Cx, Fields, Secret};
 use super::faults::{At, Place};
+use super::freshness::{self, Freshness};
 use super::tree::{Node, Value};
+use super::upstream::{self, Upstream};
 use crate::error::{Code, RULE_CODES};
 use crate::model::{FIELDS, Field, Kind, MODALITIES, Status};
 use std::num::NonZeroU32;
-use std::time::Duration;
 
 /// The whole file.
 #[derive(Debug, Clone)]
@@ -99,71 +100,6 @@ pub struct Rule {
     pub secret: bool,
 }
 
-/// Section 4 of the contract.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Freshness {
-    /// Without an expiry that lies ahead.
-    pub default: Duration,
-    /// The longest a live session may be cached.
-    pub max: Duration,
-    /// Replaces expiry and max for that state.
-    pub by_status: Vec<(Status, Duration)>,
-    /// How long after its end a session may still change.
-    pub settle: Duration,
-    /// For an answer that there is no such thing.
-    pub not_found: Duration,
-    /// For a page of a list.
-    pub list: Duration,
-    /// How often a watched session is asked for.
-    pub watch: Duration,
-    /// How long past its lifetime an answer is served while it is refreshed.
-    pub stale_while_revalidate: Duration,
-    /// How long past its lifetime an answer is served when the provider fails.
-    pub stale_if_error: Duration,
-}
-
-/// How a provider is called.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Upstream {
-    /// TCP and TLS together.
-    pub connect_timeout: Duration,
-    /// In all, retries included.
-    pub timeout: Duration,
-    /// The longest body accepted, in bytes.
-    pub max_body: u64,
-    /// Retries of a request that failed before any of the answer came.
-    pub retries: u32,
-    /// The provider's quota.
-    pub capacity: Option<Capacity>,
-    /// When to stop asking.
-    pub breaker: Option<Breaker>,
-}
-
-/// A JSONPath as written, and where.
-pub type PathAt = At<String>;
-
-/// A provider's quota, for one credential.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Capacity {
-    /// Requests in `per`.
-    pub requests: NonZeroU32,
-    /// The time in which they are earned.
-    pub per: Duration,
-    /// How many at once after a pause.
-    pub burst: NonZeroU32,
-    /// How many at the same time.
-    pub concurrent: u32,
-}
-
-/// Opens after so many consecutive failures.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Breaker {
-    /// Consecutive failures that open it.
-    pub failures: NonZeroU32,
-    /// How long it stays open before one request may try.
-    pub open_for: Duration,
-}
-
 /// How a provider's errors are read.
 #[derive(Debug, Clone, Default)]
 pub struct Errors {
@@ -194,8 +130,8 @@ pub fn decode(root: &Node, cx: &mut Cx<'_>) -> Option<Provider> {
     let operations = fields.required("operations", cx, operations);
     let session = fields.required("session", cx, session);
     let secrets = fields.optional("secrets", cx, |node, cx| decode::list(node, cx, decode::at_text));
-    let freshness = fields.optional("freshness", cx, freshness).unwrap_or_else(default_freshness);
-    let upstream = fields.optional("upstream", cx, upstream).unwrap_or_else(default_upstream);
+    let freshness = fields.optional("freshness", cx, freshness::decode).unwrap_or_default();
+    let upstream = fields.optional("upstream", cx, upstream::decode).unwrap_or_default();
     let errors = fields.optional("errors", cx, errors).unwrap_or_default();
     fields.end(cx);
     let (get_session, list_sessions) = operations?;
@@ -366,112 +302,6 @@ fn word(field: Field, node: &Node, cx: &mut Cx<'_>) -> Option<At<String>> {
         return None;
     }
     Some(at)
-}
-
-fn default_freshness() -> Freshness {
-    Freshness {
-        default: Duration::from_secs(30),
-        max: Duration::from_secs(3600),
-        by_status: Vec::new(),
-        settle: Duration::from_secs(120),
-        not_found: Duration::from_secs(5),
-        list: Duration::from_secs(10),
-        watch: Duration::from_secs(5),
-        stale_while_revalidate: Duration::ZERO,
-        stale_if_error: Duration::ZERO,
-    }
-}
-
-fn freshness(node: &Node, cx: &mut Cx<'_>) -> Option<Freshness> {
-    let mut fields = Fields::of(node, "freshness", cx)?;
-    let mut all = default_freshness();
-    for (key, target) in [
-        ("default", &mut all.default),
-        ("max", &mut all.max),
-        ("settle", &mut all.settle),
-        ("not_found", &mut all.not_found),
-        ("list", &mut all.list),
-        ("stale_while_revalidate", &mut all.stale_while_revalidate),
-        ("stale_if_error", &mut all.stale_if_error),
-    ] {
-        if let Some(duration) = fields.optional(key, cx, decode::duration) {
-            *target = duration;
-        }
-    }
-    if let Some(watch) = fields.optional("watch", cx, decode::positive_duration) {
-        all.watch = watch;
-    }
-    all.by_status = fields.optional("by_status", cx, by_status).unwrap_or_default();
-    fields.end(cx);
-    Some(all)
-}
-
-fn by_status(node: &Node, cx: &mut Cx<'_>) -> Option<Vec<(Status, Duration)>> {
-    let entries = decode::map(node, "by_status", cx)?;
-    let mut all = Vec::new();
-    for (key, node) in entries {
-        let Some(status) = Status::parse(&key.name) else {
-            let known = Status::ALL.iter().map(|s| s.as_str());
-            cx.faults.add(&key.place, decode::unknown("status", &key.name, known));
-            continue;
-        };
-        all.extend(decode::duration(node, cx).map(|duration| (status, duration)));
-    }
-    Some(all)
-}
-
-fn default_upstream() -> Upstream {
-    Upstream {
-        connect_timeout: Duration::from_secs(2),
-        timeout: Duration::from_secs(10),
-        max_body: 4 << 20,
-        retries: 1,
-        capacity: None,
-        breaker: None,
-    }
-}
-
-fn upstream(node: &Node, cx: &mut Cx<'_>) -> Option<Upstream> {
-    let mut fields = Fields::of(node, "upstream", cx)?;
-    let mut all = default_upstream();
-    if let Some(duration) = fields.optional("connect_timeout", cx, decode::positive_duration) {
-        all.connect_timeout = duration;
-    }
-    if let Some(duration) = fields.optional("timeout", cx, decode::positive_duration) {
-        all.timeout = duration;
-    }
-    if let Some(size) = fields.optional("max_body", cx, decode::size) {
-        all.max_body = size;
-    }
-    if let Some(retries) = fields.optional("retries", cx, |node, cx| decode::whole(node, cx, 0)) {
-        all.retries = u32::try_from(retries).unwrap_or(u32::MAX);
-    }
-    all.capacity = fields.optional("capacity", cx, capacity);
-    all.breaker = fields.optional("breaker", cx, |node, cx| {
-        let mut fields = Fields::of(node, "breaker", cx)?;
-        let failures = fields.required("failures", cx, decode::positive);
-        let open_for = fields.required("open_for", cx, decode::positive_duration);
-        fields.end(cx);
-        Some(Breaker { failures: failures?, open_for: open_for? })
-    });
-    fields.end(cx);
-    Some(all)
-}
-
-fn capacity(node: &Node, cx: &mut Cx<'_>) -> Option<Capacity> {
-    let mut fields = Fields::of(node, "capacity", cx)?;
-    let requests = fields.required("requests", cx, decode::positive);
-    let per = fields.required("per", cx, decode::positive_duration);
-    let burst = fields.optional("burst", cx, decode::positive);
-    let concurrent = fields.optional("concurrent", cx, decode::positive);
-    fields.end(cx);
-    let requests = requests?;
-    Some(Capacity {
-        requests,
-        per: per?,
-        burst: burst.unwrap_or(requests),
-        concurrent: concurrent.map_or(64, NonZeroU32::get),
-    })
 }
 
 fn errors(node: &Node, cx: &mut Cx<'_>) -> Option<Errors> {

@@ -53,14 +53,20 @@ fn mapped(native: &Value, list: bool, provider: &Provider, now: Time) -> Result<
 fn difference(wanted: &Value, got: &Value, at: &str) -> Option<String> {
     match (wanted, got) {
         (Value::Object(a), Value::Object(b)) => {
-            let missing = b.keys().find(|key| !a.contains_key(*key)).map(|key| format!("{at}.{key} is missing here; it maps to {}", b[key]));
+            let missing = b
+                .keys()
+                .find(|key| !a.contains_key(*key))
+                .map(|key| format!("{at}.{key} is missing here; it maps to {}", b[key]));
             a.iter()
                 .find_map(|(key, value)| match b.get(key) {
                     Some(other) => difference(value, other, &format!("{at}.{key}")),
                     None => Some(format!("{at}.{key} stands here; the mapping gives no such field")),
                 })
                 .or(missing)
-                .or_else(|| (!a.keys().eq(b.keys())).then(|| format!("the fields of {at} are in another order than the mapping gives them")))
+                .or_else(|| {
+                    (!a.keys().eq(b.keys()))
+                        .then(|| format!("the fields of {at} are in another order than the mapping gives them"))
+                })
         }
         (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
             a.iter().zip(b).enumerate().find_map(|(i, (a, b))| difference(a, b, &format!("{at}[{i}]")))

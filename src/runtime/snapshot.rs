@@ -9,8 +9,9 @@ use crate::breaker::{Breaker, Tap};
 use crate::config::clients;
 use crate::config::decode::Secret;
 use crate::config::faults::{Fault, Faults};
+use crate::config::freshness::Freshness;
 use crate::config::load::{self, Source};
-use crate::config::provider::{self, Freshness};
+use crate::config::provider;
 use crate::config::weir::Weir;
 use crate::config::{Config, Example};
 use crate::credential::{self, Credential};
@@ -219,7 +220,8 @@ impl Builder<'_> {
         let kept = |policy: &crate::config::weir::Policy| {
             let same = |limiter: &&Arc<Limiter>| {
                 let old = &limiter.policy;
-                (&old.name, old.requests, old.per, old.burst) == (&policy.name, policy.requests, policy.per, policy.burst)
+                (&old.name, old.requests, old.per, old.burst)
+                    == (&policy.name, policy.requests, policy.per, policy.burst)
                     && old.charge == policy.charge
             };
             self.before.and_then(|before| before.limiters.iter().find(same).cloned())
@@ -246,7 +248,8 @@ impl Builder<'_> {
             let old = self.before.and_then(|before| before.provider(&name)).map(|before| &before.taps);
             let capacity = provider.capacity();
             let tap = provider.tap(&credential, capacity.as_ref(), old);
-            let policies = config.provider_rate_limits.iter().filter(|(at, _)| at.value == name).flat_map(|(_, all)| all);
+            let policies =
+                config.provider_rate_limits.iter().filter(|(at, _)| at.value == name).flat_map(|(_, all)| all);
             // One policy may limit a client as a whole and at a provider: two buckets.
             let buckets = policies.filter_map(|at| bucket(&at.value, &format!("{id}\n{name}"))).collect();
             access.push(permitted.then_some(Access { credential, tap, buckets }));
@@ -264,14 +267,14 @@ impl Builder<'_> {
 
 impl Provider {
     /// The capacity its taps are made with: the first tap is its own credential's.
-    fn capacity(&self) -> Option<provider::Capacity> {
+    fn capacity(&self) -> Option<crate::config::upstream::Capacity> {
         self.taps.get(&self.own.identity).and_then(|tap| tap.capacity.clone())
     }
 
     fn tap(
         &mut self,
         credential: &Credential,
-        capacity: Option<&provider::Capacity>,
+        capacity: Option<&crate::config::upstream::Capacity>,
         old: Option<&HashMap<String, Arc<Tap>>>,
     ) -> Arc<Tap> {
         let kept = || old.and_then(|old| old.get(&credential.identity)).filter(|tap| tap.capacity.as_ref() == capacity);
@@ -285,7 +288,12 @@ fn rules_digest(config: &provider::Provider) -> u64 {
     let mut hasher = DefaultHasher::new();
     format!(
         "{:?}{:?}{:?}{:?}{:?}{:?}",
-        config.name, config.ids.accept.agent, config.session, config.secrets, config.freshness, (&config.get_session, &config.list_sessions)
+        config.name,
+        config.ids.accept.agent,
+        config.session,
+        config.secrets,
+        config.freshness,
+        (&config.get_session, &config.list_sessions)
     )
     .hash(&mut hasher);
     hasher.finish()

@@ -49,7 +49,11 @@ fn who_may_ask() {
     );
     let weir = config.start(&sim);
     let with = |headers: &[(&str, &str)]| send(weir.http, "GET", VECTARA, headers);
-    for headers in [&[("X-API-Key", "one")][..], &[("Authorization", "Bearer one")], &[("X-API-Key", "one"), ("Authorization", "Bearer one")]] {
+    for headers in [
+        &[("X-API-Key", "one")][..],
+        &[("Authorization", "Bearer one")],
+        &[("X-API-Key", "one"), ("Authorization", "Bearer one")],
+    ] {
         assert_eq!(with(headers).status, 200);
     }
     for headers in [&[][..], &[("X-API-Key", "wrong")], &[("X-API-Key", "old")], &[("Authorization", "Basic one")]] {
@@ -92,7 +96,9 @@ fn head_is_get_without_a_body_and_other_methods_are_405() {
 fn a_valid_request_id_is_kept_and_any_other_replaced() {
     let (sim, config) = (Sim::start(), Config::shipped());
     let weir = config.start(&sim);
-    let id = |sent: &str| weir.get_with("/v1/providers", &[("X-Request-Id", sent)]).header("x-request-id").unwrap().to_owned();
+    let id = |sent: &str| {
+        weir.get_with("/v1/providers", &[("X-Request-Id", sent)]).header("x-request-id").unwrap().to_owned()
+    };
     assert_eq!(id("my-id_1.2~3:4"), "my-id_1.2~3:4");
     let long = "x".repeat(129);
     for bad in ["a b", "a\"b", "é", &long, "<script>"] {

@@ -23,7 +23,8 @@ fn a_thousand_callers_of_one_cold_key_cause_one_call() {
         let answer = caller.join().unwrap();
         assert_eq!(answer.status, 200);
         let status = answer.header("cache-status").unwrap().split("; detail").next().unwrap().to_owned();
-        let kind = status.split(';').nth(1).unwrap().trim().to_owned() + if status.contains("collapsed") { " collapsed" } else { "" };
+        let kind = status.split(';').nth(1).unwrap().trim().to_owned()
+            + if status.contains("collapsed") { " collapsed" } else { "" };
         *statuses.entry(kind).or_insert(0) += 1;
         bodies.insert(answer.body);
     }
@@ -101,12 +102,23 @@ fn a_lifetime_comes_from_the_sessions_expiry() {
     assert_eq!(lifetime(&answer), 20);
     assert!(answer.header("cache-status").unwrap().ends_with("detail=upstream"));
     sim.forget();
-    sim.answers("sess_E", 200, &json!({ "cache-control": "no-store" }), &json!({ "session": { "session_id": "sess_E" } }).to_string());
+    sim.answers(
+        "sess_E",
+        200,
+        &json!({ "cache-control": "no-store" }),
+        &json!({ "session": { "session_id": "sess_E" } }).to_string(),
+    );
     for _ in 0..2 {
-        assert_eq!(weir.get("/v1/sessions/sess_E").header("cache-status"), Some("weir; fwd=miss; detail=upstream-no-store"));
+        assert_eq!(
+            weir.get("/v1/sessions/sess_E").header("cache-status"),
+            Some("weir; fwd=miss; detail=upstream-no-store")
+        );
     }
     for source in ["expires_at", "max", "default", "list", "upstream"] {
-        assert!(weir.metric(&format!("weir_cache_ttl_seconds_count{{provider=\"agenthuman\",source=\"{source}\"}}")) >= 1.0, "{source}");
+        assert!(
+            weir.metric(&format!("weir_cache_ttl_seconds_count{{provider=\"agenthuman\",source=\"{source}\"}}")) >= 1.0,
+            "{source}"
+        );
     }
 }
 

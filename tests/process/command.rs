@@ -14,12 +14,24 @@ fn map_prints_the_unified_body_and_a_coverage_table() {
     let unified: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(unified, example("agenthuman/get").1);
     let table = String::from_utf8(output.stderr).unwrap();
-    assert!(table.contains("+ agent.id             $.avatar.avatar_id") && table.contains("- title                no rule"), "{table}");
-    let mut child = config.command(&["map", "vectara", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    assert!(
+        table.contains("+ agent.id             $.avatar.avatar_id") && table.contains("- title                no rule"),
+        "{table}"
+    );
+    let mut child = config
+        .command(&["map", "vectara", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     child.stdin.take().unwrap().write_all(b"{\"agent_key\":\"a\"}").unwrap();
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("provider_session_id is required and could not be taken from $.key, $.id"));
+    assert!(
+        String::from_utf8_lossy(&output.stderr)
+            .contains("provider_session_id is required and could not be taken from $.key, $.id")
+    );
     assert_eq!(config.command(&["map", "nobody", "-"]).output().unwrap().status.code(), Some(2));
 }
 
@@ -45,11 +57,21 @@ fn sigterm_ends_at_once_when_nothing_is_in_flight_and_waits_for_what_is() {
     // An idle keep-alive connection is not in flight.
     let mut idle = std::net::TcpStream::connect(weir.http).unwrap();
     idle.write_all(format!("GET {AGENTHUMAN} HTTP/1.1\r\nHost: t\r\nX-API-Key: open\r\n\r\n").as_bytes()).unwrap();
-    until("the idle connection was answered", || weir.metric("weir_cache_requests_total{provider=\"agenthuman\",result=\"hit\"}") == 1.0);
+    until("the idle connection was answered", || {
+        weir.metric("weir_cache_requests_total{provider=\"agenthuman\",result=\"hit\"}") == 1.0
+    });
     weir.process.signal("TERM");
     assert_eq!(weir.process.wait().code(), Some(0));
     let stderr = weir.process.stderr.lock().unwrap().join("\n");
-    let took: u64 = stderr.split(" connections in ").nth(1).unwrap_or_else(|| panic!("{stderr}")).split(' ').next().unwrap().parse().unwrap();
+    let took: u64 = stderr
+        .split(" connections in ")
+        .nth(1)
+        .unwrap_or_else(|| panic!("{stderr}"))
+        .split(' ')
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
     assert!(took < 5000, "far less than the grace of 10 s: {took} ms");
 
     let mut weir = Config::shipped().start(&sim);
@@ -87,7 +109,8 @@ fn the_demo_prints_requests_that_work_as_pasted() {
     std::fs::copy(repository().join("config/clients.yaml"), config.path("clients.yaml")).unwrap();
     let mut demo = Process::start(&mut config.command(&["demo"]));
     line_with(&demo.stdout, "Requests are logged below.");
-    let lines: Vec<String> = demo.stdout.lock().unwrap().iter().filter(|line| line.starts_with("curl ")).cloned().collect();
+    let lines: Vec<String> =
+        demo.stdout.lock().unwrap().iter().filter(|line| line.starts_with("curl ")).cloned().collect();
     assert!(lines.len() >= 3);
     for line in &lines {
         let output = Command::new("sh").args(["-c", &format!("{line} --max-time 20 --fail")]).output().unwrap();

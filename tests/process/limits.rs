@@ -38,14 +38,21 @@ fn the_documented_429() {
     let words = "Client \"dashboards\" is over its policy \"three\" (10 requests per 3600 s, burst 3); try again in ";
     assert!(problem["detail"].as_str().unwrap().starts_with(words), "{problem}");
     assert_eq!(weir.get_as("k", "/v1/sessions/nonsense").status, 400, "malformed requests are not charged");
-    assert_eq!(weir.metric("weir_rate_limit_requests_total{client=\"dashboards\",decision=\"limited\",policy=\"three\"}"), 1.0);
-    assert_eq!(weir.metric("weir_rate_limit_requests_total{client=\"dashboards\",decision=\"allowed\",policy=\"three\"}"), 3.0);
+    assert_eq!(
+        weir.metric("weir_rate_limit_requests_total{client=\"dashboards\",decision=\"limited\",policy=\"three\"}"),
+        1.0
+    );
+    assert_eq!(
+        weir.metric("weir_rate_limit_requests_total{client=\"dashboards\",decision=\"allowed\",policy=\"three\"}"),
+        3.0
+    );
 }
 
 #[test]
 fn exactly_the_burst_is_admitted_however_many_come_at_once() {
     let sim = Sim::start();
-    let weir = Arc::new(start(&sim, "clients:\n  - { id: a, keys: [ { sha256: SHA(a) } ], rate_limit: [ten, standard] }\n"));
+    let weir =
+        Arc::new(start(&sim, "clients:\n  - { id: a, keys: [ { sha256: SHA(a) } ], rate_limit: [ten, standard] }\n"));
     let admitted = Arc::new(AtomicUsize::new(0));
     let callers: Vec<_> = (0..16)
         .map(|_| {

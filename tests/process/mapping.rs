@@ -74,9 +74,13 @@ fn a_missing_required_field_is_502_naming_it_and_an_optional_one_is_null_and_cou
     native["metadata"] = json!(["not", "an", "object"]);
     native["enabled"] = json!("perhaps");
     let session = mapped(&sim, &weir, VECTARA, "ase_customer", &native).json();
-    assert_eq!((&session["created_at"], &session["metadata"], &session["status"]), (&Value::Null, &json!({}), &json!("unknown")));
+    assert_eq!(
+        (&session["created_at"], &session["metadata"], &session["status"]),
+        (&Value::Null, &json!({}), &json!("unknown"))
+    );
     for (field, reason) in [("created_at", "wrong_type"), ("metadata", "wrong_type"), ("status", "unknown_value")] {
-        let series = format!("weir_mapping_failures_total{{field=\"{field}\",provider=\"vectara\",reason=\"{reason}\"}}");
+        let series =
+            format!("weir_mapping_failures_total{{field=\"{field}\",provider=\"vectara\",reason=\"{reason}\"}}");
         assert_eq!(weir.metric(&series), 1.0, "{series}");
     }
 }
@@ -108,15 +112,23 @@ fn secrets_are_seen_only_by_clients_that_may() {
     for answer in [&plain, &plain_native] {
         assert!(!String::from_utf8_lossy(&answer.body).contains(token));
     }
-    assert_eq!(plain.json()["connection"], json!({ "url": "https://agenthuman.daily.co/example-room-name", "name": "example-room-name" }));
+    assert_eq!(
+        plain.json()["connection"],
+        json!({ "url": "https://agenthuman.daily.co/example-room-name", "name": "example-room-name" })
+    );
     assert_eq!(seen.json()["connection"]["token"], token);
     let mut own = example("agenthuman/get").0["session"].clone();
     assert_eq!(seen_native.json()["native"].to_string(), own.to_string());
     own["daily_room"].as_object_mut().unwrap().remove("token");
     assert_eq!(plain_native.json()["native"], own);
-    let tags: std::collections::HashSet<_> = [&plain, &plain_native, &seen, &seen_native].map(|a| a.header("etag").unwrap()).into();
+    let tags: std::collections::HashSet<_> =
+        [&plain, &plain_native, &seen, &seen_native].map(|a| a.header("etag").unwrap()).into();
     assert_eq!(tags.len(), 4, "each view has its own entity tag");
-    for place in [weir.metrics(), String::from_utf8(weir.admin("GET", "/config").body).unwrap(), weir.process.stdout.lock().unwrap().join("\n")] {
+    for place in [
+        weir.metrics(),
+        String::from_utf8(weir.admin("GET", "/config").body).unwrap(),
+        weir.process.stdout.lock().unwrap().join("\n"),
+    ] {
         assert!(!place.contains(token) && !place.contains("ah_test_sim"));
     }
 }

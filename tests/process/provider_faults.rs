@@ -8,7 +8,8 @@ fn start(sim: &Sim) -> Weir {
     let mut config = Config::shipped();
     for provider in ["vectara", "palantir", "agenthuman"] {
         let file = format!("providers/{provider}.yaml");
-        config = config.edit(&file, "  timeout: 10s", "  timeout: 800ms").edit(&file, "failures: 5", "failures: 1000000");
+        config =
+            config.edit(&file, "  timeout: 10s", "  timeout: 800ms").edit(&file, "failures: 5", "failures: 1000000");
         if provider != "vectara" {
             continue;
         }
@@ -68,10 +69,20 @@ fn the_providers_own_error_bodies_are_understood() {
     let weir = start(&sim);
     let agent = "ri.aip-agents..agent.732cd5b4-7ca7-4219-aabb-6e976faf63b1";
     for (target, status, code, words) in [
-        ("/v1/sessions/vectara:agt_customer_support:ase_none_1".to_owned(), 404, "session_not_found", "Session ase_none_1 not found."),
+        (
+            "/v1/sessions/vectara:agt_customer_support:ase_none_1".to_owned(),
+            404,
+            "session_not_found",
+            "Session ase_none_1 not found.",
+        ),
         ("/v1/sessions/vectara:agt_none:ase_none_1".into(), 404, "agent_not_found", "Agent agt_none not found."),
         ("/v1/agents/agt_none/sessions".into(), 404, "agent_not_found", "Agent agt_none"),
-        (format!("/v1/agents/{agent}/sessions/ri.aip-agents..session.none"), 404, "session_not_found", "SessionNotFound"),
+        (
+            format!("/v1/agents/{agent}/sessions/ri.aip-agents..session.none"),
+            404,
+            "session_not_found",
+            "SessionNotFound",
+        ),
         ("/v1/agents/ri.aip-agents..agent.none/sessions".into(), 404, "agent_not_found", "AgentNotFound"),
         ("/v1/sessions/sess_none".into(), 404, "session_not_found", "Session not found"),
     ] {
@@ -81,7 +92,8 @@ fn the_providers_own_error_bodies_are_understood() {
     }
     let palantir = |status: u16, name: &str| {
         sim.forget();
-        let body = json!({ "errorCode": "INVALID_ARGUMENT", "errorName": name, "errorInstanceId": "i", "parameters": {} });
+        let body =
+            json!({ "errorCode": "INVALID_ARGUMENT", "errorName": name, "errorInstanceId": "i", "parameters": {} });
         sim.answers("/api/v2", status, &json!({}), &body.to_string());
         weir.get(PALANTIR).code()
     };
@@ -122,14 +134,20 @@ fn throttling_closes_the_tap_and_says_when_to_come_back() {
 fn a_provider_that_is_not_there_is_502_and_an_unknown_name_too() {
     let sim = Sim::start();
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let weir = Config::shipped().env("VECTARA_BASE_URL", &format!("http://{closed}")).env("PALANTIR_BASE_URL", "https://nowhere.invalid").start(&sim);
+    let weir = Config::shipped()
+        .env("VECTARA_BASE_URL", &format!("http://{closed}"))
+        .env("PALANTIR_BASE_URL", "https://nowhere.invalid")
+        .start(&sim);
     let refused = weir.get(VECTARA);
     assert_eq!(refused.code(), (502, "provider_error".into()));
     assert!(refused.json()["detail"].as_str().unwrap().contains(&closed.to_string()));
     let unknown = weir.get(PALANTIR);
     assert_eq!(unknown.code(), (502, "provider_error".into()));
     assert!(unknown.json()["detail"].as_str().unwrap().contains("nowhere.invalid cannot be resolved"));
-    assert!(weir.metric("weir_upstream_requests_total{operation=\"get_session\",provider=\"vectara\",status=\"connect\"}") >= 1.0);
+    assert!(
+        weir.metric("weir_upstream_requests_total{operation=\"get_session\",provider=\"vectara\",status=\"connect\"}")
+            >= 1.0
+    );
     assert_eq!(weir.get(AGENTHUMAN).status, 200);
 }
 

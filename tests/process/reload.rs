@@ -21,7 +21,10 @@ fn a_provider_is_added_under_load_without_a_failed_request() {
     fs::remove_file(config.path("providers/agenthuman.yaml")).unwrap();
     fs::remove_dir_all(config.path("examples/agenthuman")).unwrap();
     let weir = Arc::new(config.start(&sim));
-    assert_eq!(weir.get("/v1/sessions/agenthuman:sess_01H3Z8G9YR3K2N5M6P7Q8W4T").code(), (404, "provider_not_found".into()));
+    assert_eq!(
+        weir.get("/v1/sessions/agenthuman:sess_01H3Z8G9YR3K2N5M6P7Q8W4T").code(),
+        (404, "provider_not_found".into())
+    );
     let (stop, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let load: Vec<_> = [VECTARA, PALANTIR]
         .into_iter()
@@ -82,7 +85,11 @@ fn a_config_maps_link_swap_is_noticed() {
         let directory = config.path(version);
         fs::create_dir(&directory).unwrap();
         for file in ["weir.yaml", "clients.yaml"] {
-            fs::write(directory.join(file), digests(&(fs::read_to_string(repository().join("config").join(file)).unwrap() + extra))).unwrap();
+            fs::write(
+                directory.join(file),
+                digests(&(fs::read_to_string(repository().join("config").join(file)).unwrap() + extra)),
+            )
+            .unwrap();
         }
     };
     make("..v1", "# one\n");
@@ -108,7 +115,10 @@ fn a_bad_config_changes_nothing_and_is_told() {
     let weir = Config::shipped().start(&sim);
     let good = weir.config.read("providers/vectara.yaml");
     let before = revision(&weir);
-    weir.config.write("providers/vectara.yaml", &good.replace("timeout: 10s ", "timeout: soon ").replace("max: 1h ", "maxx: 1h "));
+    weir.config.write(
+        "providers/vectara.yaml",
+        &good.replace("timeout: 10s ", "timeout: soon ").replace("max: 1h ", "maxx: 1h "),
+    );
     until("the failure is counted", || weir.metric("weir_config_reloads_total{result=\"failure\"}") >= 1.0);
     assert_eq!(weir.get(VECTARA).status, 200);
     assert_eq!(revision(&weir), before);
@@ -116,7 +126,10 @@ fn a_bad_config_changes_nothing_and_is_told() {
     let (status, body) = weir.reload();
     assert_eq!(status, 422);
     let faults = body["faults"].to_string();
-    assert!(faults.contains("\\\"soon\\\" is not a duration") && faults.contains("did you mean \\\"max\\\""), "{faults}");
+    assert!(
+        faults.contains("\\\"soon\\\" is not a duration") && faults.contains("did you mean \\\"max\\\""),
+        "{faults}"
+    );
     let shown = weir.admin("GET", "/config").json();
     assert_eq!(shown["last_error"]["faults"].as_array().unwrap().len(), 2);
     weir.config.write("providers/vectara.yaml", &good);
@@ -127,8 +140,13 @@ fn a_bad_config_changes_nothing_and_is_told() {
 #[test]
 fn cache_and_limiters_survive_and_changed_rules_apply_to_what_is_stored() {
     let sim = Sim::start();
-    let config = Config::shipped().clients("clients:\n  - { id: open, keys: [ { sha256: SHA(open) } ], rate_limit: [slow, other] }\n");
-    config.change("weir.yaml", "rate_limits:\n", "rate_limits:\n  slow: { requests: 100, per: 1d }\n  other: { requests: 100, per: 1d }\n");
+    let config = Config::shipped()
+        .clients("clients:\n  - { id: open, keys: [ { sha256: SHA(open) } ], rate_limit: [slow, other] }\n");
+    config.change(
+        "weir.yaml",
+        "rate_limits:\n",
+        "rate_limits:\n  slow: { requests: 100, per: 1d }\n  other: { requests: 100, per: 1d }\n",
+    );
     let weir = config.start(&sim);
     let left = |answer: &Answer, policy: &str| -> u64 {
         let header = answer.header("ratelimit").unwrap();
@@ -161,7 +179,11 @@ fn secrets_in_files_are_read_again_and_what_needs_a_restart_is_named() {
     weir.config.write("key.txt", "zut_sim\n");
     until("the new secret is used", || weir.get(VECTARA).status == 200);
     weir.config.change("weir.yaml", "max_bytes: 256MiB", "max_bytes: 128MiB");
-    until("the change is told", || weir.process.stderr.lock().unwrap().iter().any(|line| line.contains("needs a restart: cache.max_bytes")));
-    let everything = weir.process.stderr.lock().unwrap().join("\n") + &weir.metrics() + &weir.admin("GET", "/config").json().to_string();
+    until("the change is told", || {
+        weir.process.stderr.lock().unwrap().iter().any(|line| line.contains("needs a restart: cache.max_bytes"))
+    });
+    let everything = weir.process.stderr.lock().unwrap().join("\n")
+        + &weir.metrics()
+        + &weir.admin("GET", "/config").json().to_string();
     assert!(!everything.contains("zut_sim"));
 }

@@ -18,7 +18,9 @@ fn has(program: &str) -> bool {
 fn promtool_finds_nothing_to_say_and_every_metric_is_there() {
     use std::io::Write;
     let sim = Sim::start();
-    let weir = Config::shipped().clients("clients:\n  - { id: open, keys: [ { sha256: SHA(open) } ], rate_limit: standard }\n").start(&sim);
+    let weir = Config::shipped()
+        .clients("clients:\n  - { id: open, keys: [ { sha256: SHA(open) } ], rate_limit: standard }\n")
+        .start(&sim);
     for target in [VECTARA, VECTARA, PALANTIR, AGENTHUMAN, "/nowhere", "/v1/sessions/sess_none"] {
         weir.get(target);
     }
@@ -26,13 +28,27 @@ fn promtool_finds_nothing_to_say_and_every_metric_is_there() {
     assert_eq!(weir.get("/v1/sessions/vectara:agt_load_1:ase_1").status, 200);
     let metrics = weir.metrics();
     for name in [
-        "weir_http_requests_total", "weir_http_request_duration_seconds_bucket", "weir_http_requests_in_flight",
-        "weir_overhead_seconds_bucket", "weir_cache_requests_total", "weir_cache_entries", "weir_cache_bytes",
-        "weir_cache_evictions_total", "weir_cache_ttl_seconds_bucket", "weir_rate_limit_requests_total",
-        "weir_upstream_requests_total", "weir_upstream_request_duration_seconds_bucket",
-        "weir_upstream_requests_saved_total", "weir_upstream_breaker_open", "weir_upstream_throttled",
-        "weir_mapping_failures_total", "weir_config_reloads_total", "weir_config_last_reload_successful",
-        "weir_config_last_reload_success_timestamp_seconds", "weir_config_info", "weir_build_info",
+        "weir_http_requests_total",
+        "weir_http_request_duration_seconds_bucket",
+        "weir_http_requests_in_flight",
+        "weir_overhead_seconds_bucket",
+        "weir_cache_requests_total",
+        "weir_cache_entries",
+        "weir_cache_bytes",
+        "weir_cache_evictions_total",
+        "weir_cache_ttl_seconds_bucket",
+        "weir_rate_limit_requests_total",
+        "weir_upstream_requests_total",
+        "weir_upstream_request_duration_seconds_bucket",
+        "weir_upstream_requests_saved_total",
+        "weir_upstream_breaker_open",
+        "weir_upstream_throttled",
+        "weir_mapping_failures_total",
+        "weir_config_reloads_total",
+        "weir_config_last_reload_successful",
+        "weir_config_last_reload_success_timestamp_seconds",
+        "weir_config_info",
+        "weir_build_info",
         "process_resident_memory_bytes",
     ] {
         let sample = |line: &str| line.starts_with(&format!("{name}{{")) || line.starts_with(&format!("{name} "));
@@ -42,7 +58,13 @@ fn promtool_finds_nothing_to_say_and_every_metric_is_there() {
     assert_eq!(weir.metric(requests), 2.0);
     assert_eq!(weir.metric("weir_upstream_requests_saved_total{provider=\"vectara\",reason=\"hit\"}"), 1.0);
     if has("promtool") {
-        let mut child = Command::new("promtool").args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = Command::new("promtool")
+            .args(["check", "metrics"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         child.stdin.take().unwrap().write_all(metrics.as_bytes()).unwrap();
         let output = child.wait_with_output().unwrap();
         let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
@@ -54,7 +76,14 @@ fn promtool_finds_nothing_to_say_and_every_metric_is_there() {
 fn the_admin_listener_wants_its_token() {
     let sim = Sim::start();
     let weir = Config::shipped().env("WEIR_ADMIN_TOKEN", "admin-secret").start(&sim);
-    for (method, path, open) in [("GET", "/metrics", true), ("GET", "/healthz", true), ("GET", "/readyz", true), ("GET", "/config", false), ("GET", "/cache", false), ("POST", "/reload", false)] {
+    for (method, path, open) in [
+        ("GET", "/metrics", true),
+        ("GET", "/healthz", true),
+        ("GET", "/readyz", true),
+        ("GET", "/config", false),
+        ("GET", "/cache", false),
+        ("POST", "/reload", false),
+    ] {
         assert_eq!(weir.admin(method, path).status, if open { 200 } else { 401 }, "{path}");
         let wrong = send(weir.admin, method, path, &[("Authorization", "Bearer admin-secre")]);
         assert_eq!(wrong.status, if open { 200 } else { 401 });
@@ -66,7 +95,9 @@ fn the_admin_listener_wants_its_token() {
     assert_eq!(weir.admin("POST", "/metrics").status, 405);
     assert_eq!(weir.admin("GET", "/reload").status, 401);
     let shown = send(weir.admin, "GET", "/config", &[("Authorization", "Bearer admin-secret")]).json();
-    assert!(shown["revision"].is_string() && shown["files"].as_array().unwrap().len() > 3 && shown["loaded_at"].is_string());
+    assert!(
+        shown["revision"].is_string() && shown["files"].as_array().unwrap().len() > 3 && shown["loaded_at"].is_string()
+    );
 }
 
 #[test]
@@ -89,9 +120,15 @@ fn the_access_log_is_json_and_tells_no_secret() {
         assert_eq!(list[field], value, "{list}");
     }
     assert_eq!(list["status"], 200);
-    assert!(list["bytes"].as_u64().unwrap() > 1000 && list["total_ms"].as_f64().unwrap() >= list["upstream_ms"].as_f64().unwrap());
+    assert!(
+        list["bytes"].as_u64().unwrap() > 1000
+            && list["total_ms"].as_f64().unwrap() >= list["upstream_ms"].as_f64().unwrap()
+    );
     let refused = line("unauthorized");
-    assert_eq!((&refused["status"], &refused["client"], &refused["route"]), (&Value::from(401), &Value::Null, &Value::from("none")));
+    assert_eq!(
+        (&refused["status"], &refused["client"], &refused["route"]),
+        (&Value::from(401), &Value::Null, &Value::from("none"))
+    );
     let log = weir.process.stdout.lock().unwrap().join("\n");
     for secret in ["a-wrong-key", "limit=17", "sess_x", "zut_sim", "customer_12345"] {
         assert!(!log.contains(secret), "{secret}");
@@ -119,13 +156,17 @@ fn the_docs_add_a_fourth_provider() {
             let mut line = String::new();
             let mut reader = BufReader::new(socket.try_clone().unwrap());
             while !line.ends_with("\r\n\r\n") && reader.read_line(&mut line).unwrap() > 0 {}
-            let known = line.starts_with("GET /api/calls/call-42") && line.to_lowercase().contains("authorization: bearer t0ken");
-            let (status, body) = if known { ("200 OK", body.as_str()) } else { ("404 Not Found", "{\"error\":\"unknown call\"}") };
-            write!(socket, "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len()).unwrap();
+            let known = line.starts_with("GET /api/calls/call-42")
+                && line.to_lowercase().contains("authorization: bearer t0ken");
+            let (status, body) =
+                if known { ("200 OK", body.as_str()) } else { ("404 Not Found", "{\"error\":\"unknown call\"}") };
+            write!(socket, "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
+                .unwrap();
         }
     });
     let sim = Sim::start();
-    let weir = Config::shipped().env("ACME_BASE_URL", &format!("http://{address}")).env("ACME_TOKEN", "t0ken").start(&sim);
+    let weir =
+        Config::shipped().env("ACME_BASE_URL", &format!("http://{address}")).env("ACME_TOKEN", "t0ken").start(&sim);
     std::fs::create_dir(weir.config.path("examples/acme")).unwrap();
     weir.config.write("examples/acme/get.native.json", &native);
     weir.config.write("examples/acme/get.unified.json", &block("config/examples/acme/get.unified.json"));

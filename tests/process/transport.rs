@@ -41,13 +41,19 @@ fn an_untrusted_certificate_is_not_spoken_to() {
     let answer = weir.get(VECTARA);
     assert_eq!(answer.code(), (502, "provider_error".into()));
     assert!(answer.json()["detail"].as_str().unwrap().contains("TLS handshake"), "{}", answer.json());
-    assert_eq!(weir.metric("weir_upstream_requests_total{operation=\"get_session\",provider=\"vectara\",status=\"tls\"}"), 1.0);
+    assert_eq!(
+        weir.metric("weir_upstream_requests_total{operation=\"get_session\",provider=\"vectara\",status=\"tls\"}"),
+        1.0
+    );
 }
 
 #[test]
 fn connections_are_kept_and_broken_ones_replaced() {
     let sim = Sim::with(&["--sessions", "300"]);
-    let weir = Config::shipped().edit("providers/agenthuman.yaml", "requests: 60\n", "requests: 6000\n").edit("providers/agenthuman.yaml", "burst: 60", "burst: 6000").start(&sim);
+    let weir = Config::shipped()
+        .edit("providers/agenthuman.yaml", "requests: 60\n", "requests: 6000\n")
+        .edit("providers/agenthuman.yaml", "burst: 60", "burst: 6000")
+        .start(&sim);
     for n in 1..200 {
         assert!(matches!(weir.get(&format!("/v1/sessions/sess_SIM{n:08X}")).status, 200 | 404));
     }
@@ -99,7 +105,15 @@ fn what_goes_upstream_is_the_credential_and_nothing_of_the_client() {
     });
     let sim = Sim::start();
     let weir = Config::shipped().env("PALANTIR_BASE_URL", &format!("http://{address}")).start(&sim);
-    weir.get_with(PALANTIR, &[("Cookie", "c=1"), ("X-Request-Id", "client-id"), ("Accept-Encoding", "gzip"), ("X-Forwarded-For", "1.2.3.4")]);
+    weir.get_with(
+        PALANTIR,
+        &[
+            ("Cookie", "c=1"),
+            ("X-Request-Id", "client-id"),
+            ("Accept-Encoding", "gzip"),
+            ("X-Forwarded-For", "1.2.3.4"),
+        ],
+    );
     let head = seen.join().unwrap();
     let mut lines: Vec<String> = head.trim_end().lines().map(str::to_ascii_lowercase).collect();
     let first = lines.remove(0);

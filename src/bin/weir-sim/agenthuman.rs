@@ -41,7 +41,7 @@ fn find(sim: &Sim, id: &str) -> Option<Value> {
     };
     let session = (0 < number && number < sim.world.sessions).then(|| session(sim, number))?;
     let own = &session["session_id"];
-    (own == id || own.to_string() == id).then_some(session)
+    (own == id || *own == id).then_some(session)
 }
 
 fn session(sim: &Sim, n: usize) -> Value {
@@ -52,7 +52,7 @@ fn session(sim: &Sim, n: usize) -> Value {
     let world = &sim.world;
     let created = -(n as i64) * 20;
     // One in ten was not started, one in three has ended, the others run for two hours.
-    let (started, ended) = match (n % 10, n % 3 == 0) {
+    let (started, ended) = match (n % 10, n.is_multiple_of(3)) {
         (1, _) => (None, None),
         (_, true) => (Some(created + 5), Some(created + 15)),
         (_, false) => (Some(created + 5), None),

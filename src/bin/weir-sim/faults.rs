@@ -67,7 +67,9 @@ impl<'de> serde::Deserialize<'de> for Planned {
             Some("truncate") => Fault::Truncate,
             Some("hang") => Fault::Hang,
             Some("drip") => Fault::Drip(number("ms").unwrap_or(100)),
-            Some("oversize") => Fault::Oversize(number("bytes").and_then(|b| usize::try_from(b).ok()).unwrap_or(5 << 20)),
+            Some("oversize") => {
+                Fault::Oversize(number("bytes").and_then(|b| usize::try_from(b).ok()).unwrap_or(5 << 20))
+            }
             Some(other) => return Err(serde::de::Error::custom(format!("no fault {other:?}"))),
         };
         Ok(Self {
@@ -109,12 +111,16 @@ impl Control {
                 (200, json!({}))
             }
             ("POST", "/_sim/refuse-tls") => {
-                self.refuse_tls.store(serde_json::from_slice::<IgnoredAny>(body).is_ok(), std::sync::atomic::Ordering::SeqCst);
+                self.refuse_tls
+                    .store(serde_json::from_slice::<IgnoredAny>(body).is_ok(), std::sync::atomic::Ordering::SeqCst);
                 (200, json!({}))
             }
             ("GET", "/_sim/calls") => {
                 let calls = lock(&self.calls).clone();
-                (200, json!({ "total": calls.values().sum::<u64>(), "calls": calls, "versions": *lock(&self.versions) }))
+                (
+                    200,
+                    json!({ "total": calls.values().sum::<u64>(), "calls": calls, "versions": *lock(&self.versions) }),
+                )
             }
             ("DELETE", "/_sim/calls") => {
                 lock(&self.calls).clear();
@@ -166,7 +172,9 @@ impl Reply {
         for (name, value) in &self.headers {
             response = response.header(name, value);
         }
-        response.body(body).unwrap_or_else(|_| Response::new(Full::new(Bytes::new()).map_err(|never| match never {}).boxed_unsync()))
+        response
+            .body(body)
+            .unwrap_or_else(|_| Response::new(Full::new(Bytes::new()).map_err(|never| match never {}).boxed_unsync()))
     }
 }
 

@@ -3,6 +3,9 @@
 //! It shares no code with `weir`: the judge must not share code with the judged. It serves all three
 //! on one address (their paths differ), misbehaves when told to, and counts calls.
 
+// The house's rules on time and tasks are for the gateway; this is its counterpart.
+#![allow(clippy::disallowed_methods)]
+
 mod agenthuman;
 mod faults;
 mod palantir;
@@ -137,9 +140,8 @@ fn acceptor(path: &std::path::Path, http1_only: bool) -> Result<tokio_rustls::Tl
 }
 
 async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, sim: Arc<Sim>) {
-    let service = service_fn(move |request| {
-        Box::pin(answer(sim.clone(), request)) as Pin<Box<dyn Future<Output = _> + Send>>
-    });
+    let service =
+        service_fn(move |request| Box::pin(answer(sim.clone(), request)) as Pin<Box<dyn Future<Output = _> + Send>>);
     // An aborted connection is what some faults are for.
     let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
 }
@@ -157,7 +159,8 @@ async fn answer(sim: Arc<Sim>, request: Request<Incoming>) -> Result<Response<fa
     let header = |name: &str| parts.headers.get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
     let told = header("x-sim-fault").and_then(|text| serde_json::from_str(&text).ok());
     let planned = told.or_else(|| sim.control.planned(&path));
-    let reply = if parts.method == Method::GET { route(&sim, &path, &query, &header) } else { Reply::new(405, "{}".into()) };
+    let reply =
+        if parts.method == Method::GET { route(&sim, &path, &query, &header) } else { Reply::new(405, "{}".into()) };
     match planned {
         None => Ok(reply.whole()),
         Some(Planned { latency_ms, fault, .. }) => {

@@ -10,10 +10,10 @@ const LOAD_AGENT: &str = "ri.aip-agents..agent.00000000-0000-0000-0000-000000000
 pub(crate) fn answer(sim: &Sim, rest: &[&str], query: &Query, header: &dyn Fn(&str) -> Option<String>) -> Reply {
     let token = header("authorization").and_then(|value| value.strip_prefix("Bearer ").map(str::to_owned));
     if token.as_deref() != Some(&*sim.options.palantir_token) {
-        return error(401, "UNAUTHORIZED", "Default:Unauthorized", json!({}));
+        return error(401, "UNAUTHORIZED", "Default:Unauthorized", &json!({}));
     }
     if query.get("preview") != Some("true") {
-        return error(400, "INVALID_ARGUMENT", "ApiFeaturePreviewUsageOnly", json!({}));
+        return error(400, "INVALID_ARGUMENT", "ApiFeaturePreviewUsageOnly", &json!({}));
     }
     match rest {
         [agent, "sessions"] => list(sim, agent, query),
@@ -22,9 +22,12 @@ pub(crate) fn answer(sim: &Sim, rest: &[&str], query: &Query, header: &dyn Fn(&s
     }
 }
 
-fn error(status: u16, code: &str, name: &str, parameters: Value) -> Reply {
+fn error(status: u16, code: &str, name: &str, parameters: &Value) -> Reply {
     let instance = "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0";
-    Reply::json(status, &json!({ "errorCode": code, "errorName": name, "errorInstanceId": instance, "parameters": parameters }))
+    Reply::json(
+        status,
+        &json!({ "errorCode": code, "errorName": name, "errorInstanceId": instance, "parameters": parameters }),
+    )
 }
 
 fn total(sim: &Sim, agent: &str) -> Option<usize> {
@@ -33,18 +36,18 @@ fn total(sim: &Sim, agent: &str) -> Option<usize> {
 }
 
 fn unknown_agent(agent: &str) -> Reply {
-    error(404, "NOT_FOUND", "AgentNotFound", json!({ "agentRid": agent }))
+    error(404, "NOT_FOUND", "AgentNotFound", &json!({ "agentRid": agent }))
 }
 
 fn list(sim: &Sim, agent: &str, query: &Query) -> Reply {
     let Some(total) = total(sim, agent) else { return unknown_agent(agent) };
     let size = query.get("pageSize").map_or(Some(100), |text| text.parse().ok().filter(|size| *size > 0));
     let Some(size) = size else {
-        return error(400, "INVALID_ARGUMENT", "InvalidPageSize", json!({ "pageSize": query.get("pageSize") }));
+        return error(400, "INVALID_ARGUMENT", "InvalidPageSize", &json!({ "pageSize": query.get("pageSize") }));
     };
     let size: usize = std::cmp::min(size, 100);
     let Some((start, next)) = page(query.get("pageToken"), size, total) else {
-        return error(400, "INVALID_ARGUMENT", "InvalidPageToken", json!({ "pageToken": query.get("pageToken") }));
+        return error(400, "INVALID_ARGUMENT", "InvalidPageToken", &json!({ "pageToken": query.get("pageToken") }));
     };
     let data: Vec<Value> = (start..total.min(start + size)).map(|n| session(sim, agent, n)).collect();
     let mut body = json!({ "data": data });
@@ -63,7 +66,7 @@ fn get(sim: &Sim, agent: &str, rid: &str) -> Reply {
     let number = rid.rsplit('-').next().and_then(|n| usize::from_str_radix(n, 16).ok());
     match number.filter(|n| *n < total).map(|n| session(sim, agent, n)) {
         Some(session) if session["rid"] == rid => Reply::json(200, &session),
-        _ => error(404, "NOT_FOUND", "SessionNotFound", json!({ "agentRid": agent, "sessionRid": rid })),
+        _ => error(404, "NOT_FOUND", "SessionNotFound", &json!({ "agentRid": agent, "sessionRid": rid })),
     }
 }
 
