@@ -166,7 +166,7 @@ fn stale_is_served_while_it_is_refreshed_and_when_the_provider_fails() {
         status = weir.get(VECTARA).header("cache-status").unwrap().to_owned();
         status.contains("stale-while-revalidate")
     });
-    assert!(status.starts_with("weir; hit; ttl=-"), "{status}");
+    assert!(status.starts_with("weir; hit; ttl=-") || status.starts_with("weir; hit; ttl=0"), "{status}");
     until("it was refreshed", || sim.counts()["calls"].to_string().contains("ase_customer_support_001\":2"));
     until("the provider's failure is covered", || {
         status = weir.get(PALANTIR).header("cache-status").unwrap().to_owned();
