@@ -5,8 +5,8 @@
 
 use prometheus::core::Collector;
 use prometheus::{
-    Encoder, Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Encoder, Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 /// From a cached hit to a provider's deadline.
@@ -56,7 +56,7 @@ metrics! {
         /// Decisions of clients' rate-limit policies.
         rate_limit: IntCounterVec("weir_rate_limit_requests_total", ["client", "policy", "decision"]),
         /// Access log lines that could not be written because their reader was too slow.
-        access_log_dropped: IntCounterVec("weir_access_log_dropped_total", []),
+        access_log_dropped: IntCounter("weir_access_log_dropped_total"),
     }
 }
 
@@ -138,7 +138,6 @@ impl Metrics {
             config.reloads.with_label_values(&[result]);
         }
         let http = HttpMetrics::register(&registry)?;
-        http.access_log_dropped.with_label_values::<&str>(&[]);
         let cache = CacheMetrics::register(&registry)?;
         for cause in ["expired", "size", "explicit"] {
             cache.evictions.with_label_values(&[cause]);

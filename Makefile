@@ -1,0 +1,28 @@
+# The front door. `make demo` and `make test` work on a fresh machine with a Rust toolchain, make and a
+# C compiler: what else is needed, `scripts/setup` installs, or says how.
+.PHONY: demo test check fmt setup
+
+# Set up, build, and run the gateway against simulated providers. Ctrl-C ends it.
+demo:
+	@scripts/setup
+	cargo build --locked --bins
+	@exec target/debug/weir demo
+
+# Set up and run everything that CI runs.
+test:
+	@scripts/setup tests
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	cargo test --locked
+	target/debug/weir check
+
+# Check the configuration.
+check:
+	@scripts/setup
+	cargo run --locked --quiet -- check
+
+fmt:
+	cargo fmt
+
+setup:
+	@scripts/setup tests
