@@ -25,6 +25,8 @@ use std::sync::Arc;
 
 /// Longest URL, in bytes.
 const MAX_URL: usize = 8 << 10;
+/// Longest announced body, in bytes: no route takes one, so this only bounds what is read past.
+const MAX_BODY: u64 = 64 << 10;
 /// Most header fields.
 const MAX_HEADERS: usize = 100;
 /// Most bytes of header fields.
@@ -182,6 +184,10 @@ fn within_limits(request: &Request) -> Outcome<()> {
     let url = request.path.len() + request.query.len() + 1;
     if url > MAX_URL {
         return refuse(Code::UrlTooLong, format!("the URL has {url} bytes; at most {MAX_URL} are accepted"));
+    }
+    let announced = request.header("content-length").and_then(|length| length.trim().parse::<u64>().ok());
+    if let Some(length) = announced.filter(|length| *length > MAX_BODY) {
+        return refuse(Code::BodyTooLarge, format!("a body of {length} bytes; at most {MAX_BODY} are accepted"));
     }
     let count = request.headers.len();
     if count > MAX_HEADERS {

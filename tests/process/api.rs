@@ -86,9 +86,11 @@ fn head_is_get_without_a_body_and_other_methods_are_405() {
         assert_eq!(answer.code(), (405, "method_not_allowed".into()), "{method}");
         assert_eq!(answer.header("allow"), Some("GET, HEAD"));
     }
-    let mut with_body = request("POST", AGENTHUMAN, &[("X-API-Key", "open"), ("Content-Length", "100000")]);
+    let mut with_body = request("POST", AGENTHUMAN, &[("X-API-Key", "open"), ("Content-Length", "10000")]);
     with_body.extend(vec![b'x'; 1000]);
     assert_eq!(raw(weir.http, &with_body).status, 405);
+    let large = request("POST", AGENTHUMAN, &[("X-API-Key", "open"), ("Content-Length", "1000000")]);
+    assert_eq!(raw(weir.http, &large).code(), (413, "request_too_large".into()));
     assert_eq!(weir.get(AGENTHUMAN).status, 200);
 }
 

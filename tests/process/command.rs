@@ -75,7 +75,7 @@ fn sigterm_ends_at_once_when_nothing_is_in_flight_and_waits_for_what_is() {
     assert!(took < 5000, "far less than the grace of 10 s: {took} ms");
 
     let mut weir = Config::shipped().start(&sim);
-    sim.plan(&json!({ "path": "/v2/", "times": 1, "latency_ms": 1500 }));
+    sim.plan(&json!({ "path": "/v2/", "times": 1, "latency_ms": 4000 }));
     let address = weir.http;
     let before = sim.calls();
     let slow = std::thread::spawn(move || send(address, "GET", VECTARA, &[("X-API-Key", "open")]));
@@ -92,7 +92,7 @@ fn sigterm_ends_at_once_when_nothing_is_in_flight_and_waits_for_what_is() {
 fn what_does_not_end_is_cut_off_after_the_grace() {
     let sim = Sim::start();
     let mut weir = Config::shipped().edit("weir.yaml", "grace: 10s", "grace: 200ms").start(&sim);
-    sim.plan(&json!({ "path": "/v2/", "latency_ms": 8000 }));
+    sim.plan(&json!({ "path": "/v2/", "latency_ms": 20000 }));
     let address = weir.http;
     let slow = std::thread::spawn(move || try_raw(address, &request("GET", VECTARA, &[("X-API-Key", "open")])));
     until("the request is in flight", || sim.calls() > 0);

@@ -8,8 +8,7 @@ fn start(sim: &Sim) -> Weir {
     let mut config = Config::shipped();
     for provider in ["vectara", "palantir", "agenthuman"] {
         let file = format!("providers/{provider}.yaml");
-        config =
-            config.edit(&file, "  timeout: 10s", "  timeout: 800ms").edit(&file, "failures: 5", "failures: 1000000");
+        config = config.edit(&file, "  timeout: 10s", "  timeout: 3s").edit(&file, "failures: 5", "failures: 1000000");
         if provider != "vectara" {
             continue;
         }
