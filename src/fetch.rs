@@ -185,7 +185,6 @@ fn current(shared: &Shared, question: &Question, entry: Arc<Entry>, now: Time) -
 /// # Errors
 /// The provider's failure, or 504 `not_cached`.
 pub async fn obtain(shared: &Arc<Shared>, question: &Question, looked: Looked, trace: &mut Trace) -> Outcome<Served> {
-    let now = runtime::now();
     if let (Some(entry), Some(how)) = (&looked.entry, looked.serve) {
         if matches!(how, How::Stale("stale-while-revalidate")) && !looked.directives.only_if_cached {
             refresh(shared, question);
@@ -199,6 +198,8 @@ pub async fn obtain(shared: &Arc<Shared>, question: &Question, looked: Looked, t
     let asked = Instant::now();
     let (result, collapsed) = ask(shared, question, &looked.directives).await;
     trace.waited += asked.elapsed();
+    // Read after the wait: a stale answer must not outlive its last moment meanwhile.
+    let now = runtime::now();
     let how = |stored| match (collapsed, looked.directives.no_cache || looked.directives.no_store) {
         (true, _) => How::Collapsed(stored),
         (false, true) => How::Requested(stored),

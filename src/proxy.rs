@@ -82,7 +82,10 @@ impl ProxyHttp for Gateway {
         let request_id = self.request_id(&request.headers);
         // A body is not wanted on any route: what is not read by the answer's end ends the connection.
         session.as_downstream_mut().set_close_on_response_before_downstream_finish(true);
-        let (answer, trace) = self.line.answer(&request, request_id).await;
+        let (answer, mut trace) = self.line.answer(&request, request_id).await;
+        if request.method == Method::HEAD {
+            trace.bytes = 0;
+        }
         let written = write(session, &request.method, answer).await;
         let mode = self.line.runtime.snapshot().weir.access_log;
         observe::request(metrics, &self.logger, mode, &request.method, &trace, started.elapsed(), runtime::now());

@@ -222,6 +222,18 @@ fn parse_duration(text: &str) -> Option<Duration> {
     number.checked_mul(unit).filter(|ms| *ms <= 3_155_760_000_000).map(Duration::from_millis)
 }
 
+/// The burst, if a bucket of it fills within a year; else a fault, and a burst that any limiter can
+/// reckon with.
+pub fn burst(place: &Place, requests: NonZeroU32, per: Duration, burst: NonZeroU32, cx: &mut Cx<'_>) -> NonZeroU32 {
+    const LONGEST: f64 = 365.0 * 86_400.0;
+    let seconds = per.as_secs_f64() / f64::from(requests.get()) * f64::from(burst.get());
+    if seconds <= LONGEST {
+        return burst;
+    }
+    cx.faults.add(place, "this takes more than a year to fill; lower burst or per, or raise requests");
+    NonZeroU32::MIN
+}
+
 /// A size in bytes: one integer and a unit (`B KiB MiB GiB`), or bytes alone.
 pub fn size(node: &Node, cx: &mut Cx<'_>) -> Option<u64> {
     parsed(node, cx, "a size; write one integer and a unit (B KiB MiB GiB), as in 256MiB", |text| {

@@ -135,6 +135,10 @@ fn read_secret(directory: &Path, path: &str, digest: &RefCell<Sha256>) -> Result
 /// Twelve hexadecimal digits that name this content; without the secrets' files, of which it would
 /// be a fingerprint.
 fn revision(files: &[File]) -> String {
+    digest(files).iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn digest(files: &[File]) -> [u8; 32] {
     let mut digest = Sha256::new();
     for file in files {
         for part in [&file.relative, &file.text] {
@@ -142,13 +146,13 @@ fn revision(files: &[File]) -> String {
             digest.update(part);
         }
     }
-    digest.finalize().iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+    digest.finalize().into()
 }
 
 /// Like the revision, with the secrets' files: never shown, says whether anything changed.
 fn content(files: &[File], secrets: Sha256) -> Secret {
-    let digest: String = secrets.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    Secret(revision(files) + &digest)
+    let both = digest(files).into_iter().chain(secrets.finalize());
+    Secret(both.map(|byte| format!("{byte:02x}")).collect())
 }
 
 struct Decoder<'a> {

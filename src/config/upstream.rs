@@ -92,11 +92,7 @@ fn capacity(node: &Node, cx: &mut Cx<'_>) -> Option<Capacity> {
     let burst = fields.optional("burst", cx, decode::positive);
     let concurrent = fields.optional("concurrent", cx, decode::positive);
     fields.end(cx);
-    let requests = requests?;
-    Some(Capacity {
-        requests,
-        per: per?,
-        burst: burst.unwrap_or(requests),
-        concurrent: concurrent.map_or(64, NonZeroU32::get),
-    })
+    let (requests, per) = (requests?, per?);
+    let burst = decode::burst(&node.place, requests, per, burst.unwrap_or(requests), cx);
+    Some(Capacity { requests, per, burst, concurrent: concurrent.map_or(64, NonZeroU32::get) })
 }

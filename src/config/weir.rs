@@ -81,7 +81,7 @@ pub fn decode(root: &Node, cx: &mut Cx<'_>) -> Option<Weir> {
     let mut fields = Fields::of(root, "weir.yaml", cx)?;
     let listen = fields.required("listen", cx, |node, cx| decode::list(node, cx, listener));
     let admin = fields.optional("admin", cx, admin);
-    let workers = fields.optional("workers", cx, |node, cx| decode::whole(node, cx, 0));
+    let workers = fields.optional("workers", cx, workers);
     let grace = fields.optional("shutdown", cx, |node, cx| {
         let mut fields = Fields::of(node, "shutdown", cx)?;
         let grace = fields.optional("grace", cx, decode::duration);
@@ -109,13 +109,23 @@ pub fn decode(root: &Node, cx: &mut Cx<'_>) -> Option<Weir> {
     Some(Weir {
         listen: listen.unwrap_or_default(),
         admin: admin.unwrap_or_else(default_admin),
-        workers: workers.map_or(0, |w| usize::try_from(w).unwrap_or(0)),
+        workers: workers.unwrap_or(0),
         grace: grace.unwrap_or(Duration::from_secs(10)),
         access_log: access_log.unwrap_or(AccessLog::On),
         max_bytes: max_bytes.unwrap_or(256 << 20),
         page_token_key: page_token_key.unwrap_or(Secret(String::new())),
         policies: policies.unwrap_or_default(),
     })
+}
+
+/// A thread costs memory and switches; more than this is a slip of the finger.
+fn workers(node: &Node, cx: &mut Cx<'_>) -> Option<usize> {
+    let number = decode::whole(node, cx, 0)?;
+    let workers = usize::try_from(number).ok().filter(|n| *n <= 1024);
+    cx.faults.keep(
+        &node.place,
+        workers.ok_or_else(|| format!("{number} workers are too many; at most 1024, 0 for one per core")),
+    )
 }
 
 fn default_admin() -> Admin {
@@ -179,13 +189,14 @@ fn policy(name: &str, place: &Place, node: &Node, cx: &mut Cx<'_>) -> Option<Pol
         }
     });
     fields.end(cx);
-    let requests = requests?;
+    let (requests, per) = (requests?, per?);
+    let burst = decode::burst(place, requests, per, burst.unwrap_or(requests), cx);
     Some(Policy {
         name: name.to_owned(),
         place: place.clone(),
         requests,
-        per: per?,
-        burst: burst.unwrap_or(requests),
+        per,
+        burst,
         charge: charge.unwrap_or(Charge::All),
     })
 }

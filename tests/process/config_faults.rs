@@ -99,6 +99,8 @@ fn each_mistake_has_its_own_words() {
         "is not a regular expression",
     );
     fault(weir, "burst: 10", "burst: none", "none", "is not a whole number from 1");
+    fault(weir, "workers: 0", "workers: 100000", "100000", "are too many; at most 1024");
+    fault(weir, "per: 1m\n    burst: 10", "per: 365d\n    burst: 4000000000", "careful:", "more than a year to fill");
     fault(weir, "access_log: on", "access_log: maybe", "maybe", "is not true or false");
     fault(weir, "${WEIR_LISTEN:-127.0.0.1:8080}", "localhost", "localhost", "is not an address");
     fault(
