@@ -6,6 +6,7 @@
 use crate::error::{Code, Problem};
 use crate::fetch::Shared;
 use crate::observe;
+use crate::purge::{Mode, Scope};
 use crate::runtime::reload::Reloaded;
 use crate::runtime::snapshot::Snapshot;
 use crate::runtime::{self, Runtime};
@@ -28,12 +29,13 @@ pub struct Admin {
 }
 
 /// Path, its one method besides HEAD, whether it is open to all.
-const PATHS: [(&str, &str, bool); 6] = [
+const PATHS: [(&str, &str, bool); 7] = [
     ("/metrics", "GET", true),
     ("/healthz", "GET", true),
     ("/readyz", "GET", true),
     ("/config", "GET", false),
     ("/cache", "GET", false),
+    ("/cache/purge", "POST", false),
     ("/reload", "POST", false),
 ];
 
@@ -46,6 +48,10 @@ impl ServeHttp for Admin {
         let token = head.headers.get(header::AUTHORIZATION).and_then(|v| v.as_bytes().strip_prefix(b"Bearer "));
         let token = token.map(<[u8]>::to_vec);
         let mut response = match self.permitted(&method, &path, token.as_deref()) {
+            Ok(()) if path == "/cache/purge" => match body(session).await {
+                Ok(body) => self.purge(&body).await,
+                Err(problem) => problem_response(&problem),
+            },
             Ok(()) => self.answer(&path).await,
             Err(problem) => problem_response(&problem),
         };
@@ -142,6 +148,20 @@ impl Admin {
         })
     }
 
+    async fn purge(&self, body: &[u8]) -> Response<Vec<u8>> {
+        let (scope, mode) = match purge_wanted(&self.runtime.snapshot(), body) {
+            Ok(wanted) => wanted,
+            Err(problem) => return problem_response(&problem),
+        };
+        let shared = self.shared.clone();
+        // It looks at every entry: not where requests are answered.
+        let purged = tokio::task::spawn_blocking(move || shared.purge(&scope, mode, runtime::now())).await;
+        match purged {
+            Ok(purged) => json_response(200, &json!({ "purged": purged })),
+            Err(_) => problem_response(&Problem::new(Code::InternalError, "the purge did not end")),
+        }
+    }
+
     async fn reload(&self) -> Response<Vec<u8>> {
         match reload(&self.runtime, &self.shared, "POST /reload").await {
             Reloaded::Refused(faults) => {
@@ -159,6 +179,62 @@ impl Admin {
             }
         }
     }
+}
+
+/// The request's body, if it is not too long.
+async fn body(session: &mut ServerSession) -> Result<Vec<u8>, Problem> {
+    const LONGEST: usize = 64 << 10;
+    let mut body = Vec::new();
+    while let Ok(Some(chunk)) = session.read_request_body().await {
+        if body.len() + chunk.len() > LONGEST {
+            return Err(Problem::new(Code::BodyTooLarge, format!("at most {LONGEST} bytes are accepted")));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+/// What `{"session": ID}` and its like mean.
+fn purge_wanted(snapshot: &Snapshot, body: &[u8]) -> Result<(Scope, Mode), Problem> {
+    const FORM: &str = "send one of {\"session\": ID}, {\"agent\": \"PROVIDER:AGENT\"}, {\"provider\": NAME}, \
+                        {\"client\": ID}, {\"all\": true}, and optionally \"mode\": \"soft\" or \"hard\"";
+    let wrong = || Problem::invalid(FORM);
+    let Ok(Value::Object(mut members)) = serde_json::from_slice(body) else { return Err(wrong()) };
+    let mode = match members.remove("mode").as_ref().map(Value::as_str) {
+        None | Some(Some("hard")) => Mode::Hard,
+        Some(Some("soft")) => Mode::Soft,
+        Some(_) => return Err(wrong()),
+    };
+    let mut members = members.into_iter();
+    let (Some((name, value)), None) = (members.next(), members.next()) else { return Err(wrong()) };
+    let provider = |position: usize| snapshot.providers[position].name.clone();
+    let scope = match (name.as_str(), &value) {
+        ("all", Value::Bool(true)) => Scope::All,
+        ("session", Value::String(id)) => {
+            let (position, agent, session) = snapshot.routes.session_id(id).map_err(|problem| *problem)?;
+            Scope::Session { provider: provider(position), agent, session }
+        }
+        ("agent", Value::String(id)) => {
+            let (position, agent) = snapshot.routes.agent_id(id).map_err(|problem| *problem)?;
+            Scope::Agent { provider: provider(position), agent }
+        }
+        ("provider", Value::String(name)) => match snapshot.provider(name) {
+            Some(provider) => Scope::Provider(provider.name.clone()),
+            None => return Err(Problem::new(Code::ProviderNotFound, format!("no provider {name:?} is configured"))),
+        },
+        ("client", Value::String(id)) => {
+            let client = snapshot.clients.iter().find(|client| *client.id == **id);
+            let client =
+                client.ok_or_else(|| Problem::new(Code::NotFound, format!("no client {id:?} is configured")))?;
+            let pairs = snapshot.providers.iter().zip(&client.access);
+            let pair = |(provider, access): (&runtime::snapshot::Provider, &Option<runtime::snapshot::Access>)| {
+                Some((provider.name.clone(), access.as_ref()?.credential.identity.clone()))
+            };
+            Scope::Credentials(pairs.filter_map(pair).collect())
+        }
+        _ => return Err(wrong()),
+    };
+    Ok((scope, mode))
 }
 
 /// Reloads where blocking is allowed; counts and tells how it went. All triggers come here.

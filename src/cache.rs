@@ -8,9 +8,10 @@ use crate::error::Problem;
 use crate::freshness::{Lifetime, UpstreamLimit};
 use crate::metrics::CacheMetrics;
 use crate::model::{Item, Show, Time, View};
+use crate::purge::{Epoch, Log, Mode, Scope, Subject};
 use bytes::Bytes;
 use moka::notification::RemovalCause;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 /// What an entry costs beyond its key and bodies, in bytes: moka's node, the entry and its parts.
@@ -60,8 +61,8 @@ pub enum Kind {
 
 /// A provider's answer, with what was made of it. Never changed: a new view makes a new entry.
 pub struct Entry {
-    /// The provider.
-    pub provider: Arc<str>,
+    /// What it is about.
+    pub subject: Subject,
     /// What it answers.
     pub kind: Kind,
     /// The provider's body, from which any view can be made again.
@@ -70,6 +71,8 @@ pub struct Entry {
     pub rules: u64,
     /// How long it is good for.
     pub life: Lifetime,
+    /// Stale since then, whatever its lifetime says: a soft purge.
+    pub stale_from: Option<Time>,
     /// What the provider's headers allowed.
     pub upstream: UpstreamLimit,
     /// Views made so far.
@@ -81,6 +84,26 @@ impl Entry {
     #[must_use]
     pub fn view(&self, show: Show) -> Option<&Arc<View>> {
         self.views.iter().find(|(made, _)| *made == show).map(|(_, view)| view)
+    }
+
+    /// The same answer, stale from `now` on; its windows begin now.
+    fn stale_since(&self, now: Time) -> Self {
+        let mut life = self.life;
+        let early = life.fresh_until.since(now);
+        let sooner = |until: Time| Time(until.0 - i64::try_from(early.as_millis()).unwrap_or(0));
+        life.fresh_until = life.fresh_until.min(now);
+        life.revalidate_until = sooner(life.revalidate_until);
+        life.error_until = sooner(life.error_until);
+        Self {
+            subject: self.subject.clone(),
+            kind: self.kind.clone(),
+            body: self.body.clone(),
+            rules: self.rules,
+            life,
+            stale_from: Some(now),
+            upstream: self.upstream,
+            views: self.views.clone(),
+        }
     }
 
     fn weight(&self, key: &Key) -> u32 {
@@ -112,6 +135,8 @@ impl moka::Expiry<Key, Kept> for Housekeeping {
 /// The cache.
 pub struct Cache {
     moka: moka::sync::Cache<Key, Kept>,
+    /// Read while storing, written when a purge begins: what is stored was not purged meanwhile.
+    purges: RwLock<Log>,
     metrics: CacheMetrics,
 }
 
@@ -124,9 +149,11 @@ impl Cache {
             .max_capacity(max_bytes)
             .weigher(|key: &Key, kept: &Kept| kept.entry.weight(key))
             .expire_after(Housekeeping)
-            .eviction_listener(move |_, kept: Kept, cause| on_removal.removed(&kept.entry.provider, cause_label(cause)))
+            .eviction_listener(move |_, kept: Kept, cause| {
+                on_removal.removed(&kept.entry.subject.provider, cause_label(cause));
+            })
             .build();
-        Self { moka, metrics }
+        Self { moka, purges: RwLock::default(), metrics }
     }
 
     /// The entry under a key, fresh or not.
@@ -135,13 +162,38 @@ impl Cache {
         self.moka.get(key).map(|kept| kept.entry)
     }
 
-    /// Keeps an entry until its last moment. One that has none left is not kept.
-    pub fn store(&self, key: Key, entry: Arc<Entry>, now: Time) {
+    /// The epoch to note before a provider is asked.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.purges.read().unwrap_or_else(PoisonError::into_inner).epoch()
+    }
+
+    /// Keeps an entry until its last moment. One that has none left, or that was purged since it was
+    /// `asked` for, is not kept.
+    pub fn store(&self, key: Key, entry: Arc<Entry>, asked: Epoch, now: Time) {
         let keep = entry.life.last().since(now);
-        if !keep.is_zero() {
-            self.metrics.added(&entry.provider);
+        let purges = self.purges.read().unwrap_or_else(PoisonError::into_inner);
+        if !keep.is_zero() && !purges.purged_since(asked, &entry.subject) {
+            self.metrics.added(&entry.subject.provider);
             self.moka.insert(key, Kept { entry, keep });
         }
+    }
+
+    /// Purges what the scope touches; how many entries that were.
+    pub fn purge(&self, scope: &Scope, mode: Mode, now: Time) -> u64 {
+        self.purges.write().unwrap_or_else(PoisonError::into_inner).add(scope.clone());
+        let mut touched = 0;
+        for (key, kept) in &self.moka {
+            if !scope.touches(&kept.entry.subject) || now >= kept.entry.life.last() {
+                continue;
+            }
+            touched += 1;
+            match mode {
+                Mode::Hard => self.moka.invalidate(&*key),
+                Mode::Soft => self.replace((*key).clone(), &kept.entry, Arc::new(kept.entry.stale_since(now)), now),
+            }
+        }
+        touched
     }
 
     /// Puts `new` in the place of `old`, unless another has taken it meanwhile.
@@ -150,7 +202,7 @@ impl Cache {
         let keep = new.life.last().since(now);
         self.moka.entry(key).and_compute_with(|current| match current {
             Some(current) if Arc::ptr_eq(&current.value().entry, old) && !keep.is_zero() => {
-                self.metrics.added(&new.provider);
+                self.metrics.added(&new.subject.provider);
                 Op::Put(Kept { entry: new, keep })
             }
             _ => Op::Nop,
@@ -222,7 +274,8 @@ mod tests {
             source: TtlSource::Default,
         };
         Arc::new(Entry {
-            provider: "p".into(),
+            subject: Subject { provider: "p".into(), credential: "c".into(), agent: None, session: None },
+            stale_from: None,
             kind: Kind::Session,
             body: Bytes::from(vec![b'x'; size]),
             rules: 0,
@@ -238,7 +291,7 @@ mod tests {
         let cache = Cache::new(100_000, metrics.cache.clone());
         for n in 0..1000 {
             let path = n.to_string();
-            cache.store(Key::of(KeyParts { path_and_query: &path, ..PARTS }), entry(1000, 60), Time(0));
+            cache.store(Key::of(KeyParts { path_and_query: &path, ..PARTS }), entry(1000, 60), cache.epoch(), Time(0));
         }
         cache.settle();
         assert!(cache.bytes() <= 100_000 && cache.bytes() > 50_000, "{}", cache.bytes());
@@ -251,16 +304,43 @@ mod tests {
         let metrics = Metrics::new().unwrap();
         let cache = Cache::new(100_000, metrics.cache.clone());
         let key = Key::of(PARTS);
-        cache.store(key.clone(), entry(10, 1), Time(1000));
+        cache.store(key.clone(), entry(10, 1), cache.epoch(), Time(1000));
         assert!(cache.look(&key).is_none());
         let (first, second, third) = (entry(10, 60), entry(20, 60), entry(30, 60));
-        cache.store(key.clone(), first.clone(), Time(0));
-        cache.store(key.clone(), second.clone(), Time(0));
+        cache.store(key.clone(), first.clone(), cache.epoch(), Time(0));
+        cache.store(key.clone(), second.clone(), cache.epoch(), Time(0));
         cache.replace(key.clone(), &first, third.clone(), Time(0));
         assert!(Arc::ptr_eq(&cache.look(&key).unwrap(), &second));
         cache.replace(key.clone(), &second, third.clone(), Time(0));
         assert!(Arc::ptr_eq(&cache.look(&key).unwrap(), &third));
         cache.settle();
         assert!(metrics.render().contains("weir_cache_entries{provider=\"p\"} 1"));
+    }
+
+    #[test]
+    fn what_was_asked_for_before_a_purge_does_not_come_back() {
+        let cache = Cache::new(100_000, Metrics::new().unwrap().cache);
+        let (key, scope) = (Key::of(PARTS), Scope::Provider("p".into()));
+        let asked = cache.epoch();
+        cache.store(key.clone(), entry(10, 60), asked, Time(0));
+        assert_eq!(cache.purge(&scope, Mode::Hard, Time(0)), 1);
+        assert!(cache.look(&key).is_none());
+        cache.store(key.clone(), entry(10, 60), asked, Time(0));
+        assert!(cache.look(&key).is_none());
+        cache.store(key.clone(), entry(10, 60), cache.epoch(), Time(0));
+        assert_eq!(cache.purge(&Scope::Provider("q".into()), Mode::Hard, Time(0)), 0);
+        assert!(cache.look(&key).is_some());
+    }
+
+    #[test]
+    fn a_soft_purge_makes_stale_and_keeps_the_windows() {
+        let cache = Cache::new(100_000, Metrics::new().unwrap().cache);
+        let key = Key::of(PARTS);
+        let mut fresh = Arc::into_inner(entry(10, 60)).unwrap();
+        fresh.life.error_until = Time(660_000);
+        cache.store(key.clone(), Arc::new(fresh), cache.epoch(), Time(0));
+        assert_eq!(cache.purge(&Scope::All, Mode::Soft, Time(10_000)), 1);
+        let life = cache.look(&key).unwrap().life;
+        assert_eq!((life.fresh_until, life.error_until), (Time(10_000), Time(610_000)));
     }
 }

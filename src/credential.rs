@@ -7,6 +7,7 @@ use crate::config::faults::Faults;
 use crate::config::provider;
 use http::{HeaderName, HeaderValue};
 use sha2::{Digest, Sha256};
+use std::sync::Arc;
 
 /// A compiled credential.
 #[derive(Clone)]
@@ -14,7 +15,7 @@ pub struct Credential {
     /// The header it travels in; `None`: nothing is sent.
     pub header: Option<(HeaderName, HeaderValue)>,
     /// Part of every cache key.
-    pub identity: String,
+    pub identity: Arc<str>,
 }
 
 impl std::fmt::Debug for Credential {
@@ -53,12 +54,13 @@ fn none() -> Credential {
     Credential { header: None, identity: identity("", "") }
 }
 
-fn identity(header: &str, value: &str) -> String {
+fn identity(header: &str, value: &str) -> Arc<str> {
     let mut digest = Sha256::new();
     digest.update(header.len().to_le_bytes());
     digest.update(header);
     digest.update(value);
-    digest.finalize().iter().take(12).map(|byte| format!("{byte:02x}")).collect()
+    let text: String = digest.finalize().iter().take(12).map(|byte| format!("{byte:02x}")).collect();
+    text.into()
 }
 
 #[cfg(test)]

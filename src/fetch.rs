@@ -13,6 +13,7 @@ use crate::flight::{Flights, Joined, Landing, landed};
 use crate::freshness::{self, UpstreamLimit};
 use crate::metrics::Metrics;
 use crate::model::{Show, Time, View};
+use crate::purge::{Mode, Scope, Subject};
 use crate::reading::Operation;
 use crate::runtime;
 use crate::runtime::snapshot::{Access, Provider, Snapshot};
@@ -44,6 +45,14 @@ impl Shared {
         let cache = Cache::new(max_bytes, metrics.cache.clone());
         Self { metrics, cache, upstream: Upstream::default(), flights: Flights::default() }
     }
+
+    /// Purges what the scope touches; how many entries that were. Calls under way answer those who
+    /// wait for them, and nobody who comes later.
+    pub fn purge(&self, scope: &Scope, mode: Mode, now: Time) -> u64 {
+        let touched = self.cache.purge(scope, mode, now);
+        self.flights.detach();
+        touched
+    }
 }
 
 /// A question to a provider on behalf of a client, and the place of its answer in the cache.
@@ -55,6 +64,7 @@ pub struct Question {
     list: bool,
     path_and_query: String,
     key: Key,
+    subject: Subject,
 }
 
 impl Question {
@@ -79,7 +89,13 @@ impl Question {
             operation: operation.name,
             path_and_query: &path_and_query,
         });
-        Ok(Self { snapshot: snapshot.clone(), provider, client, list, path_and_query, key })
+        let subject = Subject {
+            provider: asked.name.clone(),
+            credential: access.credential.identity.clone(),
+            agent: values.agent.map(Into::into),
+            session: values.session.map(Into::into),
+        };
+        Ok(Self { snapshot: snapshot.clone(), provider, client, list, path_and_query, key, subject })
     }
 
     /// The provider asked.
@@ -173,7 +189,11 @@ fn current(shared: &Shared, question: &Question, entry: Arc<Entry>, now: Time) -
     if entry.rules == question.provider().rules || matches!(entry.kind, Kind::NotFound(_)) {
         return Some(entry);
     }
-    let (made, _) = entry_of(question, entry.body.clone(), entry.upstream, entry.life.stored_at).ok()?;
+    let (mut made, _) = entry_of(question, entry.body.clone(), entry.upstream, entry.life.stored_at).ok()?;
+    if let Some(since) = entry.stale_from {
+        made.life.fresh_until = made.life.fresh_until.min(since);
+        made.stale_from = Some(since);
+    }
     let made = Arc::new(made);
     shared.cache.replace(question.key.clone(), &entry, made.clone(), now);
     Some(made)
@@ -286,7 +306,7 @@ fn launch(shared: &Arc<Shared>, question: &Question, landing: Landing<Key, Lande
 
 /// One call to a provider, from the breaker to the cache.
 async fn call(shared: &Shared, question: &Question, store: bool) -> Landed {
-    let (provider, access) = (question.provider(), question.access()?);
+    let (provider, access, epoch) = (question.provider(), question.access()?, shared.cache.epoch());
     let reply = ask_provider(shared, question, access).await;
     let now = runtime::now();
     let judged = reply.and_then(|reply| judge(shared, question, reply, now));
@@ -302,7 +322,7 @@ async fn call(shared: &Shared, question: &Question, store: bool) -> Landed {
                     let ttl =
                         shared.metrics.cache.ttl.with_label_values(&[&*provider.name, entry.life.source.as_str()]);
                     ttl.observe(entry.life.total().as_secs_f64());
-                    shared.cache.store(question.key.clone(), entry.clone(), now);
+                    shared.cache.store(question.key.clone(), entry.clone(), epoch, now);
                     Stored::Yes
                 }
             };
@@ -373,7 +393,8 @@ fn judge(
             return Err(Box::new(problem));
         }
         let entry = Entry {
-            provider: provider.name.clone(),
+            subject: question.subject.clone(),
+            stale_from: None,
             kind: Kind::NotFound(Box::new(problem)),
             body: reply.body,
             rules: provider.rules,
@@ -423,7 +444,8 @@ fn entry_of(question: &Question, body: bytes::Bytes, upstream: UpstreamLimit, no
         (kind, life, view, misses)
     };
     let views = vec![(Show::default(), Arc::new(view))];
-    let entry = Entry { provider: provider.name.clone(), kind, body, rules: provider.rules, life, upstream, views };
+    let (subject, rules) = (question.subject.clone(), provider.rules);
+    let entry = Entry { subject, kind, body, rules, life, stale_from: None, upstream, views };
     Ok((entry, misses))
 }
 
@@ -454,7 +476,8 @@ pub fn view(shared: &Shared, question: &Question, entry: &Arc<Entry>, show: Show
     let mut views = entry.views.clone();
     views.push((show, view.clone()));
     let more = Entry {
-        provider: entry.provider.clone(),
+        subject: entry.subject.clone(),
+        stale_from: entry.stale_from,
         kind: entry.kind.clone(),
         body: entry.body.clone(),
         rules: entry.rules,

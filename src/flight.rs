@@ -45,6 +45,11 @@ impl<K: Hash + Eq + Clone, V: Clone> Default for Flights<K, V> {
 }
 
 impl<K: Hash + Eq + Clone, V: Clone> Flights<K, V> {
+    /// Forgets all flights under way: they land for those who wait for them, and nobody joins them.
+    pub fn detach(&self) {
+        self.shards.iter().for_each(|shard| lock(shard).clear());
+    }
+
     /// Joins the flight of this key, or starts one. `look` is asked once more with the key's shard
     /// locked: a flight stores its answer before it lands, so what `look` misses there, nobody has.
     pub fn join(&self, key: &K, look: impl FnOnce() -> Option<V>) -> Joined<K, V> {
@@ -78,7 +83,11 @@ impl<K: Hash + Eq, V> Landing<K, V> {
 
 impl<K: Hash + Eq, V> Drop for Landing<K, V> {
     fn drop(&mut self) {
-        lock(&self.shards[self.shard]).remove(&self.key);
+        let mut flights = lock(&self.shards[self.shard]);
+        // Another flight may have taken its place since it was detached.
+        if flights.get(&self.key).is_some_and(|receiver| self.sender.subscribe().same_channel(receiver)) {
+            flights.remove(&self.key);
+        }
     }
 }
 

@@ -20,6 +20,7 @@ pub mod cursor;
 pub mod fault;
 pub mod freshness;
 pub mod mapping;
+pub mod purge;
 pub mod ratelimit;
 pub mod route;
 pub mod template;

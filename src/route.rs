@@ -168,14 +168,36 @@ impl Table {
         route.map(|route| Routed { label, route }).map_err(|problem| (label, problem))
     }
 
+    /// Provider, agent and session that a session's id names, as it stands in a path.
+    ///
+    /// # Errors
+    /// 400 or 404, with words that say what would be right.
+    pub fn session_id(&self, id: &str) -> Outcome<(usize, Option<String>, String)> {
+        let id = decoded(id, "session id")?;
+        match id.split_once(':') {
+            Some((name, rest)) => self.unified(name, rest),
+            None => Ok((self.bare(&id)?, None, id)),
+        }
+    }
+
+    /// Provider and agent of `provider:agent`.
+    ///
+    /// # Errors
+    /// 400 or 404, with words that say what would be right.
+    pub fn agent_id(&self, id: &str) -> Outcome<(usize, String)> {
+        let (name, agent) = id.split_once(':').ok_or_else(|| invalid("an agent is named PROVIDER:AGENT here"))?;
+        let provider = self.named(name)?;
+        if !self.providers[provider].has_agents {
+            return Err(invalid(format!("{name} has no agents")));
+        }
+        self.accept(provider, Some(agent), None)?;
+        Ok((provider, agent.to_owned()))
+    }
+
     fn session(&self, id: &str, query: &str) -> Outcome<Route> {
         let parameters = Parameters::parse(query, &["include"])?;
         let native = parameters.native()?;
-        let id = decoded(id, "session id")?;
-        let (provider, agent, session) = match id.split_once(':') {
-            Some((name, rest)) => self.unified(name, rest)?,
-            None => (self.bare(&id)?, None, id),
-        };
+        let (provider, agent, session) = self.session_id(id)?;
         self.operation(provider, self.providers[provider].gets, "read one session")?;
         Ok(Route::Session { provider, agent, session, native })
     }

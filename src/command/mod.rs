@@ -4,6 +4,7 @@
 
 mod demo;
 mod map;
+mod purge;
 
 use crate::config::faults::Fault;
 use crate::config::load::Source;
@@ -48,6 +49,8 @@ enum Command {
     /// API keys
     #[command(subcommand)]
     Key(KeyCommand),
+    /// Purge answers from a running gateway's cache, by its admin listener
+    Purge(purge::Arguments),
     /// Run the gateway against simulated providers: no account, no network
     Demo,
 }
@@ -68,6 +71,7 @@ pub fn main() -> ExitCode {
         Command::Check => check(&source),
         Command::Map { provider, file, reveal_secrets } => map::map(&source, &provider, &file, reveal_secrets),
         Command::Key(KeyCommand::New) => key_new(),
+        Command::Purge(arguments) => purge::purge(&source, &arguments),
         Command::Demo => demo::demo(source),
     }
 }

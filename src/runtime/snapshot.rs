@@ -98,7 +98,7 @@ pub struct Provider {
     pub rules: u64,
     /// Whether it is asked at all.
     pub breaker: Arc<Breaker>,
-    taps: HashMap<String, Arc<Tap>>,
+    taps: HashMap<Arc<str>, Arc<Tap>>,
     own: Credential,
 }
 
@@ -275,7 +275,7 @@ impl Provider {
         &mut self,
         credential: &Credential,
         capacity: Option<&crate::config::upstream::Capacity>,
-        old: Option<&HashMap<String, Arc<Tap>>>,
+        old: Option<&HashMap<Arc<str>, Arc<Tap>>>,
     ) -> Arc<Tap> {
         let kept = || old.and_then(|old| old.get(&credential.identity)).filter(|tap| tap.capacity.as_ref() == capacity);
         let taps = self.taps.entry(credential.identity.clone());

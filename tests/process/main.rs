@@ -11,6 +11,7 @@ mod config_faults;
 mod limits;
 mod mapping;
 mod provider_faults;
+mod purge;
 mod reload;
 mod support;
 mod tools;
