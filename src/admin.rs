@@ -4,9 +4,9 @@
 //! here shows a secret, a key's digest or a session.
 
 use crate::error::{Code, Problem};
-use crate::fetch::Shared;
 use crate::observe;
 use crate::purge::{Mode, Scope};
+use crate::question::Shared;
 use crate::runtime::reload::Reloaded;
 use crate::runtime::snapshot::Snapshot;
 use crate::runtime::{self, Runtime};

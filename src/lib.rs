@@ -33,9 +33,11 @@ pub mod upstream;
 // 4 runtime
 pub mod runtime;
 // 5 one answer, 6 answers, 7 the line (trace: 3)
+pub mod call;
 pub mod fetch;
 pub mod listing;
 pub mod pipeline;
+pub mod question;
 pub mod respond;
 pub mod trace;
 // 8 edges

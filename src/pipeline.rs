@@ -9,9 +9,10 @@ use crate::config::weir::Charge;
 use crate::error::Outcome;
 use crate::error::{Code, Problem};
 use crate::exchange::{Answer, Request};
-use crate::fetch::{self, Looked, Question, Served, Shared};
+use crate::fetch::{self, Looked, Served};
 use crate::listing::List;
 use crate::model::{Show, Time};
+use crate::question::{self, Question, Shared};
 use crate::ratelimit::{self, Bucket, Refusal};
 use crate::respond::{self, Content};
 use crate::route::{NO_ROUTE, Page, Route, Routed};
@@ -164,7 +165,7 @@ impl Asked {
         trace.route = label;
         if let Route::Session { provider, .. } | Route::List { provider, .. } = route {
             trace.provider = Some(self.snapshot.providers[provider].name.clone());
-            fetch::permitted(&self.snapshot, self.client, provider)?;
+            question::permitted(&self.snapshot, self.client, provider)?;
             self.provider = Some(provider);
         }
         Ok(route)

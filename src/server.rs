@@ -6,11 +6,11 @@
 use crate::admin::{self, Admin};
 use crate::config::faults::Fault;
 use crate::config::load::Source;
-use crate::fetch::Shared;
 use crate::metrics::Metrics;
 use crate::observe::{self, AccessLogger};
 use crate::pipeline::Line;
 use crate::proxy::Gateway;
+use crate::question::Shared;
 use crate::runtime::{self, Runtime, reload};
 use pingora::apps::ServerApp;
 use pingora::protocols::l4::stream::Stream;

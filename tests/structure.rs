@@ -25,6 +25,8 @@ const FLOORS: &[&[&str]] = &[
     ],
     &["breaker", "cache", "flight", "reading", "trace", "upstream"],
     &["runtime"],
+    &["question"],
+    &["call"],
     &["fetch"],
     &["listing", "respond"],
     &["pipeline"],

@@ -1,0 +1,136 @@
+//! What a provider is asked on behalf of a client, and what all requests share to have it answered.
+//!
+//! A room of its own because calls and lookups both speak of questions. It asks nothing itself.
+
+use crate::cache::{Cache, Entry, Key, KeyParts};
+use crate::error::{Code, Outcome, Problem};
+use crate::flight::Flights;
+use crate::metrics::Metrics;
+use crate::model::Time;
+use crate::purge::{Mode, Scope, Subject};
+use crate::reading::Operation;
+use crate::runtime::snapshot::{Access, Provider, Snapshot};
+use crate::template::Values;
+use crate::trace::Stored;
+use crate::upstream::Upstream;
+use std::sync::Arc;
+
+/// How a call ended, for everyone who waited for it.
+pub type Landed = Result<(Arc<Entry>, Stored), Box<Problem>>;
+
+/// What all requests share.
+pub struct Shared {
+    /// Every number told to Prometheus.
+    pub metrics: Metrics,
+    /// What providers answered.
+    pub cache: Cache,
+    /// Connections to providers.
+    pub upstream: Upstream,
+    /// Calls under way.
+    pub flights: Flights<Key, Landed>,
+}
+
+impl Shared {
+    /// An empty cache of this size, and no connection yet.
+    #[must_use]
+    pub fn new(metrics: Metrics, max_bytes: u64) -> Self {
+        let cache = Cache::new(max_bytes, metrics.cache.clone());
+        Self { metrics, cache, upstream: Upstream::default(), flights: Flights::default() }
+    }
+
+    /// Purges what the scope touches; how many entries that were. Calls under way answer those who
+    /// wait for them, and nobody who comes later.
+    pub fn purge(&self, scope: &Scope, mode: Mode, now: Time) -> u64 {
+        let touched = self.cache.purge(scope, mode, now);
+        self.flights.detach();
+        touched
+    }
+}
+
+/// A question to a provider on behalf of a client, and the place of its answer in the cache.
+#[derive(Clone)]
+pub struct Question {
+    snapshot: Arc<Snapshot>,
+    provider: usize,
+    client: usize,
+    list: bool,
+    /// What the provider is asked, below its base URL.
+    pub path_and_query: String,
+    /// Where the answer is kept.
+    pub key: Key,
+    /// What it is about.
+    pub subject: Subject,
+}
+
+impl Question {
+    /// The question that `values` make of an operation.
+    ///
+    /// # Errors
+    /// 403 where the client may not use the provider.
+    pub fn new(
+        snapshot: &Arc<Snapshot>,
+        client: usize,
+        provider: usize,
+        list: bool,
+        values: &Values<'_>,
+    ) -> Outcome<Self> {
+        let asked = &snapshot.providers[provider];
+        let access = permitted(snapshot, client, provider)?;
+        let operation = operation(asked, list)?;
+        let path_and_query = operation.template.render(values);
+        let key = Key::of(KeyParts {
+            provider: &asked.name,
+            credential: &access.credential.identity,
+            operation: operation.name,
+            path_and_query: &path_and_query,
+        });
+        let subject = Subject {
+            provider: asked.name.clone(),
+            credential: access.credential.identity.clone(),
+            agent: values.agent.map(Into::into),
+            session: values.session.map(Into::into),
+        };
+        Ok(Self { snapshot: snapshot.clone(), provider, client, list, path_and_query, key, subject })
+    }
+
+    /// The provider asked.
+    #[must_use]
+    pub fn provider(&self) -> &Provider {
+        &self.snapshot.providers[self.provider]
+    }
+
+    /// How the client uses the provider.
+    ///
+    /// # Errors
+    /// 403 where it may not.
+    pub fn access(&self) -> Outcome<&Access> {
+        permitted(&self.snapshot, self.client, self.provider)
+    }
+
+    /// The operation.
+    ///
+    /// # Errors
+    /// 400 where the provider has none.
+    pub fn operation(&self) -> Outcome<&Operation> {
+        operation(self.provider(), self.list)
+    }
+}
+
+/// What a client may use of a provider.
+///
+/// # Errors
+/// 403 where it may not.
+pub fn permitted(snapshot: &Snapshot, client: usize, provider: usize) -> Outcome<&Access> {
+    snapshot.clients[client].access[provider].as_ref().ok_or_else(|| {
+        let (client, provider) = (&snapshot.clients[client].id, &snapshot.providers[provider].name);
+        let detail = format!("client {client:?} may not use {provider}; its providers are listed in clients.yaml");
+        Box::new(Problem::new(Code::Forbidden, detail).of(provider))
+    })
+}
+
+fn operation(provider: &Provider, list: bool) -> Outcome<&Operation> {
+    let operation = if list { &provider.list_sessions } else { &provider.get_session };
+    operation
+        .as_ref()
+        .ok_or_else(|| Box::new(Problem::invalid(format!("{} is not configured for this", provider.name))))
+}
