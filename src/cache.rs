@@ -10,6 +10,7 @@ use crate::metrics::CacheMetrics;
 use crate::model::{Item, Show, Time, View};
 use crate::purge::{Epoch, Log, Mode, Scope, Subject};
 use bytes::Bytes;
+use http::{HeaderName, HeaderValue};
 use moka::notification::RemovalCause;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -75,6 +76,8 @@ pub struct Entry {
     pub stale_from: Option<Time>,
     /// What the provider's headers allowed.
     pub upstream: UpstreamLimit,
+    /// Conditions to ask with whether it still holds; none where the provider gave no validator.
+    pub conditions: Vec<(HeaderName, HeaderValue)>,
     /// Views made so far.
     pub views: Vec<(Show, Arc<View>)>,
 }
@@ -102,6 +105,7 @@ impl Entry {
             life,
             stale_from: Some(now),
             upstream: self.upstream,
+            conditions: self.conditions.clone(),
             views: self.views.clone(),
         }
     }
@@ -281,6 +285,7 @@ mod tests {
             rules: 0,
             life,
             upstream: UpstreamLimit::default(),
+            conditions: Vec::new(),
             views: Vec::new(),
         })
     }

@@ -23,9 +23,10 @@ use std::time::Duration;
 /// The provider's failure, or why it was not asked.
 pub async fn call(shared: &Shared, question: &Question, store: bool) -> Landed {
     let (provider, access, epoch) = (question.provider(), question.access()?, shared.cache.epoch());
-    let reply = ask_provider(shared, question, access).await;
+    let known = shared.cache.look(&question.key).filter(|known| !known.conditions.is_empty());
+    let reply = ask_provider(shared, question, access, known.as_deref()).await;
     let now = runtime::now();
-    let judged = reply.and_then(|reply| judge(shared, question, reply, now));
+    let judged = reply.and_then(|reply| judge(shared, question, reply, known.as_deref(), now));
     match judged {
         Ok((entry, forbidden)) => {
             provider.breaker.record(true, now);
@@ -62,7 +63,12 @@ pub async fn call(shared: &Shared, question: &Question, store: bool) -> Landed {
 }
 
 /// Breaker → tap → upstream.
-async fn ask_provider(shared: &Shared, question: &Question, access: &Access) -> Outcome<ProviderReply> {
+async fn ask_provider(
+    shared: &Shared,
+    question: &Question,
+    access: &Access,
+    known: Option<&Entry>,
+) -> Outcome<ProviderReply> {
     let (provider, operation, now) = (question.provider(), question.operation()?, runtime::now());
     let name = &provider.name;
     let wait = |code, detail: String, ms: u64| Box::new(Problem::new(code, detail).of(name).retry_after_ms(ms));
@@ -82,6 +88,7 @@ async fn ask_provider(shared: &Shared, question: &Question, access: &Access) -> 
     let request = ProviderRequest {
         path_and_query: question.path_and_query.clone(),
         credential: access.credential.header.clone(),
+        conditions: known.map(|known| known.conditions.clone()).unwrap_or_default(),
     };
     let metrics = &shared.metrics.upstream;
     let timer = metrics.duration.with_label_values(&[&**name, operation.name]).start_timer();
@@ -100,10 +107,12 @@ fn judge(
     shared: &Shared,
     question: &Question,
     reply: ProviderReply,
+    known: Option<&Entry>,
     now: Time,
 ) -> Outcome<(Entry, Option<&'static str>)> {
     let provider = question.provider();
-    if reply.status != 200 {
+    let confirmed = known.filter(|_| reply.status == 304);
+    if reply.status != 200 && confirmed.is_none() {
         let problem = provider.errors.judge(&reply, now);
         if !problem.code.is_not_found() {
             return Err(Box::new(problem));
@@ -116,6 +125,7 @@ fn judge(
             rules: provider.rules,
             life: freshness::of_not_found(&provider.freshness, now),
             upstream: UpstreamLimit::default(),
+            conditions: Vec::new(),
             views: Vec::new(),
         };
         return Ok((entry, None));
@@ -123,7 +133,12 @@ fn judge(
     let said = conditional::directives(&reply.headers);
     let upstream =
         UpstreamLimit { max_age: said.max_age.map(|max_age| max_age.saturating_sub(conditional::age(&reply.headers))) };
-    let (entry, misses) = entry_of(question, reply.body, upstream, now)?;
+    let body = confirmed.map_or(reply.body, |known| known.body.clone());
+    let (mut entry, misses) = entry_of(question, body, upstream, now)?;
+    entry.conditions = conditional::conditions(&reply.headers);
+    if let Some(known) = confirmed.filter(|_| entry.conditions.is_empty()) {
+        entry.conditions.clone_from(&known.conditions);
+    }
     let failures = &shared.metrics.upstream.mapping_failures;
     for (field, reason) in misses {
         failures.with_label_values(&[&*provider.name, &field, reason]).inc();
@@ -169,7 +184,8 @@ pub fn entry_of(
     };
     let views = vec![(Show::default(), Arc::new(view))];
     let (subject, rules) = (question.subject.clone(), provider.rules);
-    let entry = Entry { subject, kind, body, rules, life, stale_from: None, upstream, views };
+    let conditions = Vec::new();
+    let entry = Entry { subject, kind, body, rules, life, stale_from: None, upstream, conditions, views };
     Ok((entry, misses))
 }
 

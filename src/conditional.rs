@@ -3,7 +3,7 @@
 //! A room of its own because it is RFC text turned into pure functions. It decides nothing about a
 //! cache; it says what the headers say.
 
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use std::time::Duration;
 
 /// The directives of `Cache-Control` that matter here (RFC 9111, section 5.2).
@@ -45,6 +45,17 @@ pub fn directives(headers: &HeaderMap) -> Directives {
     all
 }
 
+/// Conditions to ask with whether an answer with these headers still holds: by its entity tag where
+/// it has one, else by its date (RFC 9110, section 13.1).
+#[must_use]
+pub fn conditions(headers: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
+    let by = |validator: HeaderName, condition: HeaderName| {
+        headers.get(validator).map(|value| vec![(condition, value.clone())])
+    };
+    let tag = by(header::ETAG, header::IF_NONE_MATCH);
+    tag.or_else(|| by(header::LAST_MODIFIED, header::IF_MODIFIED_SINCE)).unwrap_or_default()
+}
+
 /// The provider's `Age`, zero where it does not say.
 #[must_use]
 pub fn age(headers: &HeaderMap) -> Duration {
@@ -64,7 +75,6 @@ pub fn none_match(headers: &HeaderMap, etag: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::HeaderValue;
 
     fn headers(name: &header::HeaderName, values: &[&'static str]) -> HeaderMap {
         let mut map = HeaderMap::new();

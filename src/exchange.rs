@@ -46,6 +46,8 @@ pub struct ProviderRequest {
     pub path_and_query: String,
     /// The credential's header, if there is one. Its value is marked sensitive.
     pub credential: Option<(HeaderName, HeaderValue)>,
+    /// Conditions under which what is known still holds (RFC 9110, section 13.1).
+    pub conditions: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl fmt::Debug for ProviderRequest {

@@ -73,6 +73,7 @@ fn current(shared: &Shared, question: &Question, entry: Arc<Entry>, now: Time) -
         return Some(entry);
     }
     let (mut made, _) = entry_of(question, entry.body.clone(), entry.upstream, entry.life.stored_at).ok()?;
+    made.conditions.clone_from(&entry.conditions);
     if let Some(since) = entry.stale_from {
         made.life.fresh_until = made.life.fresh_until.min(since);
         made.stale_from = Some(since);
@@ -210,6 +211,7 @@ pub fn view(shared: &Shared, question: &Question, entry: &Arc<Entry>, show: Show
         rules: entry.rules,
         life: entry.life,
         upstream: entry.upstream,
+        conditions: entry.conditions.clone(),
         views,
     };
     shared.cache.replace(question.key.clone(), entry, Arc::new(more), now);

@@ -250,7 +250,7 @@ fn request_header(target: &Target, request: &ProviderRequest, h2: bool) -> Resul
     header.insert_header(header::ACCEPT, "application/json")?;
     header.insert_header(header::ACCEPT_ENCODING, "identity")?;
     header.insert_header(header::USER_AGENT, USER_AGENT)?;
-    if let Some((name, value)) = &request.credential {
+    for (name, value) in request.credential.iter().chain(&request.conditions) {
         header.insert_header(name.clone(), value.clone())?;
     }
     Ok(header)

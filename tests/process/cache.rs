@@ -177,6 +177,43 @@ fn stale_is_served_while_it_is_refreshed_and_when_the_provider_fails() {
 }
 
 #[test]
+fn a_stale_answer_with_a_validator_is_revalidated_and_a_304_taken() {
+    use std::io::{BufRead, BufReader, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    // Gives the body once; to whoever has its tag it says that nothing changed.
+    let provider = std::thread::spawn(move || {
+        let mut seen = Vec::new();
+        for socket in listener.incoming().take(3) {
+            let mut socket = socket.unwrap();
+            let mut head = String::new();
+            let mut reader = BufReader::new(socket.try_clone().unwrap());
+            while !head.ends_with("\r\n\r\n") && reader.read_line(&mut head).unwrap() > 0 {}
+            let tag =
+                head.to_lowercase().lines().find_map(|line| line.strip_prefix("if-none-match: ").map(str::to_owned));
+            let body = r#"{"success":true,"session":{"session_id":"sess_A","status":"started"}}"#;
+            let known = tag.as_deref() == Some("\"v1\"");
+            let (line, body) = if known { ("304 Not Modified", "") } else { ("200 OK", body) };
+            let length = if known { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
+            write!(socket, "HTTP/1.1 {line}\r\nETag: \"v1\"\r\n{length}Connection: close\r\n\r\n{body}").unwrap();
+            seen.push(tag);
+        }
+        seen
+    });
+    let sim = Sim::start();
+    let weir = Config::shipped().env("AGENTHUMAN_BASE_URL", &format!("http://{address}")).start(&sim);
+    let first = weir.get("/v1/sessions/sess_A");
+    assert_eq!(first.status, 200);
+    for _ in 0..2 {
+        let again = weir.get_with("/v1/sessions/sess_A", &[("Cache-Control", "no-cache")]);
+        assert_eq!((again.status, &again.body), (200, &first.body));
+        assert_eq!(again.header("cache-status"), Some("weir; fwd=request; stored; detail=default"));
+    }
+    assert_eq!(provider.join().unwrap(), [None, Some("\"v1\"".to_owned()), Some("\"v1\"".to_owned())]);
+    assert!(weir.get("/v1/sessions/sess_A").header("cache-status").unwrap().starts_with("weir; hit"));
+}
+
+#[test]
 fn the_cache_says_what_it_holds() {
     let (sim, config) = (Sim::start(), Config::shipped());
     let weir = config.start(&sim);
