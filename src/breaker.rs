@@ -68,6 +68,37 @@ impl Breaker {
     }
 }
 
+/// Keeps retries from multiplying the load on a provider that fails: each request earns a fifth of a
+/// retry, and at most ten are saved up.
+#[derive(Debug)]
+pub struct RetryBudget {
+    /// In fifths of a retry.
+    saved: AtomicU32,
+}
+
+impl Default for RetryBudget {
+    fn default() -> Self {
+        Self { saved: AtomicU32::new(Self::MOST) }
+    }
+}
+
+impl RetryBudget {
+    const RETRY: u32 = 5;
+    const MOST: u32 = 10 * Self::RETRY;
+
+    /// A request goes out.
+    pub fn earn(&self) {
+        let _ = self
+            .saved
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |saved| (saved < Self::MOST).then_some(saved + 1));
+    }
+
+    /// Takes a retry, if there is one.
+    pub fn take(&self) -> bool {
+        self.saved.fetch_update(Ordering::AcqRel, Ordering::Acquire, |saved| saved.checked_sub(Self::RETRY)).is_ok()
+    }
+}
+
 /// A provider's quota for one credential, and the pause it asked for.
 pub struct Tap {
     /// As configured; kept over a reload while it stays the same.
@@ -179,6 +210,18 @@ mod tests {
         drop(permit);
         let Err(Wait(wait)) = tap.turn(soon()).await else { panic!("over the rate") };
         assert!(wait <= Duration::from_secs(1) && wait > Duration::from_millis(500), "{wait:?}");
+    }
+
+    #[test]
+    fn retries_are_a_fifth_of_requests_in_the_long_run() {
+        let budget = RetryBudget::default();
+        let taken = (0..1000)
+            .filter(|_| {
+                budget.earn();
+                budget.take()
+            })
+            .count();
+        assert_eq!(taken, 10 + 1000 / 5 - 1);
     }
 
     #[test]

@@ -90,9 +90,10 @@ async fn ask_provider(
         credential: access.credential.header.clone(),
         conditions: known.map(|known| known.conditions.clone()).unwrap_or_default(),
     };
+    provider.retry_budget.earn();
     let metrics = &shared.metrics.upstream;
     let timer = metrics.duration.with_label_values(&[&**name, operation.name]).start_timer();
-    let reply = shared.upstream.get(&provider.target, &request).await;
+    let reply = shared.upstream.get(&provider.target, &request, || provider.retry_budget.take()).await;
     timer.observe_duration();
     let status = match &reply {
         Ok(reply) => reply.status.to_string(),

@@ -158,21 +158,25 @@ async fn ask(shared: &Arc<Shared>, question: &Question, directives: &Directives)
             entry.rules == question.provider().rules && servable(&entry, directives, runtime::now()) == Some(How::Hit);
         fresh.then_some(Ok((entry, Stored::Yes)))
     };
-    let (receiver, collapsed) = match shared.flights.join(&question.key, fresh) {
+    let (place, collapsed) = match shared.flights.join(&question.key, question.max_waiters(), fresh) {
         Joined::Found(found) => return (found, true),
-        Joined::Waiting(receiver) => (receiver, true),
-        Joined::Leading(landing, receiver) => {
+        Joined::Waiting(place) => (place, true),
+        Joined::Full => {
+            let detail = "as many requests as may wait for the same answer of the provider";
+            return (Err(Box::new(Problem::new(Code::Overloaded, detail).retry_after_ms(1000))), true);
+        }
+        Joined::Leading(landing, place) => {
             launch(shared, question, landing);
-            (receiver, false)
+            (place, false)
         }
     };
     let lost = || Err(Box::new(Problem::new(Code::InternalError, "the call to the provider ended without a result")));
-    (landed(receiver).await.unwrap_or_else(lost), collapsed)
+    (landed(place).await.unwrap_or_else(lost), collapsed)
 }
 
 /// Refreshes behind the answer, unless a call for this key is under way already.
 fn refresh(shared: &Arc<Shared>, question: &Question) {
-    if let Joined::Leading(landing, _) = shared.flights.join(&question.key, || None) {
+    if let Joined::Leading(landing, _) = shared.flights.join(&question.key, usize::MAX, || None) {
         launch(shared, question, landing);
     }
 }

@@ -11,7 +11,19 @@ use tokio::sync::watch;
 
 const SHARDS: usize = 32;
 
-type Shard<K, V> = Mutex<HashMap<K, watch::Receiver<Option<V>>>>;
+type Shard<K, V> = Mutex<HashMap<K, Flight<V>>>;
+
+/// A call under way, and a token that each of its callers holds.
+struct Flight<V> {
+    receiver: watch::Receiver<Option<V>>,
+    callers: Arc<()>,
+}
+
+/// A place among those who wait for a flight; given back when dropped.
+pub struct Place<V> {
+    receiver: watch::Receiver<Option<V>>,
+    _caller: Arc<()>,
+}
 
 /// Calls under way, by key.
 pub struct Flights<K, V> {
@@ -24,9 +36,11 @@ pub enum Joined<K: Hash + Eq, V> {
     /// What the caller looked for is there after all.
     Found(V),
     /// Another caller started the call: wait for it.
-    Waiting(watch::Receiver<Option<V>>),
+    Waiting(Place<V>),
+    /// As many wait for it as may.
+    Full,
     /// This caller starts the call, and waits like the others.
-    Leading(Landing<K, V>, watch::Receiver<Option<V>>),
+    Leading(Landing<K, V>, Place<V>),
 }
 
 /// Ends a flight: with a value, or, when dropped without (a panic), with none.
@@ -50,23 +64,35 @@ impl<K: Hash + Eq + Clone, V: Clone> Flights<K, V> {
         self.shards.iter().for_each(|shard| lock(shard).clear());
     }
 
-    /// Joins the flight of this key, or starts one. `look` is asked once more with the key's shard
+    /// Joins the flight of this key, if fewer than `most` wait for it, or starts one. `look` is asked once more with the key's shard
     /// locked: a flight stores its answer before it lands, so what `look` misses there, nobody has.
-    pub fn join(&self, key: &K, look: impl FnOnce() -> Option<V>) -> Joined<K, V> {
+    pub fn join(&self, key: &K, most: usize, look: impl FnOnce() -> Option<V>) -> Joined<K, V> {
         let shard = usize::try_from(self.hasher.hash_one(key)).unwrap_or(0) % SHARDS;
         let mut flights = lock(&self.shards[shard]);
         match flights.entry(key.clone()) {
-            Entry::Occupied(flight) => Joined::Waiting(flight.get().clone()),
+            Entry::Occupied(flight) => match flight.get() {
+                // The map holds one token itself.
+                flight if Arc::strong_count(&flight.callers) > most => Joined::Full,
+                flight => Joined::Waiting(flight.place()),
+            },
             Entry::Vacant(place) => {
                 if let Some(found) = look() {
                     return Joined::Found(found);
                 }
                 let (sender, receiver) = watch::channel(None);
-                place.insert(receiver.clone());
+                let flight = Flight { receiver, callers: Arc::default() };
+                let own = flight.place();
+                place.insert(flight);
                 let landing = Landing { sender, shards: self.shards.clone(), shard, key: key.clone() };
-                Joined::Leading(landing, receiver)
+                Joined::Leading(landing, own)
             }
         }
+    }
+}
+
+impl<V> Flight<V> {
+    fn place(&self) -> Place<V> {
+        Place { receiver: self.receiver.clone(), _caller: self.callers.clone() }
     }
 }
 
@@ -85,15 +111,15 @@ impl<K: Hash + Eq, V> Drop for Landing<K, V> {
     fn drop(&mut self) {
         let mut flights = lock(&self.shards[self.shard]);
         // Another flight may have taken its place since it was detached.
-        if flights.get(&self.key).is_some_and(|receiver| self.sender.subscribe().same_channel(receiver)) {
+        if flights.get(&self.key).is_some_and(|flight| self.sender.subscribe().same_channel(&flight.receiver)) {
             flights.remove(&self.key);
         }
     }
 }
 
 /// Waits for a flight's value; `None` when it ended without one.
-pub async fn landed<V: Clone>(mut receiver: watch::Receiver<Option<V>>) -> Option<V> {
-    let value = receiver.wait_for(Option::is_some).await;
+pub async fn landed<V: Clone>(mut place: Place<V>) -> Option<V> {
+    let value = place.receiver.wait_for(Option::is_some).await;
     value.ok().and_then(|value| value.clone())
 }
 
@@ -111,9 +137,10 @@ mod tests {
         for _ in 0..1000 {
             let (flights, calls) = (flights.clone(), calls.clone());
             waiting.push(tokio::spawn(async move {
-                match flights.join(&1, || None) {
+                match flights.join(&1, 1000, || None) {
                     Joined::Found(value) => Some(value),
                     Joined::Waiting(receiver) => landed(receiver).await,
+                    Joined::Full => None,
                     Joined::Leading(landing, receiver) => {
                         tokio::spawn(async move {
                             // Lets every other caller join first.
@@ -136,15 +163,27 @@ mod tests {
     #[tokio::test]
     async fn a_flight_that_panics_strands_nobody_and_the_next_caller_starts_anew() {
         let flights: Flights<u8, u8> = Flights::default();
-        let Joined::Leading(landing, receiver) = flights.join(&1, || None) else { panic!("no leader") };
-        let Joined::Waiting(other) = flights.join(&1, || None) else { panic!("no waiter") };
+        let Joined::Leading(landing, receiver) = flights.join(&1, 1000, || None) else { panic!("no leader") };
+        let Joined::Waiting(other) = flights.join(&1, 1000, || None) else { panic!("no waiter") };
         let crashed = tokio::spawn(async move {
             let _landing = landing;
             panic!("on purpose");
         });
         assert!(crashed.await.is_err());
         assert_eq!((landed(receiver).await, landed(other).await), (None, None));
-        assert!(matches!(flights.join(&1, || None), Joined::Leading(..)));
-        assert!(matches!(flights.join(&1, || Some(7)), Joined::Found(7)));
+        assert!(matches!(flights.join(&1, 1000, || None), Joined::Leading(..)));
+        assert!(matches!(flights.join(&1, 1000, || Some(7)), Joined::Found(7)));
+    }
+
+    #[tokio::test]
+    async fn no_more_wait_than_may_and_a_place_given_back_is_taken_again() {
+        let flights: Flights<u8, u8> = Flights::default();
+        let Joined::Leading(landing, own) = flights.join(&1, 2, || None) else { panic!("no leader") };
+        let Joined::Waiting(second) = flights.join(&1, 2, || None) else { panic!("no waiter") };
+        assert!(matches!(flights.join(&1, 2, || None), Joined::Full));
+        drop(second);
+        let Joined::Waiting(third) = flights.join(&1, 2, || None) else { panic!("no waiter") };
+        landing.land(7);
+        assert_eq!((landed(own).await, landed(third).await), (Some(7), Some(7)));
     }
 }

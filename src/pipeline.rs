@@ -73,6 +73,7 @@ impl Line {
 
     async fn line(&self, request: &Request, asked: &mut Asked, trace: &mut Trace) -> Outcome<Content> {
         within_limits(request)?;
+        self.shed_load(asked)?;
         asked.client = asked.snapshot.keys.identify(request, asked.now)?;
         trace.client = Some(asked.snapshot.clients[asked.client].id.clone());
         let route = asked.route(request, trace)?;
@@ -88,6 +89,16 @@ impl Line {
             }
             Route::List { provider, agent, page } => self.list(asked, provider, agent.as_deref(), &page, trace).await,
         }
+    }
+
+    /// Refuses at once what could only be queued.
+    fn shed_load(&self, asked: &Asked) -> Outcome<()> {
+        let most = i64::from(asked.snapshot.weir.overload.max_in_flight);
+        if self.shared.metrics.http.in_flight.get() <= most {
+            return Ok(());
+        }
+        let detail = format!("{most} requests are being answered; more are not taken on");
+        Err(Box::new(Problem::new(Code::Overloaded, detail).retry_after_ms(1000)))
     }
 
     async fn session(&self, asked: &Asked, question: &Question, native: bool, trace: &mut Trace) -> Outcome<Content> {

@@ -99,6 +99,12 @@ impl Question {
         &self.snapshot.providers[self.provider]
     }
 
+    /// How many may wait for one call.
+    #[must_use]
+    pub fn max_waiters(&self) -> usize {
+        self.snapshot.weir.overload.max_waiters as usize
+    }
+
     /// How the client uses the provider.
     ///
     /// # Errors

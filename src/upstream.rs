@@ -123,18 +123,24 @@ fn failure(kind: FailureKind, detail: impl Into<String>) -> ProviderFailure {
 }
 
 impl Upstream {
-    /// Asks, within the target's total deadline, retries included.
+    /// Asks, within the target's total deadline, retries included. A retry is made only if `may_retry`
+    /// says so.
     ///
     /// # Errors
     /// Why there is no whole answer.
-    pub async fn get(&self, target: &Target, request: &ProviderRequest) -> Result<ProviderReply, ProviderFailure> {
+    pub async fn get(
+        &self,
+        target: &Target,
+        request: &ProviderRequest,
+        may_retry: impl Fn() -> bool,
+    ) -> Result<ProviderReply, ProviderFailure> {
         let deadline = Instant::now() + target.timeout;
         let mut left = target.retries;
         loop {
             let attempt = timeout_at(deadline, self.attempt(target, request)).await;
             match attempt {
                 Ok(Ok(reply)) => return Ok(reply),
-                Ok(Err((_, true))) if left > 0 && Instant::now() < deadline => left -= 1,
+                Ok(Err((_, true))) if left > 0 && Instant::now() < deadline && may_retry() => left -= 1,
                 Ok(Err((failure, _))) => return Err(failure),
                 Err(_) => {
                     let detail = format!("no whole answer within {} ms", target.timeout.as_millis());

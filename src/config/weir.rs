@@ -24,6 +24,8 @@ pub struct Weir {
     pub access_log: AccessLog,
     /// The cache's weighed size in bytes.
     pub max_bytes: u64,
+    /// When to refuse work at once.
+    pub overload: Overload,
     /// Signs page tokens; random at start where it is empty.
     pub page_token_key: Secret,
     /// Policies that clients name.
@@ -37,6 +39,21 @@ pub struct Admin {
     pub address: SocketAddr,
     /// Wanted as a bearer token by all but metrics and health; empty: none.
     pub token: Secret,
+}
+
+/// Bounds beyond which a request is refused at once instead of queued.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Overload {
+    /// Requests being answered at the same time.
+    pub max_in_flight: u32,
+    /// Requests waiting for one call to a provider.
+    pub max_waiters: u32,
+}
+
+impl Default for Overload {
+    fn default() -> Self {
+        Self { max_in_flight: 20_000, max_waiters: 10_000 }
+    }
 }
 
 /// How much of the access log is written.
@@ -95,6 +112,7 @@ pub fn decode(root: &Node, cx: &mut Cx<'_>) -> Option<Weir> {
         fields.end(cx);
         size
     });
+    let overload = fields.optional("overload", cx, overload);
     let page_token_key = fields.optional("page_tokens", cx, |node, cx| {
         let mut fields = Fields::of(node, "page_tokens", cx)?;
         let key = fields.optional("key", cx, decode::secret);
@@ -113,6 +131,7 @@ pub fn decode(root: &Node, cx: &mut Cx<'_>) -> Option<Weir> {
         grace: grace.unwrap_or(Duration::from_secs(10)),
         access_log: access_log.unwrap_or(AccessLog::On),
         max_bytes: max_bytes.unwrap_or(256 << 20),
+        overload: overload.unwrap_or_default(),
         page_token_key: page_token_key.unwrap_or(Secret(String::new())),
         policies: policies.unwrap_or_default(),
     })
@@ -126,6 +145,19 @@ fn workers(node: &Node, cx: &mut Cx<'_>) -> Option<usize> {
         &node.place,
         workers.ok_or_else(|| format!("{number} workers are too many; at most 1024, 0 for one per core")),
     )
+}
+
+fn overload(node: &Node, cx: &mut Cx<'_>) -> Option<Overload> {
+    let mut fields = Fields::of(node, "overload", cx)?;
+    let mut all = Overload::default();
+    if let Some(most) = fields.optional("max_in_flight", cx, decode::positive) {
+        all.max_in_flight = most.get();
+    }
+    if let Some(most) = fields.optional("max_waiters", cx, decode::positive) {
+        all.max_waiters = most.get();
+    }
+    fields.end(cx);
+    Some(all)
 }
 
 fn default_admin() -> Admin {

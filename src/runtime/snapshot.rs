@@ -5,7 +5,7 @@
 
 use super::examples;
 use crate::auth::Keys;
-use crate::breaker::{Breaker, Tap};
+use crate::breaker::{Breaker, RetryBudget, Tap};
 use crate::config::clients;
 use crate::config::decode::Secret;
 use crate::config::faults::{Fault, Faults};
@@ -98,6 +98,8 @@ pub struct Provider {
     pub rules: u64,
     /// Whether it is asked at all.
     pub breaker: Arc<Breaker>,
+    /// How much of it is asked twice.
+    pub retry_budget: Arc<RetryBudget>,
     taps: HashMap<Arc<str>, Arc<Tap>>,
     own: Credential,
 }
@@ -208,6 +210,7 @@ impl Builder<'_> {
             freshness: config.freshness.clone(),
             rules: rules_digest(config),
             breaker: breaker.unwrap_or_else(|| Arc::new(Breaker::new(config.upstream.breaker.clone()))),
+            retry_budget: before.map(|before| before.retry_budget.clone()).unwrap_or_default(),
             taps: HashMap::new(),
             own: own.clone(),
         };

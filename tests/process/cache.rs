@@ -214,6 +214,31 @@ fn a_stale_answer_with_a_validator_is_revalidated_and_a_304_taken() {
 }
 
 #[test]
+fn beyond_its_bounds_weir_sheds_load_at_once() {
+    let sim = Sim::start();
+    let weir = Config::shipped()
+        .edit("weir.yaml", "max_in_flight: 20000", "max_in_flight: 8")
+        .edit("weir.yaml", "max_waiters: 10000", "max_waiters: 3")
+        .start(&sim);
+    sim.plan(&json!({ "path": "/v2/", "latency_ms": 4000 }));
+    let address = weir.http;
+    let ask = |target: &str| {
+        let bytes = request("GET", target, &[("X-API-Key", "open")]);
+        std::thread::spawn(move || raw(address, &bytes))
+    };
+    let mut callers: Vec<_> = (0..3).map(|_| ask(VECTARA)).collect();
+    until("three are in flight", || weir.metric("weir_http_requests_in_flight") == 3.0);
+    let refused = weir.get(VECTARA);
+    assert_eq!(refused.code(), (503, "overloaded".into()));
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    callers.extend((0..5).map(|n| ask(&format!("/v1/agents/agt_load_{n}/sessions"))));
+    until("eight are in flight", || weir.metric("weir_http_requests_in_flight") == 8.0);
+    assert_eq!(weir.get(AGENTHUMAN).code(), (503, "overloaded".into()));
+    assert!(callers.into_iter().all(|caller| caller.join().unwrap().status == 200));
+    assert_eq!(weir.get(AGENTHUMAN).status, 200);
+}
+
+#[test]
 fn the_cache_says_what_it_holds() {
     let (sim, config) = (Sim::start(), Config::shipped());
     let weir = config.start(&sim);
