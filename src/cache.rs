@@ -194,7 +194,15 @@ impl Cache {
             touched += 1;
             match mode {
                 Mode::Hard => self.moka.invalidate(&*key),
-                Mode::Soft => self.replace((*key).clone(), &kept.entry, Arc::new(kept.entry.stale_since(now)), now),
+                Mode::Soft => {
+                    let stale = kept.entry.stale_since(now);
+                    if stale.life.last() > now {
+                        self.replace((*key).clone(), &kept.entry, Arc::new(stale), now);
+                    } else {
+                        // Without a window to be served in, stale is gone.
+                        self.moka.invalidate(&*key);
+                    }
+                }
             }
         }
         touched
@@ -347,5 +355,8 @@ mod tests {
         assert_eq!(cache.purge(&Scope::All, Mode::Soft, Time(10_000)), 1);
         let life = cache.look(&key).unwrap().life;
         assert_eq!((life.fresh_until, life.error_until), (Time(10_000), Time(610_000)));
+        cache.store(key.clone(), entry(10, 60), cache.epoch(), Time(0));
+        assert_eq!(cache.purge(&Scope::All, Mode::Soft, Time(10_000)), 1);
+        assert!(cache.look(&key).is_none(), "it had no window");
     }
 }

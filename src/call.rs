@@ -135,7 +135,11 @@ fn judge(
     let upstream =
         UpstreamLimit { max_age: said.max_age.map(|max_age| max_age.saturating_sub(conditional::age(&reply.headers))) };
     let body = confirmed.map_or(reply.body, |known| known.body.clone());
-    let (mut entry, misses) = entry_of(question, body, upstream, now)?;
+    let unusable = |mut problem: Box<Problem>| {
+        problem.provider_status = Some(reply.status);
+        problem
+    };
+    let (mut entry, misses) = entry_of(question, body, upstream, now).map_err(unusable)?;
     entry.conditions = conditional::conditions(&reply.headers);
     if let Some(known) = confirmed.filter(|_| entry.conditions.is_empty()) {
         entry.conditions.clone_from(&known.conditions);

@@ -10,6 +10,7 @@ mod command;
 mod config_faults;
 mod limits;
 mod mapping;
+mod matrix;
 mod provider_faults;
 mod purge;
 mod reload;
