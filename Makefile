@@ -1,6 +1,6 @@
 # The front door. `make demo` and `make test` work on a fresh machine with a Rust toolchain, make and a
 # C compiler: what else is needed, `scripts/setup` installs, or says how.
-.PHONY: demo test check fmt setup
+.PHONY: demo test check chaos fmt setup
 
 # Set up, build, and run the gateway against simulated providers. Ctrl-C ends it.
 demo:
@@ -20,6 +20,11 @@ test:
 check:
 	@scripts/setup
 	cargo run --locked --quiet -- check
+
+# Two minutes of mixed load on loopback while the simulator misbehaves and the configuration reloads.
+chaos:
+	@scripts/setup
+	CHAOS_SECONDS=$${CHAOS_SECONDS:-120} cargo test --locked --test process chaos -- --nocapture
 
 fmt:
 	cargo fmt

@@ -5,7 +5,7 @@
 //! expiry is housekeeping. It must not fetch, map or judge. Seam for a shared tier: `look` and `store`.
 
 use crate::error::Problem;
-use crate::freshness::{Lifetime, UpstreamLimit};
+use crate::freshness::{Lifetime, TtlSource, UpstreamLimit};
 use crate::metrics::CacheMetrics;
 use crate::model::{Item, Show, Time, View};
 use crate::purge::{Epoch, Log, Mode, Scope, Subject};
@@ -17,6 +17,9 @@ use std::time::{Duration, Instant};
 
 /// What an entry costs beyond its key and bodies, in bytes: moka's node, the entry and its parts.
 const OVERHEAD: usize = 600;
+
+/// How long an answer that must be confirmed each time is kept to be confirmed.
+const ASK_WITH: Duration = Duration::from_secs(600);
 
 /// Everything that decides whether two requests may share an answer.
 #[derive(Debug, Clone, Copy)]
@@ -78,6 +81,8 @@ pub struct Entry {
     pub upstream: UpstreamLimit,
     /// Conditions to ask with whether it still holds; none where the provider gave no validator.
     pub conditions: Vec<(HeaderName, HeaderValue)>,
+    /// The provider wants to be asked each time (`no-cache`): kept to ask with conditions only.
+    pub ask_always: bool,
     /// Views made so far.
     pub views: Vec<(Show, Arc<View>)>,
 }
@@ -106,8 +111,23 @@ impl Entry {
             stale_from: Some(now),
             upstream: self.upstream,
             conditions: self.conditions.clone(),
+            ask_always: self.ask_always,
             views: self.views.clone(),
         }
+    }
+
+    /// Marks it as one of which the provider wants to be asked each time: never fresh, never stale.
+    pub fn always_ask(&mut self) {
+        self.ask_always = true;
+        let at = self.life.stored_at;
+        (self.life.fresh_until, self.life.revalidate_until, self.life.error_until) = (at, at, at);
+        self.life.source = TtlSource::Upstream;
+    }
+
+    /// How long it is of use: until its last moment, or as something to ask with.
+    fn keep(&self, now: Time) -> Duration {
+        let served = self.life.last().since(now);
+        if self.ask_always && !self.conditions.is_empty() { served.max(ASK_WITH) } else { served }
     }
 
     fn weight(&self, key: &Key) -> u32 {
@@ -175,7 +195,7 @@ impl Cache {
     /// Keeps an entry until its last moment. One that has none left, or that was purged since it was
     /// `asked` for, is not kept.
     pub fn store(&self, key: Key, entry: Arc<Entry>, asked: Epoch, now: Time) {
-        let keep = entry.life.last().since(now);
+        let keep = entry.keep(now);
         let purges = self.purges.read().unwrap_or_else(PoisonError::into_inner);
         if !keep.is_zero() && !purges.purged_since(asked, &entry.subject) {
             self.metrics.added(&entry.subject.provider);
@@ -188,7 +208,7 @@ impl Cache {
         self.purges.write().unwrap_or_else(PoisonError::into_inner).add(scope.clone());
         let mut touched = 0;
         for (key, kept) in &self.moka {
-            if !scope.touches(&kept.entry.subject) || now >= kept.entry.life.last() {
+            if !scope.touches(&kept.entry.subject) || kept.entry.keep(now).is_zero() {
                 continue;
             }
             touched += 1;
@@ -211,7 +231,7 @@ impl Cache {
     /// Puts `new` in the place of `old`, unless another has taken it meanwhile.
     pub fn replace(&self, key: Key, old: &Arc<Entry>, new: Arc<Entry>, now: Time) {
         use moka::ops::compute::Op;
-        let keep = new.life.last().since(now);
+        let keep = new.keep(now);
         self.moka.entry(key).and_compute_with(|current| match current {
             Some(current) if Arc::ptr_eq(&current.value().entry, old) && !keep.is_zero() => {
                 self.metrics.added(&new.subject.provider);
@@ -252,7 +272,6 @@ fn cause_label(cause: RemovalCause) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::freshness::TtlSource;
     use crate::metrics::Metrics;
 
     const PARTS: KeyParts<'static> =
@@ -294,6 +313,7 @@ mod tests {
             life,
             upstream: UpstreamLimit::default(),
             conditions: Vec::new(),
+            ask_always: false,
             views: Vec::new(),
         })
     }

@@ -31,7 +31,7 @@ pub async fn call(shared: &Shared, question: &Question, store: bool) -> Landed {
         Ok((entry, forbidden)) => {
             provider.breaker.record(true, now);
             let entry = Arc::new(entry);
-            let no_time = (entry.life.last() <= now).then_some("no-lifetime");
+            let no_time = (entry.life.last() <= now && !entry.ask_always).then_some("no-lifetime");
             let not_wanted = (!store).then_some("request-no-store");
             let stored = match forbidden.or(not_wanted).or(no_time) {
                 Some(reason) => Stored::No(reason),
@@ -127,13 +127,15 @@ fn judge(
             life: freshness::of_not_found(&provider.freshness, now),
             upstream: UpstreamLimit::default(),
             conditions: Vec::new(),
+            ask_always: false,
             views: Vec::new(),
         };
         return Ok((entry, None));
     }
     let said = conditional::directives(&reply.headers);
-    let upstream =
-        UpstreamLimit { max_age: said.max_age.map(|max_age| max_age.saturating_sub(conditional::age(&reply.headers))) };
+    let upstream = UpstreamLimit {
+        max_age: said.max_age.map(|max_age| max_age.saturating_sub(conditional::age(&reply.headers, now))),
+    };
     let body = confirmed.map_or(reply.body, |known| known.body.clone());
     let unusable = |mut problem: Box<Problem>| {
         problem.provider_status = Some(reply.status);
@@ -148,14 +150,12 @@ fn judge(
     for (field, reason) in misses {
         failures.with_label_values(&[&*provider.name, &field, reason]).inc();
     }
-    let forbidden = if said.no_store {
-        Some("upstream-no-store")
-    } else if said.no_cache {
-        Some("upstream-no-cache")
-    } else {
-        None
-    };
-    Ok((entry, forbidden))
+    if said.no_cache {
+        entry.always_ask();
+    }
+    let unconfirmable = said.no_cache && entry.conditions.is_empty();
+    let forbidden = unconfirmable.then_some("upstream-no-cache");
+    Ok((entry, said.no_store.then_some("upstream-no-store").or(forbidden)))
 }
 
 /// Fields that could not be taken: name and reason.
@@ -190,7 +190,8 @@ pub fn entry_of(
     let views = vec![(Show::default(), Arc::new(view))];
     let (subject, rules) = (question.subject.clone(), provider.rules);
     let conditions = Vec::new();
-    let entry = Entry { subject, kind, body, rules, life, stale_from: None, upstream, conditions, views };
+    let entry =
+        Entry { subject, kind, body, rules, life, stale_from: None, upstream, conditions, ask_always: false, views };
     Ok((entry, misses))
 }
 

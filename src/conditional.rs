@@ -3,6 +3,7 @@
 //! A room of its own because it is RFC text turned into pure functions. It decides nothing about a
 //! cache; it says what the headers say.
 
+use crate::model::Time;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use std::time::Duration;
 
@@ -56,11 +57,17 @@ pub fn conditions(headers: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
     tag.or_else(|| by(header::LAST_MODIFIED, header::IF_MODIFIED_SINCE)).unwrap_or_default()
 }
 
-/// The provider's `Age`, zero where it does not say.
+/// How old an answer was when it came: what `Age` says, or what its `Date` tells if that is more
+/// (RFC 9111, section 4.2.3).
 #[must_use]
-pub fn age(headers: &HeaderMap) -> Duration {
-    let seconds = headers.get(header::AGE).and_then(|v| v.to_str().ok()?.trim().parse().ok());
-    Duration::from_secs(seconds.unwrap_or(0))
+pub fn age(headers: &HeaderMap, now: Time) -> Duration {
+    let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+    let said = text(header::AGE).and_then(|age| age.trim().parse().ok()).map_or(Duration::ZERO, Duration::from_secs);
+    let date = text(header::DATE).and_then(|date| httpdate::parse_http_date(date).ok());
+    let date = date.and_then(|date| date.duration_since(std::time::UNIX_EPOCH).ok());
+    let apparent = date.and_then(|date| i64::try_from(date.as_millis()).ok()).map(|date| now.since(Time(date)));
+    // A date has whole seconds: less than one is no age.
+    said.max(apparent.filter(|age| *age >= Duration::from_secs(1)).unwrap_or_default())
 }
 
 /// Whether `If-None-Match` names this entity tag, by weak comparison (RFC 9110, section 13.1.2).
@@ -106,5 +113,14 @@ mod tests {
                 && is(&["\"x\"", "\"abc\""])
         );
         assert!(!is(&["\"ab\""]) && !is(&["abc"]) && !is(&[]));
+    }
+
+    #[test]
+    fn age_is_what_is_said_or_what_the_date_tells() {
+        let now = Time(784_111_777_000);
+        assert_eq!(age(&headers(&header::AGE, &["7"]), now), Duration::from_secs(7));
+        assert_eq!(age(&headers(&header::AGE, &["x"]), now), Duration::ZERO);
+        assert_eq!(age(&headers(&header::DATE, &["Sun, 06 Nov 1994 08:49:27 GMT"]), now), Duration::from_secs(10));
+        assert_eq!(age(&headers(&header::DATE, &["Sun, 06 Nov 1994 09:49:27 GMT"]), now), Duration::ZERO);
     }
 }

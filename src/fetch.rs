@@ -74,6 +74,9 @@ fn current(shared: &Shared, question: &Question, entry: Arc<Entry>, now: Time) -
     }
     let (mut made, _) = entry_of(question, entry.body.clone(), entry.upstream, entry.life.stored_at).ok()?;
     made.conditions.clone_from(&entry.conditions);
+    if entry.ask_always {
+        made.always_ask();
+    }
     if let Some(since) = entry.stale_from {
         made.life.fresh_until = made.life.fresh_until.min(since);
         made.stale_from = Some(since);
@@ -216,6 +219,7 @@ pub fn view(shared: &Shared, question: &Question, entry: &Arc<Entry>, show: Show
         life: entry.life,
         upstream: entry.upstream,
         conditions: entry.conditions.clone(),
+        ask_always: entry.ask_always,
         views,
     };
     shared.cache.replace(question.key.clone(), entry, Arc::new(more), now);

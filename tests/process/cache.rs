@@ -176,12 +176,11 @@ fn stale_is_served_while_it_is_refreshed_and_when_the_provider_fails() {
     assert_eq!(weir.get_with(PALANTIR, &[]).status, 200);
 }
 
-#[test]
-fn a_stale_answer_with_a_validator_is_revalidated_and_a_304_taken() {
+/// A provider that gives a body once, and to whoever has its tag says that nothing changed.
+fn confirming(extra: &'static str) -> (std::net::SocketAddr, std::thread::JoinHandle<Vec<Option<String>>>) {
     use std::io::{BufRead, BufReader, Write};
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    // Gives the body once; to whoever has its tag it says that nothing changed.
     let provider = std::thread::spawn(move || {
         let mut seen = Vec::new();
         for socket in listener.incoming().take(3) {
@@ -195,11 +194,18 @@ fn a_stale_answer_with_a_validator_is_revalidated_and_a_304_taken() {
             let known = tag.as_deref() == Some("\"v1\"");
             let (line, body) = if known { ("304 Not Modified", "") } else { ("200 OK", body) };
             let length = if known { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
-            write!(socket, "HTTP/1.1 {line}\r\nETag: \"v1\"\r\n{length}Connection: close\r\n\r\n{body}").unwrap();
+            write!(socket, "HTTP/1.1 {line}\r\nETag: \"v1\"\r\n{extra}{length}Connection: close\r\n\r\n{body}")
+                .unwrap();
             seen.push(tag);
         }
         seen
     });
+    (address, provider)
+}
+
+#[test]
+fn a_stale_answer_with_a_validator_is_revalidated_and_a_304_taken() {
+    let (address, provider) = confirming("");
     let sim = Sim::start();
     let weir = Config::shipped().env("AGENTHUMAN_BASE_URL", &format!("http://{address}")).start(&sim);
     let first = weir.get("/v1/sessions/sess_A");
@@ -211,6 +217,21 @@ fn a_stale_answer_with_a_validator_is_revalidated_and_a_304_taken() {
     }
     assert_eq!(provider.join().unwrap(), [None, Some("\"v1\"".to_owned()), Some("\"v1\"".to_owned())]);
     assert!(weir.get("/v1/sessions/sess_A").header("cache-status").unwrap().starts_with("weir; hit"));
+}
+
+#[test]
+fn what_the_provider_wants_confirmed_each_time_is_asked_for_each_time() {
+    let (address, provider) = confirming("Cache-Control: no-cache\r\n");
+    let sim = Sim::start();
+    let weir = Config::shipped().env("AGENTHUMAN_BASE_URL", &format!("http://{address}")).start(&sim);
+    for _ in 0..3 {
+        let answer = weir.get("/v1/sessions/sess_A");
+        assert_eq!((answer.status, answer.header("cache-control")), (200, Some("private, max-age=0")));
+        assert_eq!(answer.header("cache-status"), Some("weir; fwd=miss; stored; detail=upstream"));
+    }
+    assert_eq!(provider.join().unwrap().iter().filter(|tag| tag.is_some()).count(), 2);
+    // The provider is gone now: what must be confirmed cannot be served.
+    assert_eq!(weir.get("/v1/sessions/sess_A").status, 502);
 }
 
 #[test]
@@ -236,6 +257,39 @@ fn beyond_its_bounds_weir_sheds_load_at_once() {
     assert_eq!(weir.get(AGENTHUMAN).code(), (503, "overloaded".into()));
     assert!(callers.into_iter().all(|caller| caller.join().unwrap().status == 200));
     assert_eq!(weir.get(AGENTHUMAN).status, 200);
+}
+
+#[test]
+fn memory_stays_within_its_bound_when_ten_times_as_much_comes() {
+    let sim = Sim::with(&["--sessions", "20"]);
+    let weir = Config::shipped()
+        .edit("weir.yaml", "max_bytes: 256MiB", "max_bytes: 8MiB")
+        .edit("weir.yaml", "access_log: on", "access_log: off")
+        .start(&sim);
+    weir.config.change("providers/vectara.yaml", "requests: 1000", "requests: 1000000");
+    weir.config.change("providers/vectara.yaml", "burst: 1000", "burst: 1000000");
+    until("it reloads", || weir.reload().0 == 200);
+    let filler = "x".repeat(16_000);
+    let body = format!(r#"{{"key":"ase_1","agent_key":"agt_1","enabled":true,"metadata":{{"filler":"{filler}"}}}}"#);
+    sim.answers("/v2/agents/agt_1", 200, &json!({}), &body);
+    let resident = || weir.metric("process_resident_memory_bytes");
+    weir.get(VECTARA);
+    let before = resident();
+    let limit = 8.0 * 1024.0 * 1024.0;
+    // 33 KB an entry (body and view), 80 MB in all; every third key comes again.
+    for n in 0..2500 {
+        let id = if n % 3 == 0 { n / 2 } else { n };
+        assert_eq!(weir.get(&format!("/v1/sessions/vectara:agt_1:ase_{id}")).status, 200);
+        if n % 250 == 249 {
+            let bytes = weir.metric("weir_cache_bytes");
+            assert!(bytes <= limit * 1.1, "{bytes} bytes");
+        }
+    }
+    let (grown, weighed) = (resident() - before, weir.metric("weir_cache_bytes"));
+    assert!(weighed > limit * 0.5, "it is in use: {weighed}");
+    assert!(grown < weighed * 3.0 + 16e6, "resident memory grew by {grown} for {weighed} weighed bytes");
+    println!("resident memory grew by {grown} for {weighed} weighed bytes: {:.2}", grown / weighed);
+    assert!(weir.metric("weir_cache_evictions_total{cause=\"size\"}") > 1000.0);
 }
 
 #[test]
