@@ -6,8 +6,10 @@
 
 use crate::config::upstream::{self, Capacity};
 use crate::model::Time;
+use crate::turns::Turns;
 use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -105,6 +107,7 @@ pub struct Tap {
     pub capacity: Option<Capacity>,
     rate: Option<DefaultDirectRateLimiter>,
     concurrent: Semaphore,
+    turns: Turns,
     /// Milliseconds; 0: open.
     closed_until: AtomicI64,
 }
@@ -123,7 +126,13 @@ impl Tap {
             Some(RateLimiter::direct(quota.allow_burst(c.burst)))
         });
         let concurrent = capacity.as_ref().map_or(Semaphore::MAX_PERMITS, |c| c.concurrent as usize);
-        Self { capacity, rate, concurrent: Semaphore::new(concurrent), closed_until: AtomicI64::new(0) }
+        Self {
+            capacity,
+            rate,
+            concurrent: Semaphore::new(concurrent),
+            turns: Turns::default(),
+            closed_until: AtomicI64::new(0),
+        }
     }
 
     /// Closes the tap: the provider asked for a pause.
@@ -138,12 +147,14 @@ impl Tap {
         (until > now).then_some(until)
     }
 
-    /// Waits for a turn, in the order of asking, at most until `latest`.
+    /// Waits for a turn, round-robin among clients, at most until `latest`.
     ///
     /// # Errors
     /// How long it would have had to wait.
-    pub async fn turn(&self, latest: Instant) -> Result<SemaphorePermit<'_>, Wait> {
+    pub async fn turn(&self, client: &Arc<str>, latest: Instant) -> Result<SemaphorePermit<'_>, Wait> {
         let busy = Wait(Duration::from_secs(1));
+        // Held until rate and concurrency are had: so both go round.
+        let _turn = timeout_at(latest, self.turns.next(client)).await.map_err(|_| busy)?;
         let permit = timeout_at(latest, self.concurrent.acquire()).await.map_err(|_| busy)?.map_err(|_| busy)?;
         let Some(rate) = &self.rate else { return Ok(permit) };
         loop {
@@ -204,11 +215,11 @@ mod tests {
         };
         let tap = Tap::new(Some(capacity));
         let soon = || Instant::now() + Duration::from_millis(10);
-        let permit = tap.turn(soon()).await;
+        let permit = tap.turn(&"client".into(), soon()).await;
         assert!(permit.is_ok());
-        assert_eq!(tap.turn(soon()).await.unwrap_err(), Wait(Duration::from_secs(1)), "concurrency");
+        assert_eq!(tap.turn(&"client".into(), soon()).await.unwrap_err(), Wait(Duration::from_secs(1)), "concurrency");
         drop(permit);
-        let Err(Wait(wait)) = tap.turn(soon()).await else { panic!("over the rate") };
+        let Err(Wait(wait)) = tap.turn(&"client".into(), soon()).await else { panic!("over the rate") };
         assert!(wait <= Duration::from_secs(1) && wait > Duration::from_millis(500), "{wait:?}");
     }
 

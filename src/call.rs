@@ -81,7 +81,7 @@ async fn ask_provider(
     })?;
     // Half of the deadline for the turn leaves half for the answer.
     let latest = tokio::time::Instant::now() + provider.target.timeout / 2;
-    let _turn = access.tap.turn(latest).await.map_err(|wait_for| {
+    let _turn = access.tap.turn(question.client_id(), latest).await.map_err(|wait_for| {
         let ms = u64::try_from(wait_for.0.as_millis()).unwrap_or(u64::MAX);
         wait(Code::ProviderRateLimited, format!("Weir's capacity for {name} is used up"), ms)
     })?;

@@ -24,6 +24,7 @@ pub mod purge;
 pub mod ratelimit;
 pub mod route;
 pub mod template;
+pub mod turns;
 // 3 mechanisms: with state or IO
 pub mod breaker;
 pub mod cache;

@@ -99,6 +99,12 @@ impl Question {
         &self.snapshot.providers[self.provider]
     }
 
+    /// On whose behalf it is asked.
+    #[must_use]
+    pub fn client_id(&self) -> &Arc<str> {
+        &self.snapshot.clients[self.client].id
+    }
+
     /// How many may wait for one call.
     #[must_use]
     pub fn max_waiters(&self) -> usize {

@@ -22,6 +22,7 @@ const FLOORS: &[&[&str]] = &[
         "ratelimit",
         "route",
         "template",
+        "turns",
     ],
     &["breaker", "cache", "flight", "reading", "trace", "upstream"],
     &["runtime"],
