@@ -6,6 +6,7 @@
 
 mod api;
 mod cache;
+mod canary;
 mod chaos;
 mod command;
 mod config_faults;
