@@ -73,15 +73,19 @@ async fn ask_provider(
     let name = &provider.name;
     let wait = |code, detail: String, ms: u64| Box::new(Problem::new(code, detail).of(name).retry_after_ms(ms));
     let left = |until: Time| u64::try_from(until.since(now).as_millis()).unwrap_or(u64::MAX);
+    let refused = |reason| shared.metrics.upstream.refused.with_label_values(&[&**name, reason]).inc();
     if let Some(until) = access.tap.closed_until(now) {
+        refused("pause");
         return Err(wait(Code::ProviderRateLimited, format!("{name} asked for a pause, which lasts"), left(until)));
     }
     provider.breaker.admit(now).map_err(|until| {
+        refused("breaker");
         wait(Code::ProviderUnavailable, format!("{name} failed repeatedly; it is not asked for a while"), left(until))
     })?;
     // Half of the deadline for the turn leaves half for the answer.
     let latest = tokio::time::Instant::now() + provider.target.timeout / 2;
     let _turn = access.tap.turn(question.client_id(), latest).await.map_err(|wait_for| {
+        refused("capacity");
         let ms = u64::try_from(wait_for.0.as_millis()).unwrap_or(u64::MAX);
         wait(Code::ProviderRateLimited, format!("Weir's capacity for {name} is used up"), ms)
     })?;

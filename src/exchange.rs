@@ -96,6 +96,8 @@ pub enum FailureKind {
     Reset,
     /// The body is over `max_body`.
     TooLarge,
+    /// Weir holds as many bytes of answers under way as it may.
+    Overloaded,
     /// The answer is not HTTP, or encoded in a way that was not asked for.
     Malformed,
 }
@@ -110,6 +112,7 @@ impl FailureKind {
             FailureKind::Timeout => "timeout",
             FailureKind::Reset => "reset",
             FailureKind::TooLarge => "too_large",
+            FailureKind::Overloaded => "overloaded",
             FailureKind::Malformed => "malformed",
         }
     }

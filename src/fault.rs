@@ -121,10 +121,12 @@ impl Rules {
     pub fn judge_failure(&self, failure: &ProviderFailure) -> Problem {
         let code = match failure.kind {
             FailureKind::Timeout => Code::ProviderTimeout,
+            FailureKind::Overloaded => Code::Overloaded,
             FailureKind::TooLarge | FailureKind::Malformed => Code::ProviderInvalidResponse,
             FailureKind::Connect | FailureKind::Tls | FailureKind::Reset => Code::ProviderError,
         };
-        Problem::new(code, format!("{}: {}", self.provider, failure.detail)).of(&self.provider)
+        let problem = Problem::new(code, format!("{}: {}", self.provider, failure.detail)).of(&self.provider);
+        if code == Code::Overloaded { problem.retry_after_ms(1000) } else { problem }
     }
 }
 

@@ -85,6 +85,8 @@ metrics! {
         requests: IntCounterVec("weir_upstream_requests_total", ["provider", "operation", "status"]),
         /// Time from a call's start to the end of the provider's answer.
         duration: HistogramVec("weir_upstream_request_duration_seconds", ["provider", "operation"]; LATENCY),
+        /// Calls that were not made, by what stood against them.
+        refused: IntCounterVec("weir_upstream_refused_total", ["provider", "reason"]),
         /// Whether the provider's breaker is open.
         breaker_open: IntGaugeVec("weir_upstream_breaker_open", ["provider"]),
         /// Whether the provider asked for a pause that lasts, under any credential.

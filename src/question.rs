@@ -31,11 +31,11 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// An empty cache of this size, and no connection yet.
+    /// An empty cache of this size, and no connection yet; see [`Upstream::new`] for `max_buffered`.
     #[must_use]
-    pub fn new(metrics: Metrics, max_bytes: u64) -> Self {
+    pub fn new(metrics: Metrics, max_bytes: u64, max_buffered: u64) -> Self {
         let cache = Cache::new(max_bytes, metrics.cache.clone());
-        Self { metrics, cache, upstream: Upstream::default(), flights: Flights::default() }
+        Self { metrics, cache, upstream: Upstream::new(max_buffered), flights: Flights::default() }
     }
 
     /// Purges what the scope touches; how many entries that were. Calls under way answer those who

@@ -82,7 +82,7 @@ impl Server {
         metrics.config.in_force(&snapshot.revision, seconds);
         let listeners = snapshot.weir.listen.iter().map(|address| bind(*address)).collect::<Result<_, _>>()?;
         let admin = bind(snapshot.weir.admin.address)?;
-        let shared = Arc::new(Shared::new(metrics, snapshot.weir.max_bytes));
+        let shared = Arc::new(Shared::new(metrics, snapshot.weir.max_bytes, snapshot.weir.overload.max_buffered));
         let mut prefix = [0; 4];
         getrandom::fill(&mut prefix).map_err(|e| system(&e))?;
         let prefix = prefix.iter().map(|byte| format!("{byte:02x}")).collect();

@@ -15,6 +15,7 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType};
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
@@ -104,6 +105,9 @@ impl Target {
 pub struct Upstream {
     connector: Connector,
     names: Mutex<HashMap<(String, u16), Resolved>>,
+    /// Bytes of bodies being read now, and the most there may be.
+    buffered: AtomicUsize,
+    max_buffered: usize,
 }
 
 #[derive(Clone)]
@@ -112,9 +116,23 @@ struct Resolved {
     at: Instant,
 }
 
-impl Default for Upstream {
-    fn default() -> Self {
-        Self { connector: Connector::new(None), names: Mutex::default() }
+/// Bytes of a body being read, counted for as long as they are held.
+struct Held<'u> {
+    upstream: &'u Upstream,
+    bytes: usize,
+}
+
+impl Held<'_> {
+    /// Counts more; `false` where that would be more than all bodies together may have.
+    fn more(&mut self, bytes: usize) -> bool {
+        self.bytes += bytes;
+        self.upstream.buffered.fetch_add(bytes, Ordering::AcqRel) + bytes <= self.upstream.max_buffered
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.upstream.buffered.fetch_sub(self.bytes, Ordering::AcqRel);
     }
 }
 
@@ -123,6 +141,17 @@ fn failure(kind: FailureKind, detail: impl Into<String>) -> ProviderFailure {
 }
 
 impl Upstream {
+    /// No connection yet. Bodies being read at the same time have at most `max_buffered` bytes together.
+    #[must_use]
+    pub fn new(max_buffered: u64) -> Self {
+        Self {
+            connector: Connector::new(None),
+            names: Mutex::default(),
+            buffered: AtomicUsize::new(0),
+            max_buffered: usize::try_from(max_buffered).unwrap_or(usize::MAX),
+        }
+    }
+
     /// Asks, within the target's total deadline, retries included. A retry is made only if `may_retry`
     /// says so.
     ///
@@ -159,7 +188,8 @@ impl Upstream {
     ) -> Result<ProviderReply, (ProviderFailure, bool)> {
         let addresses = self.resolve(target).await.map_err(|failure| (failure, true))?;
         let (mut session, peer) = self.connect(target, &addresses).await?;
-        let result = exchange(&mut session, target, request).await;
+        let held = Held { upstream: self, bytes: 0 };
+        let result = exchange(&mut session, target, request, held).await;
         if result.is_ok() {
             if let HttpSession::H1(h1) = &mut session {
                 h1.respect_keepalive();
@@ -221,6 +251,7 @@ async fn exchange(
     session: &mut HttpSession,
     target: &Target,
     request: &ProviderRequest,
+    held: Held<'_>,
 ) -> Result<ProviderReply, (ProviderFailure, bool)> {
     let header = request_header(target, request, matches!(session, HttpSession::H2(_))).map_err(|error| {
         (failure(FailureKind::Malformed, format!("the request cannot be made: {}", error.etype().as_str())), false)
@@ -237,7 +268,7 @@ async fn exchange(
         let detail = format!("the body is encoded as {encoding:?}, which was not asked for");
         return Err((failure(FailureKind::Malformed, detail), false));
     }
-    let body = body(session, target.max_body).await.map_err(|failure| (failure, false))?;
+    let body = body(session, target.max_body, held).await.map_err(|failure| (failure, false))?;
     Ok(ProviderReply { status, headers, body })
 }
 
@@ -274,7 +305,7 @@ async fn final_header(session: &mut HttpSession) -> Result<(u16, http::HeaderMap
     Error::e_explain(ErrorType::InvalidHTTPHeader, "no final answer")
 }
 
-async fn body(session: &mut HttpSession, max: usize) -> Result<Bytes, ProviderFailure> {
+async fn body(session: &mut HttpSession, max: usize, mut held: Held<'_>) -> Result<Bytes, ProviderFailure> {
     let too_large = || failure(FailureKind::TooLarge, format!("the body is larger than max_body ({max} bytes)"));
     let announced: Option<usize> = session
         .response_header()
@@ -288,6 +319,10 @@ async fn body(session: &mut HttpSession, max: usize) -> Result<Bytes, ProviderFa
             Ok(Some(chunk)) => {
                 if body.len() + chunk.len() > max {
                     return Err(too_large());
+                }
+                if !held.more(chunk.len()) {
+                    let detail = "as many bytes of answers are under way as may be (overload.max_buffered)";
+                    return Err(failure(FailureKind::Overloaded, detail));
                 }
                 body.extend_from_slice(&chunk);
             }

@@ -83,6 +83,7 @@ fn needs_restart(before: &Snapshot, next: &Snapshot) -> Vec<&'static str> {
         ("listen", old.listen != new.listen),
         ("admin.address", old.admin.address != new.admin.address),
         ("workers", old.workers != new.workers),
+        ("overload.max_buffered", old.overload.max_buffered != new.overload.max_buffered),
         ("cache.max_bytes", old.max_bytes != new.max_bytes),
     ]
     .into_iter()

@@ -259,6 +259,79 @@ fn beyond_its_bounds_weir_sheds_load_at_once() {
     assert_eq!(weir.get(AGENTHUMAN).status, 200);
 }
 
+/// However the leader's call ends, everyone who waited wakes with it, and nobody asks again.
+#[test]
+fn a_hundred_waiters_share_every_end_of_a_call() {
+    let answer = |status: u16, headers: serde_json::Value, body: &str| json!({ "kind": "answer", "status": status, "headers": headers, "body": body });
+    for (fault, code, calls) in [
+        (answer(500, json!({}), "{}"), "provider_error", 1),
+        (answer(429, json!({ "retry-after": "1" }), "{}"), "provider_rate_limited", 1),
+        (answer(200, json!({}), "{}"), "provider_invalid_response", 1),
+        (answer(404, json!({}), r#"{"messages":["no session"]}"#), "session_not_found", 1),
+        (answer(200, json!({ "cache-control": "no-store" }), r#"{"key":"ase_1","agent_key":"agt_1"}"#), "", 1),
+        (json!({ "kind": "reset" }), "provider_error", 2),
+        (json!({ "kind": "hang" }), "provider_timeout", 1),
+    ] {
+        let sim = Sim::start();
+        let weir =
+            Arc::new(Config::shipped().edit("providers/vectara.yaml", "  timeout: 10s", "  timeout: 7s").start(&sim));
+        sim.plan(&json!({ "path": "/v2/", "latency_ms": 2000, "fault": fault }));
+        let callers: Vec<_> = (0..100)
+            .map(|_| {
+                let weir = weir.clone();
+                std::thread::spawn(move || weir.get(VECTARA))
+            })
+            .collect();
+        let codes: std::collections::BTreeSet<String> = callers
+            .into_iter()
+            .map(|caller| caller.join().unwrap().json()["code"].as_str().unwrap_or_default().to_owned())
+            .collect();
+        assert_eq!(codes, [code.to_owned()].into(), "{fault}");
+        assert_eq!(sim.calls(), calls, "{fault}");
+    }
+}
+
+#[test]
+fn capacity_towards_a_provider_is_kept_and_told() {
+    let sim = Sim::start();
+    let weir = Config::shipped()
+        .edit(
+            "providers/vectara.yaml",
+            "requests: 1000\n    per: 1m\n    burst: 1000",
+            "requests: 2\n    per: 1h\n    burst: 2",
+        )
+        .start(&sim);
+    for n in 0..2 {
+        assert_eq!(weir.get(&format!("/v1/agents/agt_load_{n}/sessions")).status, 200);
+    }
+    let refused = weir.get("/v1/agents/agt_load_3/sessions");
+    assert_eq!(refused.code(), (503, "provider_rate_limited".into()));
+    let wait: u64 = refused.header("retry-after").unwrap().parse().unwrap();
+    assert!((1700..=1800).contains(&wait), "{wait}");
+    assert_eq!(weir.metric("weir_upstream_refused_total{provider=\"vectara\",reason=\"capacity\"}"), 1.0);
+    assert_eq!(sim.calls(), 2);
+    assert_eq!(weir.get("/v1/agents/agt_load_1/sessions").status, 200, "what is stored is served");
+}
+
+#[test]
+fn a_client_that_takes_stale_answers_gets_them() {
+    let sim = Sim::start();
+    let weir = Config::shipped()
+        .edit("providers/vectara.yaml", "stale_while_revalidate: 30s", "stale_while_revalidate: 0s")
+        .start(&sim);
+    assert_eq!(weir.get(VECTARA).status, 200);
+    let mut purge = request("POST", "/cache/purge", &[("Content-Length", "28")]);
+    purge.extend_from_slice(b"{\"all\": true,\"mode\": \"soft\"}");
+    assert_eq!(raw(weir.admin, &purge).json()["purged"], 1);
+    let stale = weir.get_with(VECTARA, &[("Cache-Control", "max-stale")]);
+    assert!(stale.header("cache-status").unwrap().ends_with("; detail=max-stale"));
+    let within = weir.get_with(VECTARA, &[("Cache-Control", "max-stale=600, only-if-cached")]);
+    assert_eq!((within.status, sim.calls()), (200, 1));
+    assert_eq!(weir.get_with(VECTARA, &[("Cache-Control", "only-if-cached")]).status, 504);
+    assert!(weir.get(VECTARA).header("cache-status").unwrap().starts_with("weir; fwd="));
+    assert_eq!(sim.calls(), 2);
+}
+
 #[test]
 fn memory_stays_within_its_bound_when_ten_times_as_much_comes() {
     let sim = Sim::with(&["--sessions", "20"]);
