@@ -143,7 +143,7 @@ impl Admin {
         json!({
             "entries": self.shared.cache.entries(),
             "bytes": self.shared.cache.bytes(),
-            "max_bytes": self.runtime.snapshot().weir.max_bytes,
+            "max_bytes": self.runtime.started().max_bytes,
             "entries_by_provider": by_provider,
         })
     }

@@ -12,6 +12,7 @@ use crate::purge::{Epoch, Log, Mode, Scope, Subject};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 use moka::notification::RemovalCause;
+use moka::ops::compute::Op;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,8 @@ const ASK_WITH: Duration = Duration::from_secs(600);
 pub struct KeyParts<'k> {
     /// The provider's name.
     pub provider: &'k str,
+    /// Where it is: another base URL, other answers.
+    pub place: &'k str,
     /// The identity of the credential it is asked with.
     pub credential: &'k str,
     /// The operation's name.
@@ -43,7 +46,7 @@ impl Key {
     /// percent-encoded paths have no line breaks.
     #[must_use]
     pub fn of(parts: KeyParts<'_>) -> Self {
-        Self([parts.provider, parts.credential, parts.operation, parts.path_and_query].join("\n").into())
+        Self([parts.provider, parts.place, parts.credential, parts.operation, parts.path_and_query].join("\n").into())
     }
 }
 
@@ -95,7 +98,8 @@ impl Entry {
     }
 
     /// The same answer, stale from `now` on; its windows begin now.
-    fn stale_since(&self, now: Time) -> Self {
+    #[must_use]
+    pub fn stale_since(&self, now: Time) -> Self {
         let mut life = self.life;
         let early = life.fresh_until.since(now);
         let sooner = |until: Time| Time(until.0 - i64::try_from(early.as_millis()).unwrap_or(0));
@@ -198,9 +202,14 @@ impl Cache {
         let keep = entry.keep(now);
         let purges = self.purges.read().unwrap_or_else(PoisonError::into_inner);
         if !keep.is_zero() && !purges.purged_since(asked, &entry.subject) {
-            self.metrics.added(&entry.subject.provider);
-            self.moka.insert(key, Kept { entry, keep });
+            // All that changes an entry goes through `compute`: moka does one at a time for a key.
+            self.moka.entry(key).and_compute_with(|_| self.put(entry, keep));
         }
+    }
+
+    fn put(&self, entry: Arc<Entry>, keep: Duration) -> Op<Kept> {
+        self.metrics.added(&entry.subject.provider);
+        Op::Put(Kept { entry, keep })
     }
 
     /// Purges what the scope touches; how many entries that were.
@@ -212,31 +221,25 @@ impl Cache {
                 continue;
             }
             touched += 1;
-            match mode {
-                Mode::Hard => self.moka.invalidate(&*key),
-                Mode::Soft => {
-                    let stale = kept.entry.stale_since(now);
-                    if stale.life.last() > now {
-                        self.replace((*key).clone(), &kept.entry, Arc::new(stale), now);
-                    } else {
-                        // Without a window to be served in, stale is gone.
-                        self.moka.invalidate(&*key);
-                    }
+            self.moka.entry((*key).clone()).and_compute_with(|current| match (mode, current) {
+                (_, None) => Op::Nop,
+                (Mode::Hard, Some(_)) => Op::Remove,
+                (Mode::Soft, Some(current)) => {
+                    let stale = current.value().entry.stale_since(now);
+                    let keep = stale.keep(now);
+                    // Without a window to be served in, stale is gone.
+                    if keep.is_zero() { Op::Remove } else { self.put(Arc::new(stale), keep) }
                 }
-            }
+            });
         }
         touched
     }
 
     /// Puts `new` in the place of `old`, unless another has taken it meanwhile.
     pub fn replace(&self, key: Key, old: &Arc<Entry>, new: Arc<Entry>, now: Time) {
-        use moka::ops::compute::Op;
         let keep = new.keep(now);
         self.moka.entry(key).and_compute_with(|current| match current {
-            Some(current) if Arc::ptr_eq(&current.value().entry, old) && !keep.is_zero() => {
-                self.metrics.added(&new.subject.provider);
-                Op::Put(Kept { entry: new, keep })
-            }
+            Some(current) if Arc::ptr_eq(&current.value().entry, old) && !keep.is_zero() => self.put(new, keep),
             _ => Op::Nop,
         });
     }
@@ -275,12 +278,13 @@ mod tests {
     use crate::metrics::Metrics;
 
     const PARTS: KeyParts<'static> =
-        KeyParts { provider: "p", credential: "c", operation: "get_session", path_and_query: "/x?y=1" };
+        KeyParts { provider: "p", place: "h", credential: "c", operation: "get_session", path_and_query: "/x?y=1" };
 
     #[test]
     fn every_part_of_the_key_tells_entries_apart() {
         let others = [
             KeyParts { provider: "q", ..PARTS },
+            KeyParts { place: "i", ..PARTS },
             KeyParts { credential: "d", ..PARTS },
             KeyParts { operation: "list_sessions", ..PARTS },
             KeyParts { path_and_query: "/x?y=2", ..PARTS },

@@ -6,16 +6,20 @@
 use crate::cache::{Entry, Kind};
 use crate::conditional;
 use crate::error::{Code, Outcome, Problem};
-use crate::exchange::{ProviderReply, ProviderRequest};
+use crate::exchange::{FailureKind, ProviderFailure, ProviderReply, ProviderRequest};
 use crate::freshness::{self, UpstreamLimit};
 use crate::model::{Show, Time};
 use crate::question::{Landed, Question, Shared};
+use crate::reading::Unreadable;
 use crate::runtime;
 use crate::runtime::snapshot::{Access, Provider};
 use crate::trace::Stored;
 use serde_json::Value;
 use std::sync::Arc;
 use std::time::Duration;
+
+/// Why an answer was not stored, when the provider said so.
+const NO_STORE: &str = "upstream-no-store";
 
 /// One call to a provider, from the breaker to the cache.
 ///
@@ -27,39 +31,20 @@ pub async fn call(shared: &Shared, question: &Question, store: bool) -> Landed {
     let reply = ask_provider(shared, question, access, known.as_deref()).await;
     let now = runtime::now();
     let judged = reply.and_then(|reply| judge(shared, question, reply, known.as_deref(), now));
-    match judged {
-        Ok((entry, forbidden)) => {
-            provider.breaker.record(true, now);
-            let entry = Arc::new(entry);
-            let no_time = (entry.life.last() <= now && !entry.ask_always).then_some("no-lifetime");
-            let not_wanted = (!store).then_some("request-no-store");
-            let stored = match forbidden.or(not_wanted).or(no_time) {
-                Some(reason) => Stored::No(reason),
-                None => {
-                    let ttl =
-                        shared.metrics.cache.ttl.with_label_values(&[&*provider.name, entry.life.source.as_str()]);
-                    ttl.observe(entry.life.total().as_secs_f64());
-                    shared.cache.store(question.key.clone(), entry.clone(), epoch, now);
-                    Stored::Yes
-                }
-            };
-            Ok((entry, stored))
+    let (entry, forbidden) = judged?;
+    let entry = Arc::new(entry);
+    let no_time = (entry.life.last() <= now && !entry.ask_always).then_some("no-lifetime");
+    let not_wanted = (!store).then_some("request-no-store");
+    let stored = match forbidden.or(not_wanted).or(no_time) {
+        Some(reason) => Stored::No(reason),
+        None => {
+            let ttl = shared.metrics.cache.ttl.with_label_values(&[&*provider.name, entry.life.source.as_str()]);
+            ttl.observe(entry.life.total().as_secs_f64());
+            shared.cache.store(question.key.clone(), entry.clone(), epoch, now);
+            Stored::Yes
         }
-        Err(problem) => {
-            if let Some(seconds) = problem.retry_after.filter(|_| problem.provider_status.is_some()) {
-                access.tap.close(now.plus(Duration::from_secs(seconds)));
-            }
-            let asked = problem.code != Code::ProviderUnavailable
-                && (problem.code != Code::ProviderRateLimited || problem.provider_status.is_some());
-            // Throttling and refusals are answers: the provider is up.
-            let failed =
-                matches!(problem.code, Code::ProviderError | Code::ProviderTimeout | Code::ProviderInvalidResponse);
-            if asked {
-                provider.breaker.record(!failed, now);
-            }
-            Err(problem)
-        }
-    }
+    };
+    Ok((entry, stored))
 }
 
 /// Breaker → tap → upstream.
@@ -69,26 +54,37 @@ async fn ask_provider(
     access: &Access,
     known: Option<&Entry>,
 ) -> Outcome<ProviderReply> {
-    let (provider, operation, now) = (question.provider(), question.operation()?, runtime::now());
+    let (provider, operation) = (question.provider(), question.operation()?);
     let name = &provider.name;
-    let wait = |code, detail: String, ms: u64| Box::new(Problem::new(code, detail).of(name).retry_after_ms(ms));
-    let left = |until: Time| u64::try_from(until.since(now).as_millis()).unwrap_or(u64::MAX);
-    let refused = |reason| shared.metrics.upstream.refused.with_label_values(&[&**name, reason]).inc();
-    if let Some(until) = access.tap.closed_until(now) {
-        refused("pause");
-        return Err(wait(Code::ProviderRateLimited, format!("{name} asked for a pause, which lasts"), left(until)));
-    }
-    provider.breaker.admit(now).map_err(|until| {
-        refused("breaker");
-        wait(Code::ProviderUnavailable, format!("{name} failed repeatedly; it is not asked for a while"), left(until))
-    })?;
+    let deadline = tokio::time::Instant::now() + provider.target.timeout;
+    let refuse = |reason, code, detail: String, wait: Duration| {
+        shared.metrics.upstream.refused.with_label_values(&[&**name, reason]).inc();
+        let ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        Box::new(Problem::new(code, detail).of(name).retry_after_ms(ms))
+    };
+    let paused = |now: Time| match access.tap.closed_until(now) {
+        None => Ok(()),
+        Some(until) => {
+            let detail = format!("{name} asked for a pause, which lasts");
+            Err(refuse("pause", Code::ProviderRateLimited, detail, until.since(now)))
+        }
+    };
+    let broken = |until: Time, now: Time| {
+        let detail = format!("{name} failed repeatedly; it is not asked for a while");
+        refuse("breaker", Code::ProviderUnavailable, detail, until.since(now))
+    };
+    // Judged before the wait, so that nobody waits in vain, and after it, for what happened meanwhile.
+    let now = runtime::now();
+    paused(now)?;
+    provider.breaker.open_until(now).map_or(Ok(()), |until| Err(broken(until, now)))?;
     // Half of the deadline for the turn leaves half for the answer.
-    let latest = tokio::time::Instant::now() + provider.target.timeout / 2;
-    let _turn = access.tap.turn(question.client_id(), latest).await.map_err(|wait_for| {
-        refused("capacity");
-        let ms = u64::try_from(wait_for.0.as_millis()).unwrap_or(u64::MAX);
-        wait(Code::ProviderRateLimited, format!("Weir's capacity for {name} is used up"), ms)
+    let latest = deadline - provider.target.timeout / 2;
+    let _turn = access.tap.turn(question.client_id(), latest).await.map_err(|wait| {
+        refuse("capacity", Code::ProviderRateLimited, format!("Weir's capacity for {name} is used up"), wait.0)
     })?;
+    let now = runtime::now();
+    paused(now)?;
+    provider.breaker.admit(now).map_err(|until| broken(until, now))?;
     let request = ProviderRequest {
         path_and_query: question.path_and_query.clone(),
         credential: access.credential.header.clone(),
@@ -97,14 +93,48 @@ async fn ask_provider(
     provider.retry_budget.earn();
     let metrics = &shared.metrics.upstream;
     let timer = metrics.duration.with_label_values(&[&**name, operation.name]).start_timer();
-    let reply = shared.upstream.get(&provider.target, &request, || provider.retry_budget.take()).await;
+    let reply = {
+        // A try that is made again was a call too.
+        let again = |failure: &ProviderFailure| {
+            let may = provider.retry_budget.take();
+            if may {
+                metrics.requests.with_label_values(&[name, operation.name, failure.kind.as_str()]).inc();
+            }
+            may
+        };
+        shared.upstream.get(&provider.target, &request, deadline, again).await
+    };
     timer.observe_duration();
     let status = match &reply {
         Ok(reply) => reply.status.to_string(),
         Err(failure) => failure.kind.as_str().to_owned(),
     };
     metrics.requests.with_label_values(&[name, operation.name, &status]).inc();
+    learn(question, access, &reply);
     reply.map_err(|failure| Box::new(provider.errors.judge_failure(&failure)))
+}
+
+/// What an outcome says of the provider, told while the turn is still held: whoever comes next knows.
+fn learn(question: &Question, access: &Access, reply: &Result<ProviderReply, ProviderFailure>) {
+    let (provider, now) = (question.provider(), runtime::now());
+    match reply {
+        // Throttling and refusals are answers, and so is a body that cannot be used: it is up.
+        Ok(reply) => {
+            provider.breaker.record(reply.status < 500 || reply.status == 503, now);
+            if !matches!(reply.status, 200 | 304) {
+                let problem = provider.errors.judge(reply, now);
+                if let Some(seconds) = problem.retry_after {
+                    access.tap.close(now.plus(Duration::from_secs(seconds)));
+                }
+            }
+        }
+        Err(failure) => match failure.kind {
+            // A bound of ours says nothing of the provider.
+            FailureKind::Overloaded => {}
+            FailureKind::TooLarge => provider.breaker.record(true, now),
+            _ => provider.breaker.record(false, now),
+        },
+    }
 }
 
 /// Judge → map. The text says why the answer may not be stored, if it may not.
@@ -117,6 +147,7 @@ fn judge(
 ) -> Outcome<(Entry, Option<&'static str>)> {
     let provider = question.provider();
     let confirmed = known.filter(|_| reply.status == 304);
+    let said = conditional::directives(&reply.headers);
     if reply.status != 200 && confirmed.is_none() {
         let problem = provider.errors.judge(&reply, now);
         if !problem.code.is_not_found() {
@@ -126,7 +157,7 @@ fn judge(
             subject: question.subject.clone(),
             stale_from: None,
             kind: Kind::NotFound(Box::new(problem)),
-            body: reply.body,
+            body: bytes::Bytes::new(),
             rules: provider.rules,
             life: freshness::of_not_found(&provider.freshness, now),
             upstream: UpstreamLimit::default(),
@@ -134,32 +165,44 @@ fn judge(
             ask_always: false,
             views: Vec::new(),
         };
-        return Ok((entry, None));
+        return Ok((entry, said.no_store.then_some(NO_STORE)));
     }
-    let said = conditional::directives(&reply.headers);
-    let upstream = UpstreamLimit {
-        max_age: said.max_age.map(|max_age| max_age.saturating_sub(conditional::age(&reply.headers, now))),
-    };
+    // What a 304 does not say anew still holds (RFC 9111, section 4.3.4).
+    let unsaid = confirmed.filter(|_| !reply.headers.contains_key(http::header::CACHE_CONTROL));
+    let upstream = unsaid.map_or_else(
+        || UpstreamLimit {
+            max_age: said.max_age.map(|max_age| max_age.saturating_sub(conditional::age(&reply.headers, now))),
+            must_revalidate: said.must_revalidate,
+        },
+        |known| known.upstream,
+    );
     let body = confirmed.map_or(reply.body, |known| known.body.clone());
     let unusable = |mut problem: Box<Problem>| {
         problem.provider_status = Some(reply.status);
         problem
     };
-    let (mut entry, misses) = entry_of(question, body, upstream, now).map_err(unusable)?;
+    let count = |field: &str, reason: &str| {
+        shared.metrics.upstream.mapping_failures.with_label_values(&[&*provider.name, field, reason]).inc();
+    };
+    let read = entry_of(question, body, upstream, now);
+    if let Err(Unreadable { miss: Some(miss), .. }) = &read {
+        count(&miss.field.name(), miss.reason.as_str());
+    }
+    let (mut entry, misses) = read.map_err(|unreadable| unusable(unreadable.problem))?;
     entry.conditions = conditional::conditions(&reply.headers);
     if let Some(known) = confirmed.filter(|_| entry.conditions.is_empty()) {
         entry.conditions.clone_from(&known.conditions);
     }
-    let failures = &shared.metrics.upstream.mapping_failures;
-    for (field, reason) in misses {
-        failures.with_label_values(&[&*provider.name, &field, reason]).inc();
-    }
-    if said.no_cache {
+    misses.iter().for_each(|(field, reason)| count(field, reason));
+    if said.no_cache || unsaid.is_some_and(|known| known.ask_always) {
         entry.always_ask();
     }
     let unconfirmable = said.no_cache && entry.conditions.is_empty();
     let forbidden = unconfirmable.then_some("upstream-no-cache");
-    Ok((entry, said.no_store.then_some("upstream-no-store").or(forbidden)))
+    if said.no_store {
+        entry.always_ask();
+    }
+    Ok((entry, said.no_store.then_some(NO_STORE).or(forbidden)))
 }
 
 /// Fields that could not be taken: name and reason.
@@ -174,7 +217,7 @@ pub fn entry_of(
     body: bytes::Bytes,
     upstream: UpstreamLimit,
     now: Time,
-) -> Outcome<(Entry, Misses)> {
+) -> Result<(Entry, Misses), Unreadable> {
     let (provider, operation) = (question.provider(), question.operation()?);
     let (kind, life, view, misses) = {
         let native = parse(provider, &body)?;

@@ -14,10 +14,18 @@ pub struct Directives {
     pub no_cache: bool,
     pub no_store: bool,
     pub only_if_cached: bool,
+    pub must_revalidate: bool,
     pub max_age: Option<Duration>,
     pub min_fresh: Option<Duration>,
     /// `Some(None)` is `max-stale` without a number: any age will do.
     pub max_stale: Option<Option<Duration>>,
+}
+
+/// A number of seconds; one too large to hold counts as very large (RFC 9111, section 1.2.2).
+fn delta_seconds(text: &str) -> u64 {
+    const LARGE: u64 = 1 << 31;
+    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    if digits { text.parse().unwrap_or(LARGE).min(LARGE) } else { 0 }
 }
 
 /// Reads all `Cache-Control` fields. What is unknown or malformed is left aside, as the RFC wants; a
@@ -31,10 +39,11 @@ pub fn directives(headers: &HeaderMap) -> Directives {
                 Some((name, argument)) => (name.trim(), Some(argument.trim().trim_matches('"'))),
                 None => (directive.trim(), None),
             };
-            let seconds = || Duration::from_secs(argument.and_then(|a| a.parse().ok()).unwrap_or(0));
+            let seconds = || Duration::from_secs(argument.map_or(0, delta_seconds));
             match name.to_ascii_lowercase().as_str() {
                 "no-cache" => all.no_cache = true,
                 "no-store" => all.no_store = true,
+                "must-revalidate" | "proxy-revalidate" => all.must_revalidate = true,
                 "only-if-cached" => all.only_if_cached = true,
                 "max-age" => all.max_age = Some(seconds()),
                 "min-fresh" => all.min_fresh = Some(seconds()),

@@ -64,7 +64,21 @@ fn servable(entry: &Entry, directives: &Directives, now: Time) -> Option<How> {
     if directives.max_stale.is_some_and(|max| max.is_none_or(|max| staleness <= max)) {
         return Some(How::Stale("max-stale"));
     }
-    (now < life.revalidate_until).then_some(How::Stale("stale-while-revalidate"))
+    // Who bounds age or staleness does not take more than that (RFC 9111, section 5.2.1).
+    let bounded = directives.max_stale.is_some() || directives.min_fresh.is_some() || directives.max_age.is_some();
+    (now < life.revalidate_until && !bounded).then_some(How::Stale("stale-while-revalidate"))
+}
+
+/// Whether a client takes this stale answer when the provider fails: not if it asked for validation,
+/// nor if it set bounds that this is beyond (RFC 9111, section 5.2.1).
+fn accepts_stale(directives: &Directives, entry: &Entry, now: Time) -> bool {
+    let staleness = now.since(entry.life.fresh_until);
+    match (directives.max_stale, directives.max_age) {
+        _ if directives.no_cache => false,
+        (Some(most), _) => most.is_none_or(|most| staleness <= most),
+        (None, Some(max_age)) => now.since(entry.life.stored_at) <= max_age,
+        (None, None) => directives.min_fresh.is_none(),
+    }
 }
 
 /// The entry, if its rules are in force; else one made anew from its body, if they can.
@@ -78,8 +92,7 @@ fn current(shared: &Shared, question: &Question, entry: Arc<Entry>, now: Time) -
         made.always_ask();
     }
     if let Some(since) = entry.stale_from {
-        made.life.fresh_until = made.life.fresh_until.min(since);
-        made.stale_from = Some(since);
+        made = made.stale_since(since);
     }
     let made = Arc::new(made);
     shared.cache.replace(question.key.clone(), &entry, made.clone(), now);
@@ -101,20 +114,32 @@ pub async fn obtain(shared: &Arc<Shared>, question: &Question, looked: Looked, t
     if looked.directives.only_if_cached {
         return Err(Box::new(Problem::new(Code::NotCached, "nothing fresh is stored, and only-if-cached was sent")));
     }
+    let asked_at = runtime::now();
     #[allow(clippy::disallowed_methods)] // how long a caller waits is told to its trace
     let asked = Instant::now();
     let (result, collapsed) = ask(shared, question, &looked.directives).await;
     trace.waited += asked.elapsed();
     // Read after the wait: a stale answer must not outlive its last moment meanwhile.
     let now = runtime::now();
-    let how = |stored| match (collapsed, looked.directives.no_cache || looked.directives.no_store) {
+    // A fresh entry was there, and the client did not take it.
+    let unwanted = looked.entry.as_ref().is_some_and(|entry| entry.life.fresh_until > asked_at);
+    let requested = looked.directives.no_cache || looked.directives.no_store || unwanted;
+    let how = |stored| match (collapsed, requested) {
         (true, _) => How::Collapsed(stored),
         (false, true) => How::Requested(stored),
         (false, false) => How::Miss(stored),
     };
     match (result, looked.entry) {
-        (Ok((entry, stored)), _) => Ok(served(shared, question, entry, how(stored))),
-        (Err(problem), Some(stale)) if problem.code.allows_stale() && now < stale.life.error_until => {
+        (Ok((entry, stored)), _) => match current(shared, question, entry, now) {
+            Some(entry) => Ok(served(shared, question, entry, how(stored))),
+            // It came by rules that a reload has replaced, and cannot be read by those in force.
+            None => Err(Box::new(Problem::new(Code::ProviderInvalidResponse, "the answer cannot be mapped"))),
+        },
+        (Err(problem), Some(stale))
+            if problem.code.allows_stale()
+                && now < stale.life.error_until
+                && accepts_stale(&looked.directives, &stale, now) =>
+        {
             let how = match (problem.code, problem.provider_status) {
                 (Code::ProviderUnavailable | Code::ProviderRateLimited, None) => How::Stale("stale-if-error"),
                 (_, status) => How::StaleOnError { status },
@@ -161,6 +186,10 @@ async fn ask(shared: &Arc<Shared>, question: &Question, directives: &Directives)
             entry.rules == question.provider().rules && servable(&entry, directives, runtime::now()) == Some(How::Hit);
         fresh.then_some(Ok((entry, Stored::Yes)))
     };
+    if directives.no_cache {
+        // What was asked for earlier does not confirm anything now.
+        shared.flights.detach_one(&question.key);
+    }
     let (place, collapsed) = match shared.flights.join(&question.key, question.max_waiters(), fresh) {
         Joined::Found(found) => return (found, true),
         Joined::Waiting(place) => (place, true),
@@ -208,6 +237,9 @@ pub fn view(shared: &Shared, question: &Question, entry: &Arc<Entry>, show: Show
     // Read as of when it came: a view made later must not tell another story.
     let reading = question.operation()?.read(&provider.name, &provider.mapping, &native, entry.life.stored_at)?;
     let view = Arc::new(reading.view(&provider.mapping, show));
+    if entry.rules != provider.rules {
+        return Ok(view);
+    }
     let mut views = entry.views.clone();
     views.push((show, view.clone()));
     let more = Entry {

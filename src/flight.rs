@@ -64,10 +64,19 @@ impl<K: Hash + Eq + Clone, V: Clone> Flights<K, V> {
         self.shards.iter().for_each(|shard| lock(shard).clear());
     }
 
+    /// Forgets the flight of one key.
+    pub fn detach_one(&self, key: &K) {
+        lock(&self.shards[self.shard(key)]).remove(key);
+    }
+
+    fn shard(&self, key: &K) -> usize {
+        usize::try_from(self.hasher.hash_one(key)).unwrap_or(0) % SHARDS
+    }
+
     /// Joins the flight of this key, if fewer than `most` wait for it, or starts one. `look` is asked once more with the key's shard
     /// locked: a flight stores its answer before it lands, so what `look` misses there, nobody has.
     pub fn join(&self, key: &K, most: usize, look: impl FnOnce() -> Option<V>) -> Joined<K, V> {
-        let shard = usize::try_from(self.hasher.hash_one(key)).unwrap_or(0) % SHARDS;
+        let shard = self.shard(key);
         let mut flights = lock(&self.shards[shard]);
         match flights.entry(key.clone()) {
             Entry::Occupied(flight) => match flight.get() {

@@ -70,6 +70,8 @@ impl Lifetime {
 pub struct UpstreamLimit {
     /// The longest it may be kept, where the provider says so.
     pub max_age: Option<Duration>,
+    /// It is not to be served stale (`must-revalidate`).
+    pub must_revalidate: bool,
 }
 
 fn lifetime(
@@ -89,11 +91,12 @@ fn lifetime(
     if cap(fresh_until) < fresh_until {
         (fresh_until, source) = (cap(fresh_until), TtlSource::ExpiresAt);
     }
+    let window = |length| if upstream.must_revalidate { fresh_until } else { cap(fresh_until.plus(length)) };
     Lifetime {
         stored_at: now,
         fresh_until,
-        revalidate_until: cap(fresh_until.plus(rules.stale_while_revalidate)),
-        error_until: cap(fresh_until.plus(rules.stale_if_error)),
+        revalidate_until: window(rules.stale_while_revalidate),
+        error_until: window(rules.stale_if_error),
         source,
     }
 }
@@ -222,7 +225,7 @@ mod tests {
 
     #[test]
     fn the_providers_max_age_is_an_upper_bound() {
-        let limit = |seconds| UpstreamLimit { max_age: Some(Duration::from_secs(seconds)) };
+        let limit = |seconds| UpstreamLimit { max_age: Some(Duration::from_secs(seconds)), must_revalidate: false };
         let live = session(Status::Active, None, Some(1600));
         let life = of_session(&rules(), &live, Time(1000 * S), limit(20));
         assert_eq!((life.total().as_secs(), life.source), (20, TtlSource::Upstream));

@@ -56,12 +56,6 @@ impl JsonPath {
         &self.text
     }
 
-    /// Whether it is made of names and indexes alone, so that it names one place.
-    #[must_use]
-    pub fn is_plain(&self) -> bool {
-        matches!(self.way, Way::Plain(_))
-    }
-
     /// The first value it finds.
     #[must_use]
     pub fn first<'v>(&self, value: &'v Value) -> Option<&'v Value> {
@@ -77,6 +71,12 @@ impl JsonPath {
                 js_path_process(query, value).ok()?.into_iter().next().map(jsonpath_rust::query::QueryRef::val)
             }
         }
+    }
+
+    /// Whether it names one member of an object, which can be taken out.
+    #[must_use]
+    pub fn names_a_member(&self) -> bool {
+        matches!(&self.way, Way::Plain(steps) if matches!(steps.last(), Some(Step::Name(_))))
     }
 
     /// Takes the member it names out of `value`. Does nothing for a path that is not plain, for an
@@ -142,14 +142,18 @@ mod tests {
     #[test]
     fn plain_paths_and_queries_agree() {
         let value = json!({"a": {"b": [10, {"c d": 20}]}, "x": null});
-        assert!(JsonPath::compile("$.a.b[1]['c d']").unwrap().is_plain());
+        assert!(JsonPath::compile("$.a.b[1]['c d']").unwrap().names_a_member());
+        assert!(
+            !JsonPath::compile("$.a.b[1]").unwrap().names_a_member()
+                && !JsonPath::compile("$").unwrap().names_a_member()
+        );
         assert_eq!(get("$.a.b[1]['c d']", &value), Some(json!(20)));
         assert_eq!(get("$.a.b[-2]", &value), Some(json!(10)));
         assert_eq!(get("$.a.b[-3]", &value), None);
         assert_eq!(get("$.x", &value), Some(Value::Null));
         assert_eq!(get("$.x.y", &value), None);
         assert_eq!(get("$", &value), Some(value.clone()));
-        assert!(!JsonPath::compile("$..['c d']").unwrap().is_plain());
+        assert!(!JsonPath::compile("$..['c d']").unwrap().names_a_member());
         assert_eq!(get("$..['c d']", &value), Some(json!(20)));
         assert_eq!(get("$.a.b[?@ == 10]", &value), Some(json!(10)));
     }

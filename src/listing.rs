@@ -205,8 +205,7 @@ impl Chosen {
     }
 }
 
-/// Of several pages, the one that tells most about the whole: a hit only if all were, and of those
-/// the one that ends first.
+/// Of several pages: a hit only if all were, and the times of the one that ends first.
 fn worse(one: Option<CacheStatus>, other: CacheStatus) -> CacheStatus {
     let rank = |status: &CacheStatus| match status.how {
         How::Hit => 0,
@@ -214,10 +213,8 @@ fn worse(one: Option<CacheStatus>, other: CacheStatus) -> CacheStatus {
         How::Miss(_) | How::Requested(_) => 2,
         How::Stale(_) | How::StaleOnError { .. } => 3,
     };
-    let until = |status: &CacheStatus| status.times.map(|times| times.fresh_until);
-    match one {
-        Some(one) if rank(&one) > rank(&other) => one,
-        Some(one) if rank(&one) == rank(&other) && until(&one) <= until(&other) => one,
-        _ => other,
-    }
+    let Some(one) = one else { return other };
+    let how = if rank(&one) > rank(&other) { one.how } else { other.how };
+    let times = [one.times, other.times].into_iter().flatten().min_by_key(|times| times.fresh_until);
+    CacheStatus { how, times }
 }

@@ -87,15 +87,16 @@ impl Mapping {
         let mut secret_fields = Vec::new();
         let mut secret_paths = paths(&config.secrets, faults);
         for (path, at) in secret_paths.iter().zip(&config.secrets) {
-            require_plain(path, at, faults);
+            require_member(path, at, faults);
         }
         let mut rules = Vec::new();
         for (field, rule) in &config.session {
             let from = paths(&rule.from, faults);
-            if rule.secret {
+            // A connection's token is one, whether the file says so or not.
+            if rule.secret || *field == Field::ConnectionToken {
                 secret_fields.push(*field);
                 for (path, at) in from.iter().zip(&rule.from) {
-                    require_plain(path, at, faults);
+                    require_member(path, at, faults);
                 }
                 secret_paths.extend(from.iter().cloned());
                 if REQUIRED.contains(field) || *field == Field::Status {
@@ -121,6 +122,19 @@ impl Mapping {
     #[must_use]
     pub fn secret_fields(&self) -> &[Field] {
         &self.secret_fields
+    }
+
+    /// Whether any member of the provider's object is secret.
+    #[must_use]
+    pub fn has_secrets(&self) -> bool {
+        !self.secret_paths.is_empty()
+    }
+
+    /// An object's value as it stands in a native session, which may have been cut since it was mapped.
+    #[must_use]
+    pub fn object<'v>(&self, field: Field, native: &'v Value) -> Option<&'v Value> {
+        let rule = self.rules.iter().find(|rule| rule.field == field)?;
+        rule.from.iter().filter_map(|path| path.first(native)).find(|value| value.is_object())
     }
 
     /// The provider's object without its secret members.
@@ -210,12 +224,11 @@ fn paths(texts: &[At<String>], faults: &mut Faults) -> Vec<JsonPath> {
     texts.iter().filter_map(|at| faults.keep(&at.place, JsonPath::compile(&at.value))).collect()
 }
 
-fn require_plain(path: &JsonPath, at: &At<String>, faults: &mut Faults) {
-    if !path.is_plain() {
-        faults.add(
-            &at.place,
-            format!("{:?} is secret, so it must name one place: names and indexes only", path.as_str()),
-        );
+fn require_member(path: &JsonPath, at: &At<String>, faults: &mut Faults) {
+    if !path.names_a_member() {
+        let path = path.as_str();
+        faults
+            .add(&at.place, format!("{path:?} is secret, so it must name one member: names and indexes, a name last"));
     }
 }
 

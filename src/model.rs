@@ -37,16 +37,41 @@ impl Time {
 /// `None` for anything else (a time without a zone names no moment).
 #[must_use]
 pub fn parse_time(text: &str) -> Option<(String, Time)> {
-    let bytes = text.as_bytes();
-    if bytes.len() < 20 || !matches!(bytes.get(10), Some(b'T' | b't')) {
+    const SHAPE: &[u8; 19] = b"dddd-dd-ddTdd:dd:dd";
+    let upper = text.to_ascii_uppercase();
+    let (head, rest) = upper.split_at_checked(19)?;
+    let fits = |(byte, shape): (u8, &u8)| if *shape == b'd' { byte.is_ascii_digit() } else { byte == *shape };
+    if !head.bytes().zip(SHAPE).all(fits) {
         return None;
     }
-    let stamp: jiff::Timestamp = text.parse().ok()?;
-    let rest = text.get(19..)?;
-    let digits = rest.strip_prefix('.').map_or(0, |f| f.bytes().take_while(u8::is_ascii_digit).count());
-    let utc =
-        if text.ends_with('Z') && bytes.get(10) == Some(&b'T') { text.to_owned() } else { format!("{stamp:.digits$}") };
-    Some((utc, Time(stamp.as_millisecond())))
+    let fraction = rest.strip_prefix('.').map_or("", |rest| {
+        let end = rest.bytes().take_while(u8::is_ascii_digit).count();
+        &rest[..end]
+    });
+    let point = if fraction.is_empty() { "" } else { "." };
+    let zone = rest.strip_prefix(point)?.strip_prefix(fraction)?;
+    let offset = |zone: &[u8]| matches!(zone, [b'+' | b'-', a, b, b':', c, d] if [a, b, c, d].iter().all(|x| x.is_ascii_digit()));
+    if (rest.starts_with('.') && fraction.is_empty()) || (zone != "Z" && !offset(zone.as_bytes())) {
+        return None;
+    }
+    // Beyond nanoseconds nothing is compared.
+    let compared = &fraction[..fraction.len().min(9)];
+    let stamp: Option<jiff::Timestamp> = format!("{head}{point}{compared}{zone}").parse().ok();
+    match (stamp, zone) {
+        (Some(stamp), "Z") => Some((upper, Time(stamp.as_millisecond()))),
+        (Some(stamp), _) => {
+            let utc = format!("{stamp:.0}");
+            let utc = utc.strip_suffix('Z').unwrap_or(&utc);
+            Some((format!("{utc}{point}{fraction}Z"), Time(stamp.as_millisecond())))
+        }
+        // A usual way to say never, and just beyond what the library can hold.
+        (None, "Z") if head.starts_with("9999-12-3") => {
+            let day = head.replacen("9999", "9996", 1);
+            let valid: Result<jiff::Timestamp, _> = format!("{day}Z").parse();
+            valid.ok().map(|_| (upper, Time(253_402_300_799_000)))
+        }
+        _ => None,
+    }
 }
 
 /// What a session is doing.
@@ -211,8 +236,15 @@ pub struct Show {
 
 impl Session {
     /// Writes the session as JSON. Fields in `secret` are left out unless `show.secrets`;
-    /// `connection.token` always counts as one. `native` is already cut by the same rule.
-    pub fn write(&self, out: &mut Vec<u8>, show: Show, secret: &[Field], native: Option<&Value>) {
+    /// `connection.token` always counts as one. `metadata` and `native` are already cut by the same rule.
+    pub fn write(
+        &self,
+        out: &mut Vec<u8>,
+        show: Show,
+        secret: &[Field],
+        metadata: Option<&Value>,
+        native: Option<&Value>,
+    ) {
         out.extend_from_slice(b"{\"id\":");
         write_json(out, &self.id);
         out.extend_from_slice(b",\"provider\":");
@@ -240,7 +272,10 @@ impl Session {
             write_json(out, member);
             out.push(b':');
             match &self.values[field as usize] {
-                Value::Null if field == Field::Metadata => out.extend_from_slice(b"{}"),
+                _ if field == Field::Metadata => match metadata {
+                    Some(metadata) => write_json(out, metadata),
+                    None => out.extend_from_slice(b"{}"),
+                },
                 value => write_json(out, value),
             }
         }
@@ -300,7 +335,21 @@ mod tests {
         assert_eq!(utc("2024-10-01T22:04:24.500+02:00").as_deref(), Some("2024-10-01T20:04:24.500Z"));
         assert_eq!(utc("2024-10-01T22:04:24+02:00").as_deref(), Some("2024-10-01T20:04:24Z"));
         assert_eq!(utc("2024-10-01t22:04:24.10z").as_deref(), Some("2024-10-01T22:04:24.10Z"));
-        for wrong in ["2024-10-01T22:04:24", "2024-10-01", "yesterday", "", "2024-13-01T00:00:00Z", "1727820264"] {
+        assert_eq!(utc("2024-10-01T22:04:24.0123456789Z").as_deref(), Some("2024-10-01T22:04:24.0123456789Z"));
+        assert_eq!(utc("9999-12-31T23:59:59Z").as_deref(), Some("9999-12-31T23:59:59Z"));
+        assert_eq!(utc("2024-10-01T00:30:00.75+01:00").as_deref(), Some("2024-09-30T23:30:00.75Z"));
+        for wrong in [
+            "2024-10-01T22:04:24,962Z",
+            "2024-10-01T220424.00Z",
+            "9999-12-32T00:00:00Z",
+            "2024-10-01T22:04:24.Z",
+            "2024-10-01T22:04:24",
+            "2024-10-01",
+            "yesterday",
+            "",
+            "2024-13-01T00:00:00Z",
+            "1727820264",
+        ] {
             assert_eq!(utc(wrong), None, "{wrong}");
         }
         assert_eq!(parse_time("1970-01-01T00:00:01.5Z").map(|(_, at)| at), Some(Time(1500)));
@@ -318,7 +367,7 @@ mod tests {
             expires_at: None,
         };
         let mut out = Vec::new();
-        session.write(&mut out, Show::default(), &[], None);
+        session.write(&mut out, Show::default(), &[], None, None);
         assert_eq!(
             String::from_utf8_lossy(&out),
             concat!(

@@ -12,22 +12,26 @@ use serde_json::json;
 use std::io::Write;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread::JoinHandle;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
+
+/// How long the last lines may take to be written.
+const FLUSH: Duration = Duration::from_secs(2);
 
 /// Lines that may wait for their writer.
 const QUEUE: usize = 8192;
 
 /// Says something to the operator, on stderr.
-#[allow(clippy::print_stderr)] // the one place
 pub fn say(message: &str) {
-    eprintln!("weir: {message}");
+    // A reader that is gone is no reason to fail, which `eprintln!` would.
+    let _ = writeln!(std::io::stderr(), "weir: {message}");
 }
 
 /// Writes the access log.
 pub struct AccessLogger {
     queue: Option<SyncSender<Vec<u8>>>,
-    writer: Option<JoinHandle<()>>,
+    /// Disconnected once the writer has ended.
+    ended: Mutex<Receiver<()>>,
     counter: AtomicU32,
 }
 
@@ -36,8 +40,14 @@ impl AccessLogger {
     #[must_use]
     pub fn new(out: impl Write + Send + 'static) -> Self {
         let (queue, lines) = sync_channel(QUEUE);
-        let writer = std::thread::Builder::new().name("access-log".into()).spawn(move || write_lines(out, &lines)).ok();
-        Self { queue: Some(queue), writer, counter: AtomicU32::new(0) }
+        let (running, ended) = sync_channel(0);
+        let write = move || {
+            write_lines(out, &lines);
+            drop(running);
+        };
+        // Without its thread the queue has no reader: lines are counted as dropped.
+        let _ = std::thread::Builder::new().name("access-log".into()).spawn(write);
+        Self { queue: Some(queue), ended: Mutex::new(ended), counter: AtomicU32::new(0) }
     }
 
     fn wants(&self, mode: AccessLog, status: u16) -> bool {
@@ -50,12 +60,11 @@ impl AccessLogger {
 }
 
 impl Drop for AccessLogger {
-    /// Writes what is left.
+    /// Writes what is left, unless its reader has stalled.
     fn drop(&mut self) {
         self.queue = None;
-        if let Some(writer) = self.writer.take() {
-            let _ = writer.join();
-        }
+        let ended = self.ended.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let _ = ended.recv_timeout(FLUSH);
     }
 }
 

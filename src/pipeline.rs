@@ -72,10 +72,10 @@ impl Line {
     }
 
     async fn line(&self, request: &Request, asked: &mut Asked, trace: &mut Trace) -> Outcome<Content> {
-        within_limits(request)?;
-        self.shed_load(asked)?;
         asked.client = asked.snapshot.keys.identify(request, asked.now)?;
         trace.client = Some(asked.snapshot.clients[asked.client].id.clone());
+        within_limits(request)?;
+        self.shed_load(asked)?;
         let route = asked.route(request, trace)?;
         match route {
             Route::Providers => {
@@ -190,7 +190,7 @@ impl Asked {
     }
 }
 
-/// Limits that hold before anything is known of the client.
+/// Limits on what comes in.
 fn within_limits(request: &Request) -> Outcome<()> {
     let refuse = |code, detail: String| Err(Box::new(Problem::new(code, detail)));
     let url = request.path.len() + request.query.len() + 1;

@@ -17,7 +17,12 @@ use pingora::{Error, ErrorType};
 use prometheus::IntGauge;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How long a client may take to read a part of its answer.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long an idle connection is kept.
+const IDLE_SECONDS: u64 = 60;
 
 /// The app that Pingora calls.
 pub struct Gateway {
@@ -82,9 +87,13 @@ impl ProxyHttp for Gateway {
         let request_id = self.request_id(&request.headers);
         // A body is not wanted on any route: what is not read by the answer's end ends the connection.
         session.as_downstream_mut().set_close_on_response_before_downstream_finish(true);
+        session.as_downstream_mut().set_write_timeout(Some(WRITE_TIMEOUT));
         let (answer, mut trace) = self.line.answer(&request, request_id).await;
         if request.method == Method::HEAD {
             trace.bytes = 0;
+        }
+        if trace.error == Some("internal_error") {
+            observe::say(&format!("internal error, request id {}, route {}", trace.request_id, trace.route));
         }
         let written = write(session, &request.method, answer).await;
         let mode = self.line.runtime.snapshot().weir.access_log;
@@ -112,6 +121,10 @@ async fn write(session: &mut Session, method: &Method, answer: Answer) -> pingor
     let mut header = ResponseHeader::build(answer.status, Some(answer.headers.len() + 2))?;
     for (name, value) in answer.headers {
         header.append_header(name, value)?;
+    }
+    // Pingora would keep a connection that was used once for ever.
+    if session.get_keepalive().is_some() {
+        session.set_keepalive(Some(IDLE_SECONDS));
     }
     let no_body = *method == Method::HEAD || answer.body.is_empty();
     session.write_response_header(Box::new(header), no_body).await?;

@@ -80,6 +80,7 @@ impl Question {
         let path_and_query = operation.template.render(values);
         let key = Key::of(KeyParts {
             provider: &asked.name,
+            place: &asked.place,
             credential: &access.credential.identity,
             operation: operation.name,
             path_and_query: &path_and_query,

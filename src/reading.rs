@@ -5,11 +5,10 @@
 
 use crate::config::faults::{At, Faults};
 use crate::config::provider;
-use crate::error::Outcome;
 use crate::error::{Code, Problem};
 use crate::jsonpath::JsonPath;
 use crate::mapping::{Mapping, Miss};
-use crate::model::{Item, Session, Show, Time, View};
+use crate::model::{Field, Item, Session, Show, Time, View};
 use crate::template::{Template, Variable};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
@@ -45,6 +44,27 @@ pub struct PageInfo {
     pub next: Option<String>,
     /// How many there are in all, if known.
     pub total: Option<u64>,
+}
+
+/// Why a body cannot be read.
+#[derive(Debug)]
+pub struct Unreadable {
+    /// 502 `provider_invalid_response`, naming what is missing.
+    pub problem: Box<Problem>,
+    /// The required field that could not be taken, if that is why.
+    pub miss: Option<Miss>,
+}
+
+impl From<Box<Problem>> for Unreadable {
+    fn from(problem: Box<Problem>) -> Self {
+        Self { problem, miss: None }
+    }
+}
+
+impl From<Unreadable> for Box<Problem> {
+    fn from(unreadable: Unreadable) -> Self {
+        unreadable.problem
+    }
 }
 
 /// A body, read.
@@ -101,9 +121,16 @@ impl Operation {
     ///
     /// # Errors
     /// 502 `provider_invalid_response`, naming what is missing.
-    pub fn read<'b>(&self, provider: &Arc<str>, mapping: &Mapping, body: &'b Value, now: Time) -> Outcome<Reading<'b>> {
+    pub fn read<'b>(
+        &self,
+        provider: &Arc<str>,
+        mapping: &Mapping,
+        body: &'b Value,
+        now: Time,
+    ) -> Result<Reading<'b>, Unreadable> {
         let unusable = |what: String| {
-            Box::new(Problem::new(Code::ProviderInvalidResponse, format!("{provider}: {what}")).of(provider))
+            let problem = Problem::new(Code::ProviderInvalidResponse, format!("{provider}: {what}")).of(provider);
+            Unreadable { problem: Box::new(problem), miss: None }
         };
         let found = self.item.first(body);
         let natives: Vec<&Value> = match (&self.shape, found) {
@@ -119,24 +146,30 @@ impl Operation {
         for (position, native) in natives.iter().enumerate() {
             let at = if natives.len() > 1 { format!(" in session {position} of its list") } else { String::new() };
             let session = mapping.map(native, now, &mut misses).map_err(|miss| {
-                unusable(format!("{} is required and could not be taken from {}{at}", miss.field.name(), miss.path))
+                let what = format!("{} is required and could not be taken from {}{at}", miss.field.name(), miss.path);
+                Unreadable { miss: Some(miss), ..unusable(what) }
             })?;
             sessions.push(session);
         }
-        let page = self.page(body, natives.len());
+        let page = self.page(body, natives.len()).map_err(unusable)?;
         Ok(Reading { sessions, natives, page, misses })
     }
 
-    fn page(&self, body: &Value, items: usize) -> Option<PageInfo> {
-        let Shape::Page { next, total } = &self.shape else { return None };
-        let token = next.as_ref().and_then(|path| path.first(body)?.as_str()).filter(|token| !token.is_empty());
+    fn page(&self, body: &Value, items: usize) -> Result<Option<PageInfo>, String> {
+        let Shape::Page { next, total } = &self.shape else { return Ok(None) };
+        let token = match next.as_ref().and_then(|path| path.first(body)) {
+            None | Some(Value::Null) => None,
+            Some(Value::String(token)) => Some(token.clone()).filter(|token| !token.is_empty()),
+            Some(Value::Number(token)) => Some(token.to_string()),
+            Some(_) => return Err("the next page's token is neither text nor a number".to_owned()),
+        };
         let total = match (total, next) {
             (Some(path), _) => path.first(body).and_then(Value::as_u64),
             // Without pages, what came is all there is.
             (None, None) => u64::try_from(items).ok(),
             (None, Some(_)) => None,
         };
-        Some(PageInfo { next: token.map(str::to_owned), total })
+        Ok(Some(PageInfo { next: token, total }))
     }
 }
 
@@ -147,9 +180,11 @@ impl Reading<'_> {
         let mut body = Vec::with_capacity(1024 * self.sessions.len());
         let mut items = Vec::with_capacity(self.sessions.len());
         for (session, native) in self.sessions.iter().zip(&self.natives) {
-            let cut = (show.native && !show.secrets).then(|| mapping.without_secrets(native));
+            let cut = (!show.secrets && mapping.has_secrets()).then(|| mapping.without_secrets(native));
+            let cut = cut.as_ref().unwrap_or(native);
             let start = body.len();
-            session.write(&mut body, show, mapping.secret_fields(), Some(cut.as_ref().unwrap_or(native)));
+            let metadata = mapping.object(Field::Metadata, cut);
+            session.write(&mut body, show, mapping.secret_fields(), metadata, Some(cut));
             items.push(Item { start, end: body.len(), status: session.status });
         }
         let body = Bytes::from(body.into_boxed_slice());

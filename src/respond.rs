@@ -43,7 +43,7 @@ pub fn content(request: &Request, content: Content, buckets: &[&Bucket], trace: 
     }
     headers.extend(content.etag.map(|tag| (header::ETAG, tag)));
     caching(&mut headers, trace, now);
-    common(&mut headers, buckets, trace);
+    common(&mut headers, buckets, trace, None);
     (trace.status, trace.bytes) = if unchanged { (304, 0) } else { (200, content.body.len()) };
     Answer { status: trace.status, headers, body: if unchanged { Bytes::new() } else { content.body } }
 }
@@ -69,7 +69,8 @@ pub fn problem(problem: &Problem, buckets: &[&Bucket], trace: &mut Trace, now: T
     if let Some(status) = &trace.cache {
         headers.push((CACHE_STATUS, text(&status.header(now))));
     }
-    common(&mut headers, buckets, trace);
+    let violated = &problem.violated_policies;
+    common(&mut headers, buckets, trace, violated.first().filter(|_| violated.len() == 1).zip(problem.retry_after));
     (trace.status, trace.bytes, trace.error) = (problem.code.status(), body.len(), Some(problem.code.as_str()));
     Answer { status: trace.status, headers, body }
 }
@@ -83,15 +84,17 @@ fn caching(headers: &mut Headers, trace: &Trace, now: Time) {
     if let Some(times) = status.times {
         let lifetime = times.fresh_until.since(times.stored_at).as_secs();
         headers.push((header::CACHE_CONTROL, text(&format!("private, max-age={lifetime}"))));
-        if !matches!(status.how, How::Miss(_) | How::Requested(_)) {
-            headers.push((header::AGE, now.since(times.stored_at).as_secs().into()));
+        let (age, asked) =
+            (now.since(times.stored_at).as_secs(), matches!(status.how, How::Miss(_) | How::Requested(_)));
+        if !asked || age > 0 {
+            headers.push((header::AGE, age.into()));
         }
     }
     headers.push((CACHE_STATUS, text(&status.header(now))));
 }
 
-/// What every answer carries.
-fn common(headers: &mut Headers, buckets: &[&Bucket], trace: &Trace) {
+/// What every answer carries. `refused` is the policy that refused, and its `Retry-After`.
+fn common(headers: &mut Headers, buckets: &[&Bucket], trace: &Trace, refused: Option<(&String, u64)>) {
     headers.push((header::VARY, HeaderValue::from_static("Authorization, X-API-Key")));
     headers.push((header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")));
     headers.push((REQUEST_ID, text(&trace.request_id)));
@@ -104,7 +107,9 @@ fn common(headers: &mut Headers, buckets: &[&Bucket], trace: &Trace) {
                 .div_ceil(1000 * u128::from(policy.requests.get()));
             policies += &format!("{comma}\"{}\";q={};w={window}", policy.name, policy.burst);
             let now = bucket.limiter.left(&bucket.key);
-            let next = now.next_in.as_nanos().div_ceil(1_000_000_000);
+            let next = u64::try_from(now.next_in.as_nanos().div_ceil(1_000_000_000)).unwrap_or(u64::MAX);
+            // The same second as in Retry-After, though a moment has passed.
+            let next = refused.filter(|(name, _)| **name == policy.name).map_or(next, |(_, seconds)| seconds);
             left += &format!("{comma}\"{}\";r={};t={next}", policy.name, now.remaining);
         }
         headers.push((RATELIMIT_POLICY, text(&policies)));

@@ -295,7 +295,20 @@ impl Table {
             self.accept(provider, Some(agent), session)?;
             return Ok(provider);
         }
-        match self.recognised(Some(agent), session).as_slice() {
+        // Both tell it, or else one of them alone: real ids need not have the usual prefixes.
+        let told = [
+            self.recognised(Some(agent), session),
+            self.recognised(Some(agent), None),
+            match session {
+                Some(session) => self.recognised(None, Some(session)),
+                None => Vec::new(),
+            },
+        ];
+        let told = told.into_iter().map(|mut told| {
+            told.retain(|provider| self.providers[*provider].has_agents);
+            told
+        });
+        match told.into_iter().find(|told| !told.is_empty()).unwrap_or_default().as_slice() {
             [one] => {
                 self.accept(*one, Some(agent), session)?;
                 Ok(*one)
@@ -498,6 +511,12 @@ mod tests {
         assert_eq!(get("/v1/sessions/sess_1"), Ok(session(1, None, "sess_1")));
         assert_eq!(get("/v1/sessions/42"), Ok(session(1, None, "42")));
         assert_eq!(get("/v1/agents/agt_a/sessions/ase_1"), Ok(session(0, Some("agt_a"), "ase_1")));
+        assert_eq!(get("/v1/agents/agt_a/sessions/x"), Ok(session(0, Some("agt_a"), "x")), "the agent alone tells it");
+        assert_eq!(
+            get("/v1/agents/plain/sessions/ase_1"),
+            Ok(session(0, Some("plain"), "ase_1")),
+            "so does the session"
+        );
         assert_eq!(get("/v1/agents/plain/sessions/x?provider=with"), Ok(session(0, Some("plain"), "x")));
     }
 

@@ -16,6 +16,7 @@ use pingora::apps::ServerApp;
 use pingora::protocols::l4::stream::Stream;
 use pingora::proxy::http_proxy;
 use pingora::server::configuration::ServerConf;
+use socket2::{Domain, Socket, Type};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,6 +26,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::TaskTracker;
 
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 4096;
 /// How often idle rate-limit state is swept.
 const SWEEP: Duration = Duration::from_secs(60);
 
@@ -162,11 +165,15 @@ impl Server {
 }
 
 fn bind(address: SocketAddr) -> Result<std::net::TcpListener, StartError> {
-    let bound = std::net::TcpListener::bind(address).and_then(|listener| {
-        listener.set_nonblocking(true)?;
-        Ok(listener)
-    });
-    bound.map_err(|error| StartError::Bind { address, error })
+    let bound = || {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        socket.set_nonblocking(true)?;
+        Ok(socket.into())
+    };
+    bound().map_err(|error| StartError::Bind { address, error })
 }
 
 fn listen(listener: std::net::TcpListener) -> std::io::Result<TcpListener> {

@@ -52,7 +52,11 @@ impl Turns {
 impl State {
     /// The one who comes next; its client goes to the end.
     fn pop(&mut self) -> Option<oneshot::Sender<Turn>> {
+        self.waiting.retain(|(_, queue)| queue.iter().any(|sender| !sender.is_closed()));
         let (client, mut queue) = self.waiting.pop_front()?;
+        while queue.front().is_some_and(oneshot::Sender::is_closed) {
+            queue.pop_front();
+        }
         let next = queue.pop_front();
         if !queue.is_empty() {
             self.waiting.push_back((client, queue));

@@ -10,6 +10,7 @@ use http::header;
 use pingora::connectors::http::Connector;
 use pingora::http::RequestHeader;
 use pingora::protocols::ALPN;
+use pingora::protocols::TcpKeepalive;
 use pingora::protocols::http::client::HttpSession;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType};
@@ -22,6 +23,8 @@ use tokio::time::{Instant, timeout_at};
 
 /// How long a resolved name is used before it is asked for again.
 const NAME_TTL: Duration = Duration::from_secs(30);
+/// How long known addresses are used after asking for them failed.
+const NAME_RETRY: Duration = Duration::from_secs(5);
 /// How long an idle connection is kept.
 const IDLE: Duration = Duration::from_secs(60);
 /// The most interim (1xx) answers read before the final one.
@@ -54,7 +57,9 @@ impl Target {
     /// # Errors
     /// What is wrong with it.
     pub fn compile(base_url: &str, config: &crate::config::upstream::Upstream) -> Result<Self, String> {
-        let wrong = |what: &str| format!("{base_url:?} is not a base URL ({what}); write https://HOST[:PORT][/PREFIX]");
+        // One with credentials in it is not repeated.
+        let shown = if base_url.contains('@') { "what stands here" } else { base_url };
+        let wrong = |what: &str| format!("{shown:?} is not a base URL ({what}); write https://HOST[:PORT][/PREFIX]");
         let uri: Uri = base_url.parse().map_err(|_| wrong("it cannot be parsed"))?;
         let tls = match uri.scheme_str() {
             Some("https") => true,
@@ -84,6 +89,12 @@ impl Target {
         })
     }
 
+    /// What tells one provider's place from another: authority and prefix.
+    #[must_use]
+    pub fn place(&self) -> String {
+        format!("{}{}", self.authority, self.prefix)
+    }
+
     /// Scheme and authority, for people.
     #[must_use]
     pub fn origin(&self) -> String {
@@ -96,6 +107,15 @@ impl Target {
         peer.options.total_connection_timeout = Some(self.connect_timeout);
         peer.options.idle_timeout = Some(IDLE);
         peer.options.max_h2_streams = 100;
+        // Without these a connection that died silently would be used until the kernel gives up.
+        peer.options.h2_ping_interval = Some(Duration::from_secs(5));
+        peer.options.tcp_keepalive = Some(TcpKeepalive {
+            idle: Duration::from_secs(15),
+            interval: Duration::from_secs(5),
+            count: 3,
+            #[cfg(target_os = "linux")]
+            user_timeout: Duration::from_secs(30),
+        });
         peer.options.alpn = if self.tls { ALPN::H2H1 } else { ALPN::H1 };
         peer
     }
@@ -152,7 +172,7 @@ impl Upstream {
         }
     }
 
-    /// Asks, within the target's total deadline, retries included. A retry is made only if `may_retry`
+    /// Asks, until the deadline, retries included. A retry is made only if `may_retry`
     /// says so.
     ///
     /// # Errors
@@ -161,15 +181,15 @@ impl Upstream {
         &self,
         target: &Target,
         request: &ProviderRequest,
-        may_retry: impl Fn() -> bool,
+        deadline: Instant,
+        may_retry: impl Fn(&ProviderFailure) -> bool,
     ) -> Result<ProviderReply, ProviderFailure> {
-        let deadline = Instant::now() + target.timeout;
         let mut left = target.retries;
         loop {
             let attempt = timeout_at(deadline, self.attempt(target, request)).await;
             match attempt {
                 Ok(Ok(reply)) => return Ok(reply),
-                Ok(Err((_, true))) if left > 0 && Instant::now() < deadline && may_retry() => left -= 1,
+                Ok(Err((failure, true))) if left > 0 && Instant::now() < deadline && may_retry(&failure) => left -= 1,
                 Ok(Err((failure, _))) => return Err(failure),
                 Err(_) => {
                     let detail = format!("no whole answer within {} ms", target.timeout.as_millis());
@@ -241,7 +261,13 @@ impl Upstream {
                 self.names.lock().unwrap_or_else(PoisonError::into_inner).insert(name, resolved);
                 Ok(addresses)
             }
-            (true, Some(known)) => Ok(known.addresses),
+            (true, Some(known)) => {
+                // Not asked again at once: every call would wait for the same failure.
+                let again = Instant::now().checked_sub(NAME_TTL - NAME_RETRY).unwrap_or(known.at);
+                let kept = Resolved { addresses: known.addresses.clone(), at: again };
+                self.names.lock().unwrap_or_else(PoisonError::into_inner).insert(name, kept);
+                Ok(known.addresses)
+            }
             (true, None) => Err(failure(FailureKind::Connect, format!("the name {} cannot be resolved", target.host))),
         }
     }
@@ -352,6 +378,8 @@ fn connect_failure(target: &Target, error: &Error) -> ProviderFailure {
 
 fn transfer_failure(error: &Error, when: &str) -> ProviderFailure {
     match error.etype() {
+        // A stream that the peer refused or a graceful end of its connection: not processed.
+        ErrorType::H2Error if error.retry() => failure(FailureKind::Reset, format!("the stream was refused {when}")),
         ErrorType::InvalidHTTPHeader | ErrorType::H1Error | ErrorType::H2Error => {
             failure(FailureKind::Malformed, format!("what came {when} is not HTTP"))
         }

@@ -67,7 +67,7 @@ fn mapped(provider: &Provider, body: &Value, secrets: bool) -> Result<String, St
                 return Ok(out);
             }
             // What one session lacks says more than that the body is no list either.
-            Err(problem) if operation.name == "get_session" => error = problem.detail,
+            Err(unreadable) if operation.name == "get_session" => error = unreadable.problem.detail,
             Err(_) => {}
         }
     }

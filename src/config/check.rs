@@ -56,6 +56,16 @@ fn keys(config: &Config, faults: &mut Faults) {
 }
 
 fn policies(config: &Config, faults: &mut Faults) {
+    let lists = config.clients.iter().flat_map(|client| {
+        std::iter::once(&client.rate_limits).chain(client.provider_rate_limits.iter().map(|(_, policies)| policies))
+    });
+    for list in lists {
+        for (position, at) in list.iter().enumerate() {
+            if list[..position].iter().any(|other| other.value == at.value) {
+                faults.add(&at.place, format!("{:?} stands here twice; once is enough", at.value));
+            }
+        }
+    }
     let known = || config.weir.policies.iter().map(|p| p.name.as_str());
     let mut check = |at: &At<String>| {
         if !known().any(|name| name == at.value) {

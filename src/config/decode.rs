@@ -80,7 +80,8 @@ impl<'n> Fields<'n> {
         match self.node(key) {
             Some(node) => read(node, cx),
             None => {
-                if !cx.cut {
+                let written = self.entries.iter().any(|(known, _)| known.name == key);
+                if !cx.cut && !written {
                     cx.faults.add(self.place, format!("{key:?} is missing here"));
                 }
                 None
@@ -90,7 +91,10 @@ impl<'n> Fields<'n> {
 
     /// Reports every key that nobody asked for.
     pub fn end(self, cx: &mut Cx<'_>) {
-        for (key, _) in self.entries {
+        for (key, node) in self.entries {
+            if matches!(node.value, Value::Null) && !cx.cut && self.known.contains(&key.name.as_str()) {
+                cx.faults.add(&key.place, format!("{:?} has no value; write one, or take the line out", key.name));
+            }
             if !self.known.contains(&key.name.as_str()) {
                 cx.faults.add(&key.place, unknown("key", &key.name, self.known.iter().copied()));
             }

@@ -37,7 +37,9 @@ fn json(text: &str, place: &Place, faults: &mut Faults) -> Option<Value> {
 fn mapped(native: &Value, list: bool, provider: &Provider, now: Time) -> Result<Value, String> {
     let operation = if list { &provider.list_sessions } else { &provider.get_session };
     let operation = operation.as_ref().ok_or("the provider has no operation for this example")?;
-    let reading = operation.read(&provider.name, &provider.mapping, native, now).map_err(|problem| problem.detail)?;
+    let reading = operation
+        .read(&provider.name, &provider.mapping, native, now)
+        .map_err(|unreadable| unreadable.problem.detail)?;
     let view = reading.view(&provider.mapping, Show::default());
     let sessions = view.items.iter().map(|item| serde_json::from_slice(&view.body[item.start..item.end]));
     let sessions: Vec<Value> = sessions.collect::<Result<_, _>>().map_err(|e| e.to_string())?;

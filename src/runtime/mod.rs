@@ -9,6 +9,7 @@ pub mod snapshot;
 
 use crate::config::faults::Fault;
 use crate::config::load::Source;
+use crate::config::weir::Weir;
 use crate::model::Time;
 use arc_swap::ArcSwap;
 use snapshot::Snapshot;
@@ -29,6 +30,8 @@ pub struct Runtime {
     /// Signs page tokens where the config has no key; made at start.
     random: [u8; 32],
     last_error: Mutex<Option<LastError>>,
+    /// As it was at start: what needs a restart is still in force from here.
+    started: Weir,
     /// The content last seen by polling.
     seen: Mutex<String>,
     /// One reload at a time.
@@ -52,6 +55,7 @@ impl Runtime {
     pub fn start(source: Source, random: [u8; 32], now: Time) -> Result<Self, Vec<Fault>> {
         let first = Snapshot::load(&source, None, &random, now)?;
         Ok(Self {
+            started: first.weir.clone(),
             seen: Mutex::new(first.content.0.clone()),
             current: ArcSwap::from_pointee(first),
             source,
@@ -65,6 +69,12 @@ impl Runtime {
     #[must_use]
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.current.load_full()
+    }
+
+    /// `weir.yaml` as it was at start.
+    #[must_use]
+    pub fn started(&self) -> &Weir {
+        &self.started
     }
 
     /// Where it is read from.

@@ -6,7 +6,8 @@
 
 use super::snapshot::Snapshot;
 use super::{LastError, Runtime};
-use crate::config::faults::Fault;
+use crate::config::faults::{Fault, Place};
+use crate::config::weir::Weir;
 use crate::model::Time;
 use notify::{RecursiveMode, Watcher};
 use std::path::Path;
@@ -16,6 +17,8 @@ use tokio::sync::mpsc;
 
 /// How long to wait for the rest of a change once it began.
 const SETTLE: Duration = Duration::from_millis(100);
+/// Something that writes all the time must not keep a change from being seen.
+const SETTLE_AT_MOST: Duration = Duration::from_secs(2);
 /// How often to look without being told.
 const POLL: Duration = Duration::from_secs(10);
 
@@ -46,8 +49,9 @@ impl Runtime {
         let outcome = match Snapshot::load(&self.source, Some(&before), &self.random, now) {
             Err(faults) => Reloaded::Refused(faults),
             Ok(next) if next.content == before.content => Reloaded::Unchanged { revision: before.revision.clone() },
+            Ok(next) if self.would_open_admin(&next) => Reloaded::Refused(vec![self.open_admin()]),
             Ok(next) => {
-                let restart = needs_restart(&before, &next);
+                let restart = needs_restart(&self.started, &next.weir);
                 let revision = next.revision.clone();
                 self.current.store(next.into());
                 Reloaded::Swapped { revision, restart }
@@ -59,6 +63,18 @@ impl Runtime {
         };
         *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = error;
         outcome
+    }
+
+    /// The admin listener stays where it was bound: there, a token may not be taken away.
+    fn would_open_admin(&self, next: &Snapshot) -> bool {
+        !self.started.admin.address.ip().is_loopback() && next.weir.admin.token.0.is_empty()
+    }
+
+    fn open_admin(&self) -> Fault {
+        let file = self.source.directory.join("weir.yaml").to_string_lossy().into();
+        let address = self.started.admin.address;
+        let message = format!("admin still listens on {address} until a restart, so admin.token is still needed");
+        Fault { place: Place::top(&file), message }
     }
 
     /// Whether the directory's content is another than when this was last asked.
@@ -77,8 +93,7 @@ impl Runtime {
 }
 
 /// Settings that only a start reads.
-fn needs_restart(before: &Snapshot, next: &Snapshot) -> Vec<&'static str> {
-    let (old, new) = (&before.weir, &next.weir);
+fn needs_restart(old: &Weir, new: &Weir) -> Vec<&'static str> {
     [
         ("listen", old.listen != new.listen),
         ("admin.address", old.admin.address != new.admin.address),
@@ -114,6 +129,11 @@ pub async fn next_change(changes: &mut mpsc::Receiver<()>) -> bool {
         }
         return false;
     }
-    while let Ok(Some(())) = tokio::time::timeout(SETTLE, changes.recv()).await {}
+    let latest = tokio::time::Instant::now() + SETTLE_AT_MOST;
+    while let Ok(Some(())) = tokio::time::timeout(SETTLE, changes.recv()).await {
+        if tokio::time::Instant::now() >= latest {
+            break;
+        }
+    }
     true
 }

@@ -82,6 +82,8 @@ pub struct Provider {
     pub name: Arc<str>,
     /// Where it is.
     pub target: Target,
+    /// Its place, as part of cache keys.
+    pub place: String,
     /// Reading one session.
     pub get_session: Option<Operation>,
     /// Reading a list.
@@ -201,6 +203,7 @@ impl Builder<'_> {
         let breaker = before.map(|before| before.breaker.clone()).filter(|b| b.config == config.upstream.breaker);
         let mut provider = Provider {
             name: config.name.value.as_str().into(),
+            place: target.as_ref().map(Target::place).unwrap_or_default(),
             target: target?,
             get_session,
             list_sessions,

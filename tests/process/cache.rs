@@ -333,6 +333,38 @@ fn a_client_that_takes_stale_answers_gets_them() {
 }
 
 #[test]
+fn who_asks_for_validation_gets_no_earlier_answer_and_no_stale_one() {
+    let (sim, config) = (Sim::start(), Config::shipped());
+    let weir = Arc::new(config.start(&sim));
+    sim.plan(&json!({ "path": "/v2/", "times": 1, "latency_ms": 4000 }));
+    let earlier = weir.clone();
+    let earlier = std::thread::spawn(move || earlier.get(VECTARA));
+    until("a call is under way", || sim.calls() == 1);
+    let validated = weir.get_with(VECTARA, &[("Cache-Control", "no-cache")]);
+    assert_eq!(validated.header("cache-status"), Some("weir; fwd=request; stored; detail=default"));
+    assert_eq!((sim.calls(), earlier.join().unwrap().status), (2, 200));
+    sim.answers("/v2/", 500, &json!({}), "{}");
+    assert_eq!(weir.get_with(VECTARA, &[("Cache-Control", "no-cache")]).status, 502);
+    assert_eq!(weir.get_with(VECTARA, &[("Cache-Control", "max-age=0")]).status, 502);
+    assert_eq!(weir.get(VECTARA).status, 200);
+}
+
+#[test]
+fn another_base_url_has_other_answers() {
+    let (sim, other) = (Sim::start(), Sim::start());
+    let weir = Config::shipped().start(&sim);
+    assert_eq!(weir.get(AGENTHUMAN).status, 200);
+    weir.config.change(
+        "providers/agenthuman.yaml",
+        "${AGENTHUMAN_BASE_URL:-https://api.agenthuman.com}",
+        &format!("http://{}", other.address),
+    );
+    until("it reloads", || weir.reload().0 == 200);
+    assert_eq!(weir.get(AGENTHUMAN).status, 200);
+    assert_eq!((sim.calls(), other.calls()), (1, 1));
+}
+
+#[test]
 fn memory_stays_within_its_bound_when_ten_times_as_much_comes() {
     let sim = Sim::with(&["--sessions", "20"]);
     let weir = Config::shipped()

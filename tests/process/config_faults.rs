@@ -98,6 +98,27 @@ fn each_mistake_has_its_own_words() {
         "\"(?i)session[",
         "is not a regular expression",
     );
+    fault(
+        vectara,
+        "secrets: [$.secrets]",
+        "secrets: ['$.secrets[0]']",
+        "'$.secrets[0]'",
+        "is secret, so it must name one member",
+    );
+    fault(
+        clients,
+        "clients:\n",
+        "clients:\n  - { id: x, keys: [], rate_limit: [standard, standard] }\n",
+        "standard] }",
+        "\"standard\" stands here twice",
+    );
+    fault(
+        clients,
+        "clients:\n",
+        "clients:\n  - id: x\n    keys: []\n    providers:\n      # - vectara\n",
+        "providers:\n",
+        "\"providers\" has no value",
+    );
     fault(weir, "burst: 10", "burst: none", "none", "is not a whole number from 1");
     fault(weir, "workers: 0", "workers: 100000", "100000", "are too many; at most 1024");
     fault(weir, "per: 1m\n    burst: 10", "per: 365d\n    burst: 4000000000", "careful:", "more than a year to fill");
@@ -137,6 +158,15 @@ fn each_mistake_has_its_own_words() {
         "clients:\n  - { id: twin, keys: [] }\n  - { keys: [], id: \"twin\" }\n",
         "\"twin\"",
         "client id \"twin\" is already used at",
+    );
+}
+
+#[test]
+fn a_base_urls_credentials_are_not_repeated() {
+    let (_, lines) = Config::shipped().env("VECTARA_BASE_URL", "https://user:hunter2@x").check();
+    assert!(
+        lines[0].contains("credentials belong under credentials:") && !lines.join("").contains("hunter2"),
+        "{lines:#?}"
     );
 }
 

@@ -134,6 +134,20 @@ fn secrets_are_seen_only_by_clients_that_may() {
 }
 
 #[test]
+fn what_is_secret_inside_metadata_is_cut_from_both() {
+    let sim = Sim::start();
+    let weir = Config::shipped()
+        .edit("providers/vectara.yaml", "secrets: [$.secrets]", "secrets: [$.secrets, $.metadata.api_key]")
+        .start(&sim);
+    let body =
+        r#"{"key":"ase_x","agent_key":"agt_x","metadata":{"a":1,"api_key":"hidden","b":2},"secrets":{"t":"hidden"}}"#;
+    sim.answers("ase_x", 200, &json!({}), body);
+    let answer = weir.get("/v1/sessions/vectara:agt_x:ase_x?include=native");
+    assert!(!String::from_utf8_lossy(&answer.body).contains("hidden"));
+    assert_eq!(answer.json()["metadata"].to_string(), r#"{"a":1,"b":2}"#);
+}
+
+#[test]
 fn a_page_walk_gives_every_session_once_whatever_the_limit() {
     let (sim, config) = (Sim::with(&["--sessions", "230"]), Config::shipped());
     let weir = config.start(&sim);

@@ -168,3 +168,58 @@ fn a_request_that_broke_before_its_answer_is_retried_once() {
     assert_eq!(weir.get(PALANTIR).code(), (502, "provider_error".into()));
     assert_eq!(sim.calls(), 1);
 }
+
+#[test]
+fn one_session_that_cannot_be_mapped_does_not_open_the_breaker_for_all() {
+    let (sim, config) = (Sim::start(), Config::shipped());
+    let weir = config.start(&sim);
+    sim.answers("ase_bad", 200, &json!({}), r#"{"key":"ase_bad","enabled":true}"#);
+    for _ in 0..8 {
+        assert_eq!(weir.get("/v1/sessions/vectara:agt_x:ase_bad").code(), (502, "provider_invalid_response".into()));
+    }
+    assert_eq!(weir.get(VECTARA).status, 200);
+    assert_eq!(
+        weir.metric("weir_mapping_failures_total{field=\"agent.id\",provider=\"vectara\",reason=\"missing\"}"),
+        8.0
+    );
+}
+
+#[test]
+fn the_deadline_counts_the_wait_for_a_turn_too() {
+    let sim = Sim::start();
+    let config = Config::shipped().edit("providers/vectara.yaml", "  timeout: 10s", "  timeout: 3s").edit(
+        "providers/vectara.yaml",
+        "concurrent: 64",
+        "concurrent: 1",
+    );
+    let weir = std::sync::Arc::new(config.start(&sim));
+    sim.fault("/v2/", 0, &json!({ "kind": "hang" }));
+    let first = weir.clone();
+    let first = std::thread::spawn(move || first.get(VECTARA));
+    until("the first is under way", || sim.calls() == 1);
+    let begun = std::time::Instant::now();
+    let second = weir.get("/v1/agents/agt_load_1/sessions");
+    assert!(matches!(second.status, 503 | 504), "{}", second.json());
+    assert_eq!(sim.calls(), 1, "it had no turn");
+    assert!(begun.elapsed() < std::time::Duration::from_secs(20));
+    assert_eq!(first.join().unwrap().status, 504);
+}
+
+#[test]
+fn after_a_throttled_answer_nobody_in_the_queue_asks_again() {
+    let sim = Sim::start();
+    let weir = std::sync::Arc::new(
+        Config::shipped().edit("providers/vectara.yaml", "concurrent: 64", "concurrent: 1").start(&sim),
+    );
+    sim.plan(&json!({ "path": "/v2/", "latency_ms": 1500, "fault": { "kind": "answer", "status": 429, "headers": { "retry-after": "60" }, "body": "{}" } }));
+    let callers: Vec<_> = (0..8)
+        .map(|n| {
+            let weir = weir.clone();
+            std::thread::spawn(move || weir.get(&format!("/v1/agents/agt_load_{n}/sessions")))
+        })
+        .collect();
+    for caller in callers {
+        assert_eq!(caller.join().unwrap().code(), (503, "provider_rate_limited".into()));
+    }
+    assert_eq!(sim.calls(), 1);
+}

@@ -187,3 +187,52 @@ fn secrets_in_files_are_read_again_and_what_needs_a_restart_is_named() {
         + &weir.admin("GET", "/config").json().to_string();
     assert!(!everything.contains("zut_sim"));
 }
+
+#[test]
+fn a_reload_does_not_open_an_admin_listener_that_is_still_public() {
+    let sim = Sim::start();
+    let weir = Config::shipped().env("WEIR_ADMIN", "0.0.0.0:0").env("WEIR_ADMIN_TOKEN", "t").start(&sim);
+    let admin = std::net::SocketAddr::from(([127, 0, 0, 1], weir.admin.port()));
+    let reload = || send(admin, "POST", "/reload", &[("Authorization", "Bearer t")]);
+    weir.config.change("weir.yaml", "${WEIR_ADMIN:-127.0.0.1:8081}", "127.0.0.1:0");
+    weir.config.change("weir.yaml", "${WEIR_ADMIN_TOKEN:-}", "\"\"");
+    until("it is refused", || reload().status == 422);
+    assert!(reload().json()["faults"][0].as_str().unwrap().contains("admin.token is still needed"));
+    assert_eq!(send(admin, "GET", "/config", &[]).status, 401);
+    weir.config.change("weir.yaml", "token: \"\"", "token: t");
+    until("the address alone waits for a restart", || reload().status == 200);
+    weir.config.change("weir.yaml", "workers: 0", "workers: 1");
+    let told = |answer: &Answer| answer.json()["needs_restart"].clone();
+    let mut last = reload();
+    until("both are told", || {
+        last = reload();
+        last.json()["result"] == "success"
+            || weir.process.stderr.lock().unwrap().iter().any(|l| l.contains("admin.address, workers"))
+    });
+    assert!(told(&last).is_null() || told(&last) == serde_json::json!(["admin.address", "workers"]), "{}", last.json());
+}
+
+#[test]
+fn a_reader_of_stderr_that_is_gone_does_not_stop_reloads() {
+    use std::io::{BufRead, BufReader};
+    use std::process::Stdio;
+    let config = Config::shipped();
+    let mut child = config.command(&["run"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    let mut reader = BufReader::new(child.stderr.take().unwrap());
+    while !line.starts_with("listening") {
+        line.clear();
+        reader.read_line(&mut line).unwrap();
+    }
+    drop(reader);
+    let admin: std::net::SocketAddr = line.trim().split("admin=").nth(1).unwrap().parse().unwrap();
+    let revision = || send(admin, "GET", "/readyz", &[]).json()["revision"].clone();
+    let text = config.read("weir.yaml");
+    for n in 0..3 {
+        let before = revision();
+        config.write("weir.yaml", &format!("{text}# {n}\n"));
+        until("it reloads", || revision() != before);
+    }
+    let _ = std::process::Command::new("kill").args(["-s", "TERM", &child.id().to_string()]).status();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
