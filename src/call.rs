@@ -8,6 +8,7 @@ use crate::conditional;
 use crate::error::{Code, Outcome, Problem};
 use crate::exchange::{FailureKind, ProviderFailure, ProviderReply, ProviderRequest};
 use crate::freshness::{self, UpstreamLimit};
+use crate::json;
 use crate::model::{Show, Time};
 use crate::question::{Landed, Question, Shared};
 use crate::reading::Unreadable;
@@ -247,7 +248,7 @@ pub fn entry_of(
 /// # Errors
 /// 502 `provider_invalid_response`.
 pub fn parse(provider: &Provider, body: &[u8]) -> Outcome<Value> {
-    serde_json::from_slice(body).map_err(|error| {
+    json::parse(body).map_err(|error| {
         let what = match error.classify() {
             serde_json::error::Category::Eof => "ends too early",
             _ => "is not JSON",

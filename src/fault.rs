@@ -7,6 +7,7 @@ use crate::config::faults::Faults;
 use crate::config::provider;
 use crate::error::{Code, Problem};
 use crate::exchange::{FailureKind, ProviderFailure, ProviderReply};
+use crate::json;
 use crate::jsonpath::JsonPath;
 use crate::model::Time;
 use crate::pattern;
@@ -62,7 +63,7 @@ impl Rules {
     /// What an answer other than 200 means. `now` dates a `Retry-After` that is a date.
     #[must_use]
     pub fn judge(&self, reply: &ProviderReply, now: Time) -> Problem {
-        let body: Option<Value> = serde_json::from_slice(&reply.body).ok();
+        let body: Option<Value> = json::parse(&reply.body).ok();
         let code = self.code(reply.status, body.as_ref());
         let own = body.as_ref().and_then(|body| self.own_words(body));
         let said = own.map_or_else(String::new, |text| format!(": {text}"));

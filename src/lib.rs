@@ -6,6 +6,7 @@
 // 0 vocabulary
 pub mod error;
 pub mod exchange;
+pub mod json;
 pub mod jsonpath;
 pub mod metrics;
 pub mod model;

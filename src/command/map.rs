@@ -2,6 +2,7 @@
 
 use super::{complain, list_faults, print};
 use crate::config::load::Source;
+use crate::json;
 use crate::mapping::Found;
 use crate::model::Show;
 use crate::runtime;
@@ -48,7 +49,7 @@ fn read(file: &Path) -> Result<Value, String> {
         std::fs::File::open(file).and_then(|file| file.take(MAX_BODY).read_to_string(&mut text))
     };
     read.map_err(|error| format!("{}: {error}", file.display()))?;
-    serde_json::from_str(&text).map_err(|error| format!("{}: not JSON: {error}", file.display()))
+    json::parse(text.as_bytes()).map_err(|error| format!("{}: not JSON: {error}", file.display()))
 }
 
 /// The body is one session or a page of them: whichever the provider's operations can read.
@@ -61,7 +62,7 @@ fn mapped(provider: &Provider, body: &Value, secrets: bool) -> Result<String, St
                 let mut out = String::new();
                 for (item, native) in view.items.iter().zip(&reading.natives) {
                     coverage(provider, native);
-                    let unified: Value = serde_json::from_slice(&view.body[item.start..item.end]).unwrap_or_default();
+                    let unified = json::parse(&view.body[item.start..item.end]).unwrap_or_default();
                     out += &format!("{unified:#}\n");
                 }
                 return Ok(out);

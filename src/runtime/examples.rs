@@ -5,6 +5,7 @@
 use super::snapshot::Provider;
 use crate::config::Example;
 use crate::config::faults::{Faults, Place};
+use crate::json;
 use crate::model::{Show, Time};
 use serde_json::Value;
 
@@ -26,7 +27,7 @@ pub(super) fn check(example: &Example, provider: &Provider, now: Time, faults: &
 }
 
 fn json(text: &str, place: &Place, faults: &mut Faults) -> Option<Value> {
-    let parsed = serde_json::from_str(text);
+    let parsed = json::parse(text.as_bytes());
     if let Err(error) = &parsed {
         let place = Place { file: place.file.clone(), line: error.line().max(1), column: error.column().max(1) };
         faults.add(&place, format!("not JSON: {error}"));

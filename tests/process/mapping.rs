@@ -89,7 +89,7 @@ fn a_missing_required_field_is_502_naming_it_and_an_optional_one_is_null_and_cou
 fn metadata_is_untouched() {
     let (sim, config) = (Sim::start(), Config::shipped());
     let weir = config.start(&sim);
-    let metadata = r#"{"z":1,"a":{"y":[1.0,1e+3,12345678901234567890123],"b":null},"π":"ü","0":-0.0}"#;
+    let metadata = r#"{"z":1,"a":{"y":[1.0,1e+3,12345678901234567890123],"b":null,"k":{"$serde_json::private::Number":"x"}},"π":"ü","0":-0.0}"#;
     let body = format!(r#"{{"key":"ase_x","agent_key":"agt_x","enabled":true,"metadata":{metadata}}}"#);
     sim.answers("ase_x", 200, &json!({}), &body);
     let answer = weir.get("/v1/sessions/vectara:agt_x:ase_x");
