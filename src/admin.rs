@@ -103,6 +103,9 @@ impl Admin {
         let metrics = &self.shared.metrics;
         metrics.cache.bytes.set(i64::try_from(self.shared.cache.bytes()).unwrap_or(i64::MAX));
         let (snapshot, now) = (self.runtime.snapshot(), runtime::now());
+        // Without what a reload took away.
+        metrics.upstream.breaker_open.reset();
+        metrics.upstream.throttled.reset();
         for provider in &snapshot.providers {
             let flag =
                 |gauge: &prometheus::IntGaugeVec, on: bool| gauge.with_label_values(&[&*provider.name]).set(on.into());

@@ -223,3 +223,16 @@ fn after_a_throttled_answer_nobody_in_the_queue_asks_again() {
     }
     assert_eq!(sim.calls(), 1);
 }
+
+#[test]
+fn a_provider_that_really_throttles_is_left_in_peace() {
+    let sim = Sim::with(&["--throttle", "3"]);
+    let weir = Config::shipped().start(&sim);
+    // A new minute may begin meanwhile: twice the quota and one more is over it in any case.
+    let codes: Vec<u16> = (1..8).map(|n| weir.get(&format!("/v1/sessions/sess_SIM{n:08X}")).status).collect();
+    assert!(codes.contains(&503), "{codes:?}");
+    let asked = sim.calls();
+    assert!((4..=7).contains(&asked), "{asked}");
+    assert_eq!(weir.get("/v1/sessions/sess_SIM00000009").code(), (503, "provider_rate_limited".into()));
+    assert_eq!(sim.calls(), asked);
+}

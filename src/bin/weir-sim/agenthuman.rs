@@ -15,7 +15,7 @@ pub(crate) fn answer(sim: &Sim, rest: &[&str], header: &dyn Fn(&str) -> Option<S
         }
         Some(_) => {}
     }
-    let mut reply = match rest {
+    match rest {
         [] => {
             let sessions: Vec<Value> = (0..sim.world.sessions).map(|n| session(sim, n)).collect();
             Reply::json(200, &json!({ "success": true, "sessions": sessions }))
@@ -25,9 +25,7 @@ pub(crate) fn answer(sim: &Sim, rest: &[&str], header: &dyn Fn(&str) -> Option<S
             None => Reply::json(404, &json!({ "success": false, "error": { "message": "Session not found" } })),
         },
         _ => Reply::new(404, String::new()),
-    };
-    reply.headers.extend([("x-ratelimit-limit".into(), "60".into()), ("x-ratelimit-remaining".into(), "59".into())]);
-    reply
+    }
 }
 
 fn find(sim: &Sim, id: &str) -> Option<Value> {

@@ -93,6 +93,15 @@ pub(crate) struct Control {
     calls: Mutex<BTreeMap<String, u64>>,
     versions: Mutex<BTreeMap<String, u64>>,
     refuse_tls: std::sync::atomic::AtomicBool,
+    /// Minute and calls in it, by the first part of the path: that tells the provider.
+    windows: Mutex<BTreeMap<String, (u64, u64)>>,
+}
+
+/// Where a call stands in its provider's minute.
+pub(crate) enum Window {
+    Unlimited,
+    Within { left: u64, resets: u64 },
+    Over { resets: u64 },
 }
 
 impl Control {
@@ -135,6 +144,24 @@ impl Control {
     pub(crate) fn count(&self, method: &Method, target: &str, version: Version) {
         *lock(&self.calls).entry(format!("{method} {target}")).or_default() += 1;
         *lock(&self.versions).entry(format!("{version:?}")).or_default() += 1;
+    }
+
+    /// Counts a call in its provider's minute.
+    pub(crate) fn window(&self, path: &str, limit: u64) -> Window {
+        if limit == 0 {
+            return Window::Unlimited;
+        }
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let minute = now.as_secs() / 60;
+        let provider = path.split('/').nth(1).unwrap_or_default().to_owned();
+        let mut windows = lock(&self.windows);
+        let window = windows.entry(provider).or_default();
+        *window = if window.0 == minute { (minute, window.1 + 1) } else { (minute, 1) };
+        let resets = (minute + 1) * 60;
+        match limit.checked_sub(window.1) {
+            Some(left) => Window::Within { left, resets },
+            None => Window::Over { resets },
+        }
     }
 
     pub(crate) fn refuses_tls(&self) -> bool {

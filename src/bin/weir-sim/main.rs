@@ -53,6 +53,9 @@ pub(crate) struct Options {
     /// Sessions generated for each agent, and in all where there are no agents
     #[arg(long, default_value_t = 1000)]
     sessions: usize,
+    /// Requests a minute that each provider admits before it throttles; 0: any number
+    #[arg(long, default_value_t = 0)]
+    throttle: u64,
     /// Vectara's x-api-key
     #[arg(long, default_value = "zut_sim")]
     vectara_key: String,
@@ -159,8 +162,14 @@ async fn answer(sim: Arc<Sim>, request: Request<Incoming>) -> Result<Response<fa
     let header = |name: &str| parts.headers.get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
     let told = header("x-sim-fault").and_then(|text| serde_json::from_str(&text).ok());
     let planned = told.or_else(|| sim.control.planned(&path));
+    let window = sim.control.window(&path, sim.options.throttle);
     let reply =
         if parts.method == Method::GET { route(&sim, &path, &query, &header) } else { Reply::new(405, "{}".into()) };
+    let reply = match window {
+        faults::Window::Over { resets } => throttled(&path, sim.options.throttle, resets),
+        faults::Window::Within { left, resets } => reply.limited(&path, sim.options.throttle, left, resets),
+        faults::Window::Unlimited => reply,
+    };
     match planned {
         None => Ok(reply.whole()),
         Some(Planned { latency_ms, fault, .. }) => {
@@ -178,6 +187,23 @@ fn route(sim: &Sim, path: &str, query: &Query, header: &dyn Fn(&str) -> Option<S
         ["api", "v2", "aipAgents", "agents", rest @ ..] => palantir::answer(sim, rest, query, header),
         ["v1", "sessions", rest @ ..] => agenthuman::answer(sim, rest, header),
         _ => Reply::new(404, String::new()),
+    }
+}
+
+/// Each provider's way to say that it is too much.
+fn throttled(path: &str, limit: u64, resets: u64) -> Reply {
+    use serde_json::json;
+    match path.split('/').nth(1) {
+        Some("v2") => {
+            let mut reply = Reply::json(429, &json!({ "messages": ["rate_limit_exceeded"], "request_id": "r" }));
+            reply.headers.push(("retry-after".into(), "1".into()));
+            reply
+        }
+        Some("api") => Reply::new(429, String::new()),
+        _ => {
+            let error = "Too many requests. Please retry after 1 minute.";
+            Reply::json(429, &json!({ "success": false, "error": error })).limited(path, limit, 0, resets)
+        }
     }
 }
 
@@ -210,6 +236,16 @@ impl Reply {
     pub(crate) fn new(status: u16, body: String) -> Self {
         let json = ("content-type".to_owned(), "application/json".to_owned());
         Self { status, headers: vec![json], body: body.into() }
+    }
+
+    /// With the headers in which one provider tells what is left.
+    fn limited(mut self, path: &str, limit: u64, left: u64, resets: u64) -> Self {
+        if path.starts_with("/v1/") {
+            for (name, value) in [("limit", limit), ("remaining", left), ("reset", resets)] {
+                self.headers.push((format!("x-ratelimit-{name}"), value.to_string()));
+            }
+        }
+        self
     }
 
     pub(crate) fn json(status: u16, body: &serde_json::Value) -> Self {
