@@ -13,6 +13,7 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 use moka::notification::RemovalCause;
 use moka::ops::compute::Op;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -146,6 +147,15 @@ impl Entry {
 struct Kept {
     entry: Arc<Entry>,
     keep: Duration,
+    /// The number of its call: an answer asked for earlier does not take its place.
+    asked: u64,
+}
+
+/// Taken before a provider is asked: what was purged, and what was asked for, since.
+#[derive(Debug, Clone, Copy)]
+pub struct Ticket {
+    epoch: Epoch,
+    number: u64,
 }
 
 struct Housekeeping;
@@ -165,6 +175,7 @@ pub struct Cache {
     moka: moka::sync::Cache<Key, Kept>,
     /// Read while storing, written when a purge begins: what is stored was not purged meanwhile.
     purges: RwLock<Log>,
+    tickets: AtomicU64,
     metrics: CacheMetrics,
 }
 
@@ -181,7 +192,7 @@ impl Cache {
                 on_removal.removed(&kept.entry.subject.provider, cause_label(cause));
             })
             .build();
-        Self { moka, purges: RwLock::default(), metrics }
+        Self { moka, purges: RwLock::default(), tickets: AtomicU64::new(1), metrics }
     }
 
     /// The entry under a key, fresh or not.
@@ -190,26 +201,38 @@ impl Cache {
         self.moka.get(key).map(|kept| kept.entry)
     }
 
-    /// The epoch to note before a provider is asked.
+    /// The ticket to take before a provider is asked.
     #[must_use]
-    pub fn epoch(&self) -> Epoch {
-        self.purges.read().unwrap_or_else(PoisonError::into_inner).epoch()
+    pub fn ticket(&self) -> Ticket {
+        let epoch = self.purges.read().unwrap_or_else(PoisonError::into_inner).epoch();
+        Ticket { epoch, number: self.tickets.fetch_add(1, Ordering::AcqRel) }
     }
 
-    /// Keeps an entry until its last moment. One that has none left, or that was purged since it was
-    /// `asked` for, is not kept.
-    pub fn store(&self, key: Key, entry: Arc<Entry>, asked: Epoch, now: Time) {
+    /// Drops what a later answer, that itself may not be kept, has made untrue.
+    pub fn supersede(&self, key: Key, ticket: Ticket) {
+        self.moka.entry(key).and_compute_with(|current| match current {
+            Some(current) if current.value().asked < ticket.number => Op::Remove,
+            _ => Op::Nop,
+        });
+    }
+
+    /// Keeps an entry until its last moment. One that has none left, that was purged since its ticket was
+    /// taken, or that was asked for before the one that is there, is not kept.
+    pub fn store(&self, key: Key, entry: Arc<Entry>, ticket: Ticket, now: Time) {
         let keep = entry.keep(now);
         let purges = self.purges.read().unwrap_or_else(PoisonError::into_inner);
-        if !keep.is_zero() && !purges.purged_since(asked, &entry.subject) {
+        if !keep.is_zero() && !purges.purged_since(ticket.epoch, &entry.subject) {
             // All that changes an entry goes through `compute`: moka does one at a time for a key.
-            self.moka.entry(key).and_compute_with(|_| self.put(entry, keep));
+            self.moka.entry(key).and_compute_with(|current| match current {
+                Some(current) if current.value().asked > ticket.number => Op::Nop,
+                _ => self.put(entry, keep, ticket.number),
+            });
         }
     }
 
-    fn put(&self, entry: Arc<Entry>, keep: Duration) -> Op<Kept> {
+    fn put(&self, entry: Arc<Entry>, keep: Duration, asked: u64) -> Op<Kept> {
         self.metrics.added(&entry.subject.provider);
-        Op::Put(Kept { entry, keep })
+        Op::Put(Kept { entry, keep, asked })
     }
 
     /// Purges what the scope touches; how many entries that were.
@@ -220,15 +243,18 @@ impl Cache {
             if !scope.touches(&kept.entry.subject) || kept.entry.keep(now).is_zero() {
                 continue;
             }
-            touched += 1;
             self.moka.entry((*key).clone()).and_compute_with(|current| match (mode, current) {
                 (_, None) => Op::Nop,
-                (Mode::Hard, Some(_)) => Op::Remove,
+                (Mode::Hard, Some(_)) => {
+                    touched += 1;
+                    Op::Remove
+                }
                 (Mode::Soft, Some(current)) => {
+                    touched += 1;
                     let stale = current.value().entry.stale_since(now);
                     let keep = stale.keep(now);
                     // Without a window to be served in, stale is gone.
-                    if keep.is_zero() { Op::Remove } else { self.put(Arc::new(stale), keep) }
+                    if keep.is_zero() { Op::Remove } else { self.put(Arc::new(stale), keep, current.value().asked) }
                 }
             });
         }
@@ -239,7 +265,9 @@ impl Cache {
     pub fn replace(&self, key: Key, old: &Arc<Entry>, new: Arc<Entry>, now: Time) {
         let keep = new.keep(now);
         self.moka.entry(key).and_compute_with(|current| match current {
-            Some(current) if Arc::ptr_eq(&current.value().entry, old) && !keep.is_zero() => self.put(new, keep),
+            Some(current) if Arc::ptr_eq(&current.value().entry, old) && !keep.is_zero() => {
+                self.put(new, keep, current.value().asked)
+            }
             _ => Op::Nop,
         });
     }
@@ -328,7 +356,7 @@ mod tests {
         let cache = Cache::new(100_000, metrics.cache.clone());
         for n in 0..1000 {
             let path = n.to_string();
-            cache.store(Key::of(KeyParts { path_and_query: &path, ..PARTS }), entry(1000, 60), cache.epoch(), Time(0));
+            cache.store(Key::of(KeyParts { path_and_query: &path, ..PARTS }), entry(1000, 60), cache.ticket(), Time(0));
         }
         cache.settle();
         assert!(cache.bytes() <= 100_000 && cache.bytes() > 50_000, "{}", cache.bytes());
@@ -341,11 +369,11 @@ mod tests {
         let metrics = Metrics::new().unwrap();
         let cache = Cache::new(100_000, metrics.cache.clone());
         let key = Key::of(PARTS);
-        cache.store(key.clone(), entry(10, 1), cache.epoch(), Time(1000));
+        cache.store(key.clone(), entry(10, 1), cache.ticket(), Time(1000));
         assert!(cache.look(&key).is_none());
         let (first, second, third) = (entry(10, 60), entry(20, 60), entry(30, 60));
-        cache.store(key.clone(), first.clone(), cache.epoch(), Time(0));
-        cache.store(key.clone(), second.clone(), cache.epoch(), Time(0));
+        cache.store(key.clone(), first.clone(), cache.ticket(), Time(0));
+        cache.store(key.clone(), second.clone(), cache.ticket(), Time(0));
         cache.replace(key.clone(), &first, third.clone(), Time(0));
         assert!(Arc::ptr_eq(&cache.look(&key).unwrap(), &second));
         cache.replace(key.clone(), &second, third.clone(), Time(0));
@@ -358,15 +386,29 @@ mod tests {
     fn what_was_asked_for_before_a_purge_does_not_come_back() {
         let cache = Cache::new(100_000, Metrics::new().unwrap().cache);
         let (key, scope) = (Key::of(PARTS), Scope::Provider("p".into()));
-        let asked = cache.epoch();
+        let asked = cache.ticket();
         cache.store(key.clone(), entry(10, 60), asked, Time(0));
         assert_eq!(cache.purge(&scope, Mode::Hard, Time(0)), 1);
         assert!(cache.look(&key).is_none());
         cache.store(key.clone(), entry(10, 60), asked, Time(0));
         assert!(cache.look(&key).is_none());
-        cache.store(key.clone(), entry(10, 60), cache.epoch(), Time(0));
+        cache.store(key.clone(), entry(10, 60), cache.ticket(), Time(0));
         assert_eq!(cache.purge(&Scope::Provider("q".into()), Mode::Hard, Time(0)), 0);
         assert!(cache.look(&key).is_some());
+    }
+
+    #[test]
+    fn an_answer_asked_for_earlier_does_not_replace_a_later_one() {
+        let cache = Cache::new(100_000, Metrics::new().unwrap().cache);
+        let (key, early, late) = (Key::of(PARTS), cache.ticket(), cache.ticket());
+        let (old, new) = (entry(10, 60), entry(20, 60));
+        cache.store(key.clone(), new.clone(), late, Time(0));
+        cache.store(key.clone(), old, early, Time(0));
+        assert!(Arc::ptr_eq(&cache.look(&key).unwrap(), &new));
+        cache.supersede(key.clone(), early);
+        assert!(cache.look(&key).is_some());
+        cache.supersede(key.clone(), cache.ticket());
+        assert!(cache.look(&key).is_none());
     }
 
     #[test]
@@ -375,11 +417,11 @@ mod tests {
         let key = Key::of(PARTS);
         let mut fresh = Arc::into_inner(entry(10, 60)).unwrap();
         fresh.life.error_until = Time(660_000);
-        cache.store(key.clone(), Arc::new(fresh), cache.epoch(), Time(0));
+        cache.store(key.clone(), Arc::new(fresh), cache.ticket(), Time(0));
         assert_eq!(cache.purge(&Scope::All, Mode::Soft, Time(10_000)), 1);
         let life = cache.look(&key).unwrap().life;
         assert_eq!((life.fresh_until, life.error_until), (Time(10_000), Time(610_000)));
-        cache.store(key.clone(), entry(10, 60), cache.epoch(), Time(0));
+        cache.store(key.clone(), entry(10, 60), cache.ticket(), Time(0));
         assert_eq!(cache.purge(&Scope::All, Mode::Soft, Time(10_000)), 1);
         assert!(cache.look(&key).is_none(), "it had no window");
     }

@@ -27,7 +27,7 @@ const NO_STORE: &str = "upstream-no-store";
 /// # Errors
 /// The provider's failure, or why it was not asked.
 pub async fn call(shared: &Shared, question: &Question, store: bool) -> Landed {
-    let (provider, access, epoch) = (question.provider(), question.access()?, shared.cache.epoch());
+    let (provider, access, ticket) = (question.provider(), question.access()?, shared.cache.ticket());
     let known = shared.cache.look(&question.key).filter(|known| !known.conditions.is_empty());
     let reply = ask_provider(shared, question, access, known.as_deref()).await;
     let now = runtime::now();
@@ -37,11 +37,17 @@ pub async fn call(shared: &Shared, question: &Question, store: bool) -> Landed {
     let no_time = (entry.life.last() <= now && !entry.ask_always).then_some("no-lifetime");
     let not_wanted = (!store).then_some("request-no-store");
     let stored = match forbidden.or(not_wanted).or(no_time) {
-        Some(reason) => Stored::No(reason),
+        Some(reason) => {
+            // The client's wish concerns its own answer; what the provider says concerns what is stored.
+            if not_wanted.is_none() {
+                shared.cache.supersede(question.key.clone(), ticket);
+            }
+            Stored::No(reason)
+        }
         None => {
             let ttl = shared.metrics.cache.ttl.with_label_values(&[&*provider.name, entry.life.source.as_str()]);
             ttl.observe(entry.life.total().as_secs_f64());
-            shared.cache.store(question.key.clone(), entry.clone(), epoch, now);
+            shared.cache.store(question.key.clone(), entry.clone(), ticket, now);
             Stored::Yes
         }
     };

@@ -7,7 +7,7 @@ use crate::cache::{Entry, Key, Kind};
 use crate::call::{call, entry_of, parse};
 use crate::conditional::Directives;
 use crate::error::{Code, Outcome, Problem};
-use crate::flight::{Joined, Landing, landed};
+use crate::flight::{Joined, Landing, Terms, landed};
 use crate::model::{Show, Time, View};
 use crate::question::{Landed, Question, Shared};
 use crate::runtime;
@@ -180,17 +180,11 @@ async fn ask(shared: &Arc<Shared>, question: &Question, directives: &Directives)
         // What may not be stored may not be shared either.
         return (call(shared, question, false).await, false);
     }
-    let fresh = || {
-        let entry = shared.cache.look(&question.key)?;
-        let fresh =
-            entry.rules == question.provider().rules && servable(&entry, directives, runtime::now()) == Some(How::Hit);
-        fresh.then_some(Ok((entry, Stored::Yes)))
-    };
-    if directives.no_cache {
-        // What was asked for earlier does not confirm anything now.
-        shared.flights.detach_one(&question.key);
-    }
-    let (place, collapsed) = match shared.flights.join(&question.key, question.max_waiters(), fresh) {
+    let now = runtime::now();
+    let started_since = if directives.no_cache { now } else { Time(i64::MIN) };
+    let terms = Terms { most: question.max_waiters(), started_since, now };
+    let fresh = || fresh(shared, question, directives);
+    let (place, collapsed) = match shared.flights.join(&question.key, &terms, fresh) {
         Joined::Found(found) => return (found, true),
         Joined::Waiting(place) => (place, true),
         Joined::Full => {
@@ -206,15 +200,25 @@ async fn ask(shared: &Arc<Shared>, question: &Question, directives: &Directives)
     (landed(place).await.unwrap_or_else(lost), collapsed)
 }
 
+/// The answer that is fresh by now, if there is one.
+fn fresh(shared: &Shared, question: &Question, directives: &Directives) -> Option<Landed> {
+    let entry = shared.cache.look(&question.key)?;
+    let current = entry.rules == question.provider().rules;
+    let fresh = current && servable(&entry, directives, runtime::now()) == Some(How::Hit);
+    fresh.then_some(Ok((entry, Stored::Yes)))
+}
+
 /// Refreshes behind the answer, unless a call for this key is under way already.
 fn refresh(shared: &Arc<Shared>, question: &Question) {
-    if let Joined::Leading(landing, _) = shared.flights.join(&question.key, usize::MAX, || None) {
+    let terms = Terms { most: usize::MAX, started_since: Time(i64::MIN), now: runtime::now() };
+    // One that landed since this request looked has done it already.
+    let fresh = || fresh(shared, question, &Directives::default());
+    if let Joined::Leading(landing, _) = shared.flights.join(&question.key, &terms, fresh) {
         launch(shared, question, landing);
     }
 }
 
-/// Runs the call apart from every caller. It ends by its own deadline, and whoever waits for it is
-/// in flight itself, so nothing else needs to wait for this task.
+/// Runs the call apart from every caller; it ends by its own deadline, and nothing needs to wait for it.
 #[allow(clippy::disallowed_methods)]
 fn launch(shared: &Arc<Shared>, question: &Question, landing: Landing<Key, Landed>) {
     let (shared, question) = (shared.clone(), question.clone());
