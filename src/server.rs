@@ -6,6 +6,7 @@
 use crate::admin::{self, Admin};
 use crate::config::faults::Fault;
 use crate::config::load::Source;
+use crate::error::{Code, Problem};
 use crate::metrics::Metrics;
 use crate::observe::{self, AccessLogger};
 use crate::pipeline::Line;
@@ -21,11 +22,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::TaskTracker;
 
+/// How long a new connection may stay silent.
+const FIRST_BYTE: Duration = Duration::from_secs(60);
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 4096;
 /// How often idle rate-limit state is swept.
@@ -132,11 +136,12 @@ impl Server {
         let (connections, background) = (TaskTracker::new(), TaskTracker::new());
         for listener in self.listeners {
             let listener = listen(listener)?;
-            background.spawn(accept(listener, proxy.clone(), connections.clone(), stopping.clone()));
+            let slow = Some(self.runtime.clone());
+            background.spawn(accept(listener, proxy.clone(), slow, connections.clone(), stopping.clone()));
         }
         // Operators may look until the end: their connections are not waited for.
         let (never, running) = watch::channel(false);
-        background.spawn(accept(listen(self.admin)?, Arc::new(admin), TaskTracker::new(), running));
+        background.spawn(accept(listen(self.admin)?, Arc::new(admin), None, TaskTracker::new(), running));
         background.spawn(watch_files(self.runtime.clone(), self.shared.clone()));
         background.spawn(reload_on_hangup(self.runtime.clone(), self.shared.clone()));
         background.spawn(sweep(self.runtime.clone()));
@@ -180,9 +185,15 @@ fn listen(listener: std::net::TcpListener) -> std::io::Result<TcpListener> {
     TcpListener::from_std(listener)
 }
 
-/// Accepts connections and hands them to the app, each in a task that `connections` waits for.
-async fn accept<A>(listener: TcpListener, app: Arc<A>, connections: TaskTracker, mut stopping: watch::Receiver<bool>)
-where
+/// Accepts connections and hands them to the app, each in a task that `connections` waits for. With a
+/// runtime, its `header_timeout` holds for a connection's first header.
+async fn accept<A>(
+    listener: TcpListener,
+    app: Arc<A>,
+    runtime: Option<Arc<Runtime>>,
+    connections: TaskTracker,
+    mut stopping: watch::Receiver<bool>,
+) where
     A: ServerApp + Send + Sync + 'static,
 {
     loop {
@@ -196,11 +207,61 @@ where
             continue;
         };
         let _ = socket.set_nodelay(true);
-        let (app, stopping) = (app.clone(), stopping.clone());
+        let (app, mut stopping) = (app.clone(), stopping.clone());
+        let header_timeout = runtime.as_ref().map(|runtime| runtime.snapshot().weir.header_timeout);
         connections.spawn(async move {
+            if let Some(timeout) = header_timeout {
+                let in_time = tokio::select! {
+                    biased;
+                    in_time = header_in_time(&socket, timeout) => in_time,
+                    // Nothing of a request is here yet, or not all of its header: it is not in flight.
+                    _ = stopping.wait_for(|stop| *stop) => return,
+                };
+                if !in_time {
+                    return refuse_slow(socket).await;
+                }
+            }
             let stream: pingora::protocols::Stream = Box::new(Stream::from(socket));
             app.process_new(stream, &stopping).await;
         });
+    }
+}
+
+/// Waits for a connection's first byte (a minute at most), then for the end of its header. `false` where
+/// that took too long. Looks without taking: what came is the app's to read.
+async fn header_in_time(socket: &TcpStream, timeout: Duration) -> bool {
+    const LOOKED_AT: usize = 16 << 10;
+    const AGAIN: Duration = Duration::from_millis(10);
+    let mut bytes = vec![0; LOOKED_AT];
+    let first = tokio::time::timeout(FIRST_BYTE, socket.peek(&mut bytes)).await;
+    if !matches!(first, Ok(Ok(_))) {
+        return true;
+    }
+    let whole = async {
+        loop {
+            let length = socket.peek(&mut bytes).await.unwrap_or(0);
+            let head = bytes.get(..length).unwrap_or_default();
+            // A header longer than this, and a connection that ended, are the app's to judge.
+            if length == 0 || length == LOOKED_AT || head.windows(4).any(|end| end == b"\r\n\r\n") {
+                return;
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+    };
+    tokio::time::timeout(timeout, whole).await.is_ok()
+}
+
+async fn refuse_slow(mut socket: TcpStream) {
+    let problem = Problem::new(Code::RequestTimeout, "the request's header did not come within header_timeout");
+    let body = problem.to_value(None).to_string();
+    let head = format!(
+        "HTTP/1.1 408 Request Timeout\r\nContent-Type: application/problem+json\r\nContent-Length: {}\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n",
+        body.len()
+    );
+    // Who is too slow to send may be gone: then nobody misses the answer.
+    let written = socket.write_all((head + &body).as_bytes()).await;
+    if written.is_ok() {
+        let _ = socket.shutdown().await;
     }
 }
 

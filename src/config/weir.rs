@@ -24,6 +24,8 @@ pub struct Weir {
     pub access_log: AccessLog,
     /// The cache's weighed size in bytes.
     pub max_bytes: u64,
+    /// From a connection's first byte to the end of its first header.
+    pub header_timeout: Duration,
     /// When to refuse work at once.
     pub overload: Overload,
     /// Signs page tokens; random at start where it is empty.
@@ -114,6 +116,7 @@ pub fn decode(root: &Node, cx: &mut Cx<'_>) -> Option<Weir> {
         fields.end(cx);
         size
     });
+    let header_timeout = fields.optional("header_timeout", cx, decode::positive_duration);
     let overload = fields.optional("overload", cx, overload);
     let page_token_key = fields.optional("page_tokens", cx, |node, cx| {
         let mut fields = Fields::of(node, "page_tokens", cx)?;
@@ -133,6 +136,7 @@ pub fn decode(root: &Node, cx: &mut Cx<'_>) -> Option<Weir> {
         grace: grace.unwrap_or(Duration::from_secs(10)),
         access_log: access_log.unwrap_or(AccessLog::On),
         max_bytes: max_bytes.unwrap_or(256 << 20),
+        header_timeout: header_timeout.unwrap_or(Duration::from_secs(10)),
         overload: overload.unwrap_or_default(),
         page_token_key: page_token_key.unwrap_or(Secret(String::new())),
         policies: policies.unwrap_or_default(),

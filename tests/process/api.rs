@@ -178,3 +178,26 @@ fn providers_tells_what_is_configured_and_how_it_is() {
     assert_eq!(weir.metric("weir_upstream_breaker_open{provider=\"agenthuman\"}"), 1.0);
     assert_eq!(state("palantir"), ("ok".into(), false, both));
 }
+
+#[test]
+fn a_header_that_does_not_come_is_408() {
+    use std::io::{Read, Write};
+    let sim = Sim::start();
+    let weir = Config::shipped().edit("weir.yaml", "header_timeout: 10s", "header_timeout: 1s").start(&sim);
+    let mut slow = std::net::TcpStream::connect(weir.http).unwrap();
+    slow.set_read_timeout(Some(PATIENCE)).unwrap();
+    slow.write_all(b"GET /v1/providers HTTP/1.1\r\nHost: t\r\nX-API").unwrap();
+    let mut answer = String::new();
+    slow.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 408 ") && answer.contains("\"code\":\"request_timeout\""), "{answer}");
+    // In pieces, but in time.
+    let mut pieces = std::net::TcpStream::connect(weir.http).unwrap();
+    pieces.set_read_timeout(Some(PATIENCE)).unwrap();
+    for piece in ["GET /v1/providers HT", "TP/1.1\r\nHost: t\r\nConnection: close\r\nX-API-Key: op", "en\r\n\r\n"] {
+        pieces.write_all(piece.as_bytes()).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    let mut answer = String::new();
+    pieces.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+}
