@@ -68,6 +68,7 @@ pub enum Kind {
 }
 
 /// A provider's answer, with what was made of it. Never changed: a new view makes a new entry.
+#[derive(Clone)]
 pub struct Entry {
     /// What it is about.
     pub subject: Subject,
@@ -107,18 +108,7 @@ impl Entry {
         life.fresh_until = life.fresh_until.min(now);
         life.revalidate_until = sooner(life.revalidate_until);
         life.error_until = sooner(life.error_until);
-        Self {
-            subject: self.subject.clone(),
-            kind: self.kind.clone(),
-            body: self.body.clone(),
-            rules: self.rules,
-            life,
-            stale_from: Some(now),
-            upstream: self.upstream,
-            conditions: self.conditions.clone(),
-            ask_always: self.ask_always,
-            views: self.views.clone(),
-        }
+        Self { life, stale_from: Some(now), ..self.clone() }
     }
 
     /// Marks it as one of which the provider wants to be asked each time: never fresh, never stale.

@@ -246,18 +246,7 @@ pub fn view(shared: &Shared, question: &Question, entry: &Arc<Entry>, show: Show
     }
     let mut views = entry.views.clone();
     views.push((show, view.clone()));
-    let more = Entry {
-        subject: entry.subject.clone(),
-        stale_from: entry.stale_from,
-        kind: entry.kind.clone(),
-        body: entry.body.clone(),
-        rules: entry.rules,
-        life: entry.life,
-        upstream: entry.upstream,
-        conditions: entry.conditions.clone(),
-        ask_always: entry.ask_always,
-        views,
-    };
+    let more = Entry { views, ..Entry::clone(entry) };
     shared.cache.replace(question.key.clone(), entry, Arc::new(more), now);
     Ok(view)
 }

@@ -364,6 +364,14 @@ impl Weir {
         line.map_or(0.0, |value| value.parse().unwrap())
     }
 
+    /// Makes all that is stored stale; how many entries that were.
+    pub fn make_stale(&self) -> u64 {
+        let body = "{\"all\": true, \"mode\": \"soft\"}";
+        let mut bytes = request("POST", "/cache/purge", &[("Content-Length", &body.len().to_string())]);
+        bytes.extend_from_slice(body.as_bytes());
+        raw(self.admin, &bytes).json()["purged"].as_u64().unwrap()
+    }
+
     /// Reloads by the admin listener; status and body.
     pub fn reload(&self) -> (u16, Value) {
         let answer = self.admin("POST", "/reload");
