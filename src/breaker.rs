@@ -112,10 +112,6 @@ pub struct Tap {
     closed_until: AtomicI64,
 }
 
-/// Why a request may not go out now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Wait(pub Duration);
-
 impl Tap {
     /// A tap with this capacity, all of it free.
     #[must_use]
@@ -147,22 +143,29 @@ impl Tap {
         (until > now).then_some(until)
     }
 
-    /// Waits for a turn, round-robin among clients, at most until `latest`.
+    /// Waits for a turn, round-robin among clients, at most until `latest`. `open` is asked when the turn
+    /// has come, before any of the rate is spent.
     ///
     /// # Errors
-    /// How long it would have had to wait.
-    pub async fn turn(&self, client: &Arc<str>, latest: Instant) -> Result<SemaphorePermit<'_>, Wait> {
-        let busy = Wait(Duration::from_secs(1));
+    /// `open`'s, or `busy`'s, which is told how long it would have had to wait.
+    pub async fn turn<E>(
+        &self,
+        client: &Arc<str>,
+        latest: Instant,
+        open: impl Fn() -> Result<(), E>,
+        busy: impl Fn(Duration) -> E,
+    ) -> Result<SemaphorePermit<'_>, E> {
+        let late = || busy(Duration::from_secs(1));
         // Held until rate and concurrency are had: so both go round.
-        let _turn = timeout_at(latest, self.turns.next(client)).await.map_err(|_| busy)?;
-        let permit = timeout_at(latest, self.concurrent.acquire()).await.map_err(|_| busy)?.map_err(|_| busy)?;
-        let Some(rate) = &self.rate else { return Ok(permit) };
+        let _turn = timeout_at(latest, self.turns.next(client)).await.map_err(|_| late())?;
+        let permit = timeout_at(latest, self.concurrent.acquire()).await.map_err(|_| late())?.map_err(|_| late())?;
         loop {
-            let Err(refused) = rate.check() else { return Ok(permit) };
+            open()?;
+            let Some(Err(refused)) = self.rate.as_ref().map(RateLimiter::check) else { return Ok(permit) };
             let wait = refused.wait_time_from(DefaultClock::default().now());
             let ready = Instant::now() + wait;
             if ready > latest {
-                return Err(Wait(wait));
+                return Err(busy(wait));
             }
             tokio::time::sleep_until(ready).await;
         }
@@ -214,13 +217,32 @@ mod tests {
             concurrent: 1,
         };
         let tap = Tap::new(Some(capacity));
-        let soon = || Instant::now() + Duration::from_millis(10);
-        let permit = tap.turn(&"client".into(), soon()).await;
+        let client = "client".into();
+        let turn = || tap.turn(&client, Instant::now() + Duration::from_millis(10), || Ok(()), |wait| wait);
+        let permit = turn().await;
         assert!(permit.is_ok());
-        assert_eq!(tap.turn(&"client".into(), soon()).await.unwrap_err(), Wait(Duration::from_secs(1)), "concurrency");
+        assert_eq!(turn().await.unwrap_err(), Duration::from_secs(1), "concurrency");
         drop(permit);
-        let Err(Wait(wait)) = tap.turn(&"client".into(), soon()).await else { panic!("over the rate") };
+        let Err(wait) = turn().await else { panic!("over the rate") };
         assert!(wait <= Duration::from_secs(1) && wait > Duration::from_millis(500), "{wait:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_refused_when_the_turn_comes_spends_nothing() {
+        let capacity = Capacity {
+            requests: 1.try_into().unwrap(),
+            per: Duration::from_secs(3600),
+            burst: 2.try_into().unwrap(),
+            concurrent: 9,
+        };
+        let (tap, client) = (Tap::new(Some(capacity)), "client".into());
+        let soon = || Instant::now() + Duration::from_millis(10);
+        for _ in 0..9 {
+            assert_eq!(tap.turn(&client, soon(), || Err("paused"), |_| "busy").await.unwrap_err(), "paused");
+        }
+        for expected in [true, true, false] {
+            assert_eq!(tap.turn(&client, soon(), || Ok(()), |_| "busy").await.is_ok(), expected);
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 use moka::notification::RemovalCause;
 use moka::ops::compute::Op;
+use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -43,11 +44,18 @@ pub struct KeyParts<'k> {
 pub struct Key(Box<str>);
 
 impl Key {
-    /// The key of these parts. None of them can hold the separator: names, hex digits and
-    /// percent-encoded paths have no line breaks.
+    /// The key of these parts. Each is preceded by its length, so that no two sets of parts, whatever is in
+    /// them, make the same key.
     #[must_use]
     pub fn of(parts: KeyParts<'_>) -> Self {
-        Self([parts.provider, parts.place, parts.credential, parts.operation, parts.path_and_query].join("\n").into())
+        let KeyParts { provider, place, credential, operation, path_and_query } = parts;
+        let parts = [provider, place, credential, operation, path_and_query];
+        let mut key = String::with_capacity(parts.iter().map(|part| part.len() + 5).sum());
+        for part in parts {
+            // Writing to a String cannot fail.
+            let _ = write!(key, "{}:{part}", part.len());
+        }
+        Self(key.into())
     }
 }
 
@@ -321,6 +329,7 @@ mod tests {
         let until = Time(0).plus(Duration::from_secs(seconds));
         let life = Lifetime {
             stored_at: Time(0),
+            age: Duration::ZERO,
             fresh_until: until,
             revalidate_until: until,
             error_until: until,

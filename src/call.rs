@@ -27,6 +27,7 @@ const NO_STORE: &str = "upstream-no-store";
 /// # Errors
 /// The provider's failure, or why it was not asked.
 pub async fn call(shared: &Shared, question: &Question, store: bool) -> Landed {
+    let _under_way = under_way(shared, question)?;
     let (provider, access, ticket) = (question.provider(), question.access()?, shared.cache.ticket());
     let known = shared.cache.look(&question.key).filter(|known| !known.conditions.is_empty());
     let reply = ask_provider(shared, question, access, known.as_deref()).await;
@@ -52,6 +53,29 @@ pub async fn call(shared: &Shared, question: &Question, store: bool) -> Landed {
         }
     };
     Ok((entry, stored))
+}
+
+/// A call under way, counted until dropped.
+struct UnderWay<'s>(&'s Shared);
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.metrics.upstream.calls.dec();
+    }
+}
+
+/// Counts a call in, if there is room. Requests in flight are bounded already; this bounds the calls that
+/// nobody waits for any more: refreshes behind an answer, and those whose callers hung up.
+fn under_way<'s>(shared: &'s Shared, question: &Question) -> Outcome<UnderWay<'s>> {
+    let calls = &shared.metrics.upstream.calls;
+    calls.inc();
+    let counted = UnderWay(shared);
+    let most = question.max_calls();
+    if calls.get() <= most {
+        return Ok(counted);
+    }
+    let detail = format!("{most} calls to providers are under way; more are not begun");
+    Err(Box::new(Problem::new(Code::Overloaded, detail).retry_after_ms(1000)))
 }
 
 /// Breaker → tap → upstream.
@@ -81,16 +105,19 @@ async fn ask_provider(
         refuse("breaker", Code::ProviderUnavailable, detail, until.since(now))
     };
     // Judged before the wait, so that nobody waits in vain, and after it, for what happened meanwhile.
-    let now = runtime::now();
-    paused(now)?;
-    provider.breaker.open_until(now).map_or(Ok(()), |until| Err(broken(until, now)))?;
+    let open = || {
+        let now = runtime::now();
+        paused(now)?;
+        provider.breaker.open_until(now).map_or(Ok(()), |until| Err(broken(until, now)))
+    };
+    open()?;
     // Half of the deadline for the turn leaves half for the answer.
     let latest = deadline - provider.target.timeout / 2;
-    let _turn = access.tap.turn(question.client_id(), latest).await.map_err(|wait| {
-        refuse("capacity", Code::ProviderRateLimited, format!("Weir's capacity for {name} is used up"), wait.0)
-    })?;
+    let busy = |wait: Duration| {
+        refuse("capacity", Code::ProviderRateLimited, format!("Weir's capacity for {name} is used up"), wait)
+    };
+    let _turn = access.tap.turn(question.client_id(), latest, open, busy).await?;
     let now = runtime::now();
-    paused(now)?;
     provider.breaker.admit(now).map_err(|until| broken(until, now))?;
     let request = ProviderRequest {
         path_and_query: question.path_and_query.clone(),
@@ -174,20 +201,25 @@ fn judge(
         };
         return Ok((entry, said.no_store.then_some(NO_STORE)));
     }
+    let age = conditional::said_age(&reply.headers);
     // What a 304 does not say anew still holds (RFC 9111, section 4.3.4).
     let unsaid = confirmed.filter(|_| !reply.headers.contains_key(http::header::CACHE_CONTROL));
     let upstream = unsaid.map_or_else(
         || UpstreamLimit {
             max_age: said.max_age.map(|max_age| max_age.saturating_sub(conditional::age(&reply.headers, now))),
             must_revalidate: said.must_revalidate,
+            age,
         },
-        |known| known.upstream,
+        |known| UpstreamLimit { age, ..known.upstream },
     );
-    let body = confirmed.map_or(reply.body, |known| known.body.clone());
     let unusable = |mut problem: Box<Problem>| {
         problem.provider_status = Some(reply.status);
         problem
     };
+    if confirmed.is_none() {
+        plain(provider, &reply.headers).map_err(unusable)?;
+    }
+    let body = confirmed.map_or(reply.body, |known| known.body.clone());
     let count = |field: &str, reason: &str| {
         shared.metrics.upstream.mapping_failures.with_label_values(&[&*provider.name, field, reason]).inc();
     };
@@ -210,6 +242,15 @@ fn judge(
         entry.always_ask();
     }
     Ok((entry, said.no_store.then_some(NO_STORE).or(forbidden)))
+}
+
+/// Refuses a body in an encoding: none was asked for, and unpacking one is how a small answer becomes large.
+fn plain(provider: &Provider, headers: &http::HeaderMap) -> Outcome<()> {
+    let encoding =
+        headers.get(http::header::CONTENT_ENCODING).filter(|e| !e.as_bytes().eq_ignore_ascii_case(b"identity"));
+    let Some(encoding) = encoding else { return Ok(()) };
+    let detail = format!("{}: its body is encoded as {encoding:?}, which was not asked for", provider.name);
+    Err(Box::new(Problem::new(Code::ProviderInvalidResponse, detail).of(&provider.name)))
 }
 
 /// Fields that could not be taken: name and reason.

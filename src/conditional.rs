@@ -66,13 +66,22 @@ pub fn conditions(headers: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
     tag.or_else(|| by(header::LAST_MODIFIED, header::IF_MODIFIED_SINCE)).unwrap_or_default()
 }
 
-/// How old an answer was when it came: what `Age` says, or what its `Date` tells if that is more
-/// (RFC 9111, section 4.2.3).
+fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+    headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim)
+}
+
+/// How old an answer was when it came, by its `Age`: one is only there if a cache stands between.
+#[must_use]
+pub fn said_age(headers: &HeaderMap) -> Duration {
+    text(headers, header::AGE).map_or(Duration::ZERO, |age| Duration::from_secs(delta_seconds(age)))
+}
+
+/// How much of its `max-age` an answer had used up when it came: what `Age` says, or what its `Date` tells
+/// if that is more (RFC 9111, section 4.2.3). A clock of the provider's that is behind only shortens.
 #[must_use]
 pub fn age(headers: &HeaderMap, now: Time) -> Duration {
-    let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
-    let said = text(header::AGE).and_then(|age| age.trim().parse().ok()).map_or(Duration::ZERO, Duration::from_secs);
-    let date = text(header::DATE).and_then(|date| httpdate::parse_http_date(date).ok());
+    let said = said_age(headers);
+    let date = text(headers, header::DATE).and_then(|date| httpdate::parse_http_date(date).ok());
     let date = date.and_then(|date| date.duration_since(std::time::UNIX_EPOCH).ok());
     let apparent = date.and_then(|date| i64::try_from(date.as_millis()).ok()).map(|date| now.since(Time(date)));
     // A date has whole seconds: less than one is no age.
@@ -129,6 +138,8 @@ mod tests {
         let now = Time(784_111_777_000);
         assert_eq!(age(&headers(&header::AGE, &["7"]), now), Duration::from_secs(7));
         assert_eq!(age(&headers(&header::AGE, &["x"]), now), Duration::ZERO);
+        assert_eq!(said_age(&headers(&header::AGE, &["99999999999999999999"])), Duration::from_secs(1 << 31));
+        assert_eq!(said_age(&headers(&header::DATE, &["Sun, 06 Nov 1994 08:49:27 GMT"])), Duration::ZERO);
         assert_eq!(age(&headers(&header::DATE, &["Sun, 06 Nov 1994 08:49:27 GMT"]), now), Duration::from_secs(10));
         assert_eq!(age(&headers(&header::DATE, &["Sun, 06 Nov 1994 09:49:27 GMT"]), now), Duration::ZERO);
     }

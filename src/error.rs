@@ -113,7 +113,8 @@ impl Code {
     }
 
     /// Whether a stored answer may stand in for this failure (RFC 5861, section 4): the provider
-    /// failed, throttled or answered something unusable. Not when it answered the question.
+    /// failed, throttled or answered something unusable, or Weir has no room to ask it. Not when it
+    /// answered the question.
     #[must_use]
     pub fn allows_stale(self) -> bool {
         matches!(
@@ -123,6 +124,7 @@ impl Code {
                 | Code::ProviderRateLimited
                 | Code::ProviderUnavailable
                 | Code::ProviderTimeout
+                | Code::Overloaded
                 | Code::InternalError
         )
     }
@@ -188,6 +190,14 @@ impl Problem {
     #[must_use]
     pub fn invalid(detail: impl Into<String>) -> Self {
         Self::new(Code::InvalidRequest, detail)
+    }
+
+    /// Whether the provider was not asked at all: a pause, an open breaker, capacity used up, no room.
+    #[must_use]
+    pub fn asked_nobody(&self) -> bool {
+        let never = matches!(self.code, Code::ProviderUnavailable | Code::ProviderRateLimited);
+        let shed = self.code == Code::Overloaded && self.provider.is_none();
+        self.provider_status.is_none() && (never || shed)
     }
 
     /// Names the provider concerned.

@@ -98,7 +98,7 @@ pub enum FailureKind {
     TooLarge,
     /// Weir holds as many bytes of answers under way as it may.
     Overloaded,
-    /// The answer is not HTTP, or encoded in a way that was not asked for.
+    /// The answer is not HTTP.
     Malformed,
 }
 

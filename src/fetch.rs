@@ -11,7 +11,7 @@ use crate::flight::{Joined, Landing, Terms, landed};
 use crate::model::{Show, Time, View};
 use crate::question::{Landed, Question, Shared};
 use crate::runtime;
-use crate::trace::{CacheStatus, How, Stored, Times, Trace};
+use crate::trace::{CacheStatus, How, Stored, Trace};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -49,8 +49,7 @@ pub fn look(shared: &Shared, question: &Question, directives: Directives, now: T
 /// Whether an entry may be served as it is (RFC 9111, sections 4.2 and 5.2.1).
 fn servable(entry: &Entry, directives: &Directives, now: Time) -> Option<How> {
     let life = &entry.life;
-    let age = now.since(life.stored_at);
-    if directives.no_cache || directives.max_age.is_some_and(|max| age > max) {
+    if directives.no_cache || directives.max_age.is_some_and(|max| life.age(now) > max) {
         return None;
     }
     let left = life.fresh_until.since(now);
@@ -76,7 +75,7 @@ fn accepts_stale(directives: &Directives, entry: &Entry, now: Time) -> bool {
     match (directives.max_stale, directives.max_age) {
         _ if directives.no_cache => false,
         (Some(most), _) => most.is_none_or(|most| staleness <= most),
-        (None, Some(max_age)) => now.since(entry.life.stored_at) <= max_age,
+        (None, Some(max_age)) => entry.life.age(now) <= max_age,
         (None, None) => directives.min_fresh.is_none(),
     }
 }
@@ -140,15 +139,18 @@ pub async fn obtain(shared: &Arc<Shared>, question: &Question, looked: Looked, t
                 && now < stale.life.error_until
                 && accepts_stale(&looked.directives, &stale, now) =>
         {
-            let how = match (problem.code, problem.provider_status) {
-                (Code::ProviderUnavailable | Code::ProviderRateLimited, None) => How::Stale("stale-if-error"),
-                (_, status) => How::StaleOnError { status },
+            let how = match problem.asked_nobody() {
+                true => How::Stale("stale-if-error"),
+                false => How::StaleOnError { status: problem.provider_status },
             };
             Ok(served(shared, question, stale, how))
         }
         (Err(problem), _) => {
-            let failed = How::Miss(Stored::Failed(problem.provider_status));
-            trace.cache = Some(CacheStatus { how: failed, times: None });
+            let how = match problem.asked_nobody() {
+                true => How::Refused(problem.code.as_str()),
+                false => how(Stored::Failed(problem.provider_status)),
+            };
+            trace.cache = Some(CacheStatus { how, life: None });
             count(shared, &question.provider().name, trace.cache.as_ref());
             Err(problem)
         }
@@ -156,9 +158,7 @@ pub async fn obtain(shared: &Arc<Shared>, question: &Question, looked: Looked, t
 }
 
 fn served(shared: &Shared, question: &Question, entry: Arc<Entry>, how: How) -> Served {
-    let life = &entry.life;
-    let times = Times { stored_at: life.stored_at, fresh_until: life.fresh_until, source: life.source };
-    let status = CacheStatus { how, times: Some(times) };
+    let status = CacheStatus { how, life: Some(entry.life) };
     count(shared, &question.provider().name, Some(&status));
     Served { entry, status }
 }

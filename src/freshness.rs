@@ -39,8 +39,10 @@ impl TtlSource {
 /// When an answer stops being good, in steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lifetime {
-    /// Since when it is counted.
+    /// Since when it is counted: when the provider's answer came.
     pub stored_at: Time,
+    /// How old it was then, by the provider's own word.
+    pub age: Duration,
     /// Fresh before this.
     pub fresh_until: Time,
     /// May be served stale before this, while it is refreshed.
@@ -58,6 +60,18 @@ impl Lifetime {
         self.fresh_until.since(self.stored_at)
     }
 
+    /// How old it is (RFC 9111, section 4.2.3).
+    #[must_use]
+    pub fn age(&self, now: Time) -> Duration {
+        self.age.saturating_add(now.since(self.stored_at))
+    }
+
+    /// The age at which it stops being fresh: `max-age` as clients are told, who take `Age` from it.
+    #[must_use]
+    pub fn max_age(&self) -> Duration {
+        self.age.saturating_add(self.total())
+    }
+
     /// The last moment at which it may be served at all.
     #[must_use]
     pub fn last(&self) -> Time {
@@ -72,6 +86,8 @@ pub struct UpstreamLimit {
     pub max_age: Option<Duration>,
     /// It is not to be served stale (`must-revalidate`).
     pub must_revalidate: bool,
+    /// How old it was when it came.
+    pub age: Duration,
 }
 
 fn lifetime(
@@ -94,6 +110,7 @@ fn lifetime(
     let window = |length| if upstream.must_revalidate { fresh_until } else { cap(fresh_until.plus(length)) };
     Lifetime {
         stored_at: now,
+        age: upstream.age,
         fresh_until,
         revalidate_until: window(rules.stale_while_revalidate),
         error_until: window(rules.stale_if_error),
@@ -136,6 +153,7 @@ pub fn of_not_found(rules: &Freshness, now: Time) -> Lifetime {
     let fresh_until = now.plus(rules.not_found);
     Lifetime {
         stored_at: now,
+        age: Duration::ZERO,
         fresh_until,
         revalidate_until: fresh_until,
         error_until: fresh_until,
@@ -225,7 +243,11 @@ mod tests {
 
     #[test]
     fn the_providers_max_age_is_an_upper_bound() {
-        let limit = |seconds| UpstreamLimit { max_age: Some(Duration::from_secs(seconds)), must_revalidate: false };
+        let limit = |seconds| UpstreamLimit {
+            max_age: Some(Duration::from_secs(seconds)),
+            must_revalidate: false,
+            age: Duration::ZERO,
+        };
         let live = session(Status::Active, None, Some(1600));
         let life = of_session(&rules(), &live, Time(1000 * S), limit(20));
         assert_eq!((life.total().as_secs(), life.source), (20, TtlSource::Upstream));

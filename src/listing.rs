@@ -164,11 +164,7 @@ impl List<'_> {
         out.extend_from_slice(b",\"total_count\":");
         write_json(&mut out, &chosen.total);
         out.extend_from_slice(b",\"partial\":false,\"sources\":");
-        let age = chosen
-            .status
-            .as_ref()
-            .and_then(|s| s.times)
-            .map_or(0, |times| runtime::now().since(times.stored_at).as_secs());
+        let age = chosen.status.as_ref().and_then(|s| s.life).map_or(0, |life| life.age(runtime::now()).as_secs());
         let state = match chosen.status.as_ref().map(|s| s.how) {
             Some(How::Hit) => "cached",
             Some(How::Stale(_) | How::StaleOnError { .. }) => "stale",
@@ -210,11 +206,11 @@ fn worse(one: Option<CacheStatus>, other: CacheStatus) -> CacheStatus {
     let rank = |status: &CacheStatus| match status.how {
         How::Hit => 0,
         How::Collapsed(_) => 1,
-        How::Miss(_) | How::Requested(_) => 2,
+        How::Miss(_) | How::Requested(_) | How::Refused(_) => 2,
         How::Stale(_) | How::StaleOnError { .. } => 3,
     };
     let Some(one) = one else { return other };
     let how = if rank(&one) > rank(&other) { one.how } else { other.how };
-    let times = [one.times, other.times].into_iter().flatten().min_by_key(|times| times.fresh_until);
-    CacheStatus { how, times }
+    let life = [one.life, other.life].into_iter().flatten().min_by_key(|life| life.fresh_until);
+    CacheStatus { how, life }
 }

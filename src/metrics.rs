@@ -87,6 +87,8 @@ metrics! {
         duration: HistogramVec("weir_upstream_request_duration_seconds", ["provider", "operation"]; LATENCY),
         /// Calls that were not made, by what stood against them.
         refused: IntCounterVec("weir_upstream_refused_total", ["provider", "reason"]),
+        /// Calls to providers under way, those that nobody waits for included.
+        calls: IntGauge("weir_upstream_requests_in_flight"),
         /// Whether the provider's breaker is open.
         breaker_open: IntGaugeVec("weir_upstream_breaker_open", ["provider"]),
         /// Whether the provider asked for a pause that lasts, under any credential.

@@ -66,7 +66,7 @@ impl Question {
     /// The question that `values` make of an operation.
     ///
     /// # Errors
-    /// 403 where the client may not use the provider.
+    /// 403 where the client may not use the provider, 400 for an id that no path can hold.
     pub fn new(
         snapshot: &Arc<Snapshot>,
         client: usize,
@@ -77,7 +77,7 @@ impl Question {
         let asked = &snapshot.providers[provider];
         let access = permitted(snapshot, client, provider)?;
         let operation = operation(asked, list)?;
-        let path_and_query = operation.template.render(values);
+        let path_and_query = operation.template.render(values).map_err(|why| Box::new(Problem::invalid(why)))?;
         let key = Key::of(KeyParts {
             provider: &asked.name,
             place: &asked.place,
@@ -110,6 +110,12 @@ impl Question {
     #[must_use]
     pub fn max_waiters(&self) -> usize {
         self.snapshot.weir.overload.max_waiters as usize
+    }
+
+    /// How many calls may be under way at once.
+    #[must_use]
+    pub fn max_calls(&self) -> i64 {
+        i64::from(self.snapshot.weir.overload.max_in_flight)
     }
 
     /// How the client uses the provider.

@@ -81,11 +81,10 @@ fn caching(headers: &mut Headers, trace: &Trace, now: Time) {
         headers.push((header::CACHE_CONTROL, HeaderValue::from_static("no-store")));
         return;
     };
-    if let Some(times) = status.times {
-        let lifetime = times.fresh_until.since(times.stored_at).as_secs();
+    if let Some(life) = status.life {
+        let lifetime = life.max_age().as_secs();
         headers.push((header::CACHE_CONTROL, text(&format!("private, max-age={lifetime}"))));
-        let (age, asked) =
-            (now.since(times.stored_at).as_secs(), matches!(status.how, How::Miss(_) | How::Requested(_)));
+        let (age, asked) = (life.age(now).as_secs(), matches!(status.how, How::Miss(_) | How::Requested(_)));
         if !asked || age > 0 {
             headers.push((header::AGE, age.into()));
         }

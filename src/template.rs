@@ -94,14 +94,20 @@ impl Template {
 
     /// Path and query with the values in their places, each percent-encoded. A query parameter with
     /// a variable that has no value is left out.
-    #[must_use]
-    pub fn render(&self, values: &Values<'_>) -> String {
+    ///
+    /// # Errors
+    /// Values that make a segment `.` or `..`, in which form or encoded makes no difference: both lead to
+    /// another path (RFC 3986, section 6.2.2), so no encoding could help.
+    pub fn render(&self, values: &Values<'_>) -> Result<String, &'static str> {
         let mut out = String::with_capacity(160);
         for part in &self.path {
             match part {
                 Part::Text(text) => out.push_str(text),
                 Part::Variable(variable) => out.push_str(&encode(&value(*variable, values).unwrap_or_default())),
             }
+        }
+        if out.split('/').any(|segment| matches!(segment, "." | "..")) {
+            return Err("an id cannot be . or ..");
         }
         let mut separator = '?';
         for (name, parts) in &self.query {
@@ -117,7 +123,7 @@ impl Template {
                 separator = '&';
             }
         }
-        out
+        Ok(out)
     }
 }
 
@@ -167,9 +173,13 @@ mod tests {
         template.add_query("page_key", "{page_token}").unwrap();
         template.add_query("preview", "true").unwrap();
         let values = Values { agent: Some("a/../b?x=1#y"), limit: Some(25), ..Values::default() };
-        assert_eq!(template.render(&values), "/v2/agents/a%2F..%2Fb%3Fx%3D1%23y/sessions?limit=25&preview=true");
+        assert_eq!(
+            template.render(&values).unwrap(),
+            "/v2/agents/a%2F..%2Fb%3Fx%3D1%23y/sessions?limit=25&preview=true"
+        );
         let values = Values { agent: Some("a"), page_token: Some("a=&b"), ..Values::default() };
-        assert_eq!(template.render(&values), "/v2/agents/a/sessions?page_key=a%3D%26b&preview=true");
+        assert_eq!(template.render(&values).unwrap(), "/v2/agents/a/sessions?page_key=a%3D%26b&preview=true");
+        assert!(template.render(&Values { agent: Some(".."), ..Values::default() }).is_err());
         assert!(template.uses(Variable::Agent) && !template.uses(Variable::Session));
     }
 

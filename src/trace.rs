@@ -3,7 +3,7 @@
 //! A room of its own because observing must not be woven into deciding. It holds no key, no query
 //! value, no body.
 
-use crate::freshness::TtlSource;
+use crate::freshness::Lifetime;
 use crate::model::Time;
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,19 +60,8 @@ impl Trace {
 pub struct CacheStatus {
     /// What happened.
     pub how: How,
-    /// Times of the answer given; `None` where there is no answer to give.
-    pub times: Option<Times>,
-}
-
-/// The times that headers are made of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Times {
-    /// When the provider answered.
-    pub stored_at: Time,
-    /// Until when that is fresh.
-    pub fresh_until: Time,
-    /// Why.
-    pub source: TtlSource,
+    /// How long the answer given is good for; `None` where there is no answer to give.
+    pub life: Option<Lifetime>,
 }
 
 /// What happened.
@@ -93,6 +82,8 @@ pub enum How {
         /// Its status, where there was a response.
         status: Option<u16>,
     },
+    /// Nothing was stored and the provider could not be asked, for this reason.
+    Refused(&'static str),
 }
 
 /// Whether an answer was stored.
@@ -112,7 +103,7 @@ impl CacheStatus {
     pub fn label(&self) -> &'static str {
         match self.how {
             How::Hit => "hit",
-            How::Miss(_) => "miss",
+            How::Miss(_) | How::Refused(_) => "miss",
             How::Collapsed(_) => "collapsed",
             How::Requested(_) => "bypass",
             How::Stale(_) | How::StaleOnError { .. } => "stale",
@@ -122,8 +113,8 @@ impl CacheStatus {
     /// The header's value at `now`.
     #[must_use]
     pub fn header(&self, now: Time) -> String {
-        let ttl = self.times.map_or(0, |times| times.fresh_until.0.saturating_sub(now.0).div_euclid(1000));
-        let source = self.times.map_or("none", |times| times.source.as_str());
+        let ttl = self.life.map_or(0, |life| life.fresh_until.0.saturating_sub(now.0).div_euclid(1000));
+        let source = self.life.map_or("none", |life| life.source.as_str());
         let forwarded = |why: &str, stored: Stored, collapsed: &str| match stored {
             Stored::Yes => format!("weir; fwd={why}; stored{collapsed}; detail={source}"),
             Stored::No(reason) => format!("weir; fwd={why}{collapsed}; detail={reason}"),
@@ -142,6 +133,8 @@ impl CacheStatus {
                 format!("weir; fwd=stale; fwd-status={status}; detail=stale-if-error")
             }
             How::StaleOnError { status: None } => "weir; fwd=stale; detail=stale-if-error".into(),
+            // Neither a hit nor forwarded (RFC 9211, section 2).
+            How::Refused(reason) => format!("weir; detail={reason}"),
         }
     }
 }
@@ -149,11 +142,19 @@ impl CacheStatus {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::freshness::TtlSource;
 
     #[test]
     fn the_headers_of_the_contract() {
-        let times = Times { stored_at: Time(0), fresh_until: Time(60_000), source: TtlSource::Default };
-        let at = |how, now: i64| CacheStatus { how, times: Some(times) }.header(Time(now));
+        let life = Lifetime {
+            stored_at: Time(0),
+            age: Duration::ZERO,
+            fresh_until: Time(60_000),
+            revalidate_until: Time(60_000),
+            error_until: Time(60_000),
+            source: TtlSource::Default,
+        };
+        let at = |how, now: i64| CacheStatus { how, life: Some(life) }.header(Time(now));
         assert_eq!(at(How::Hit, 3000), "weir; hit; ttl=57; detail=default");
         assert_eq!(at(How::Miss(Stored::Yes), 0), "weir; fwd=miss; stored; detail=default");
         assert_eq!(at(How::Miss(Stored::No("no-store")), 0), "weir; fwd=miss; detail=no-store");
@@ -169,5 +170,8 @@ mod tests {
         );
         assert_eq!(at(How::StaleOnError { status: None }, 64_000), "weir; fwd=stale; detail=stale-if-error");
         assert_eq!(at(How::Miss(Stored::Failed(Some(500))), 0), "weir; fwd=miss; fwd-status=500");
+        assert_eq!(at(How::Collapsed(Stored::Failed(Some(500))), 0), "weir; fwd=miss; fwd-status=500; collapsed");
+        assert_eq!(at(How::Requested(Stored::Failed(None)), 0), "weir; fwd=request");
+        assert_eq!(at(How::Refused("provider_unavailable"), 0), "weir; detail=provider_unavailable");
     }
 }

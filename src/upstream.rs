@@ -89,10 +89,10 @@ impl Target {
         })
     }
 
-    /// What tells one provider's place from another: authority and prefix.
+    /// What tells one provider's place from another: scheme, authority and prefix.
     #[must_use]
     pub fn place(&self) -> String {
-        format!("{}{}", self.authority, self.prefix)
+        self.origin() + &self.prefix
     }
 
     /// Scheme and authority, for people.
@@ -290,10 +290,6 @@ async fn exchange(
         let again = failure.kind == FailureKind::Reset;
         (failure, again)
     })?;
-    if let Some(encoding) = headers.get(header::CONTENT_ENCODING).filter(|e| e.as_bytes() != b"identity") {
-        let detail = format!("the body is encoded as {encoding:?}, which was not asked for");
-        return Err((failure(FailureKind::Malformed, detail), false));
-    }
     let body = body(session, target.max_body, held).await.map_err(|failure| (failure, false))?;
     Ok(ProviderReply { status, headers, body })
 }

@@ -1,0 +1,227 @@
+//! What must hold whatever comes in, tried with many generated inputs: who may share an answer.
+
+use proptest::prelude::*;
+use std::path::Path;
+use std::sync::{Arc, LazyLock};
+use tempfile::TempDir;
+use weir::cache::{Key, KeyParts};
+use weir::config::load::Source;
+use weir::question::Question;
+use weir::runtime::snapshot::Snapshot;
+use weir::template::Values;
+
+/// Clients that share a provider's credential, have their own, or have the same one by another way.
+const CLIENTS: &str = r#"
+clients:
+  - { id: shared-1, keys: [ { sha256: "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" } ] }
+  - { id: shared-2, keys: [ { sha256: "baaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" } ], reveal_secrets: true }
+  - { id: own-1, keys: [ { sha256: "caaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" } ], credentials: {
+      vectara: { header: x-api-key, value: one }, palantir: { bearer: one }, agenthuman: { header: x-api-key, value: one } } }
+  - { id: own-2, keys: [ { sha256: "daaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" } ], credentials: {
+      vectara: { header: x-api-key, value: two }, palantir: { bearer: two }, agenthuman: { header: x-api-key, value: two } } }
+  - { id: own-1-again, keys: [ { sha256: "eaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" } ], credentials: {
+      vectara: { header: x-api-key, value: one }, palantir: { bearer: one }, agenthuman: { header: x-api-key, value: one } } }
+  - { id: own-1-elsewhere, keys: [ { sha256: "faaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" } ], credentials: {
+      vectara: { header: x-other-key, value: one }, palantir: { header: x-other-key, value: one }, agenthuman: { bearer: one } } }
+"#;
+
+/// Which credential each of them asks with.
+const CREDENTIALS: [&str; 6] = ["provider's", "provider's", "one", "two", "one", "one in another header"];
+
+/// The shipped configuration with these clients, at two places that differ in the scheme or the path.
+fn snapshot(base_url: &str) -> Arc<Snapshot> {
+    let directory = TempDir::new().expect("a directory");
+    copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("config"), directory.path());
+    std::fs::write(directory.path().join("clients.yaml"), CLIENTS).expect("written");
+    let mut source = Source::new(directory.path());
+    for (name, value) in [
+        ("VECTARA_BASE_URL", base_url),
+        ("PALANTIR_BASE_URL", base_url),
+        ("AGENTHUMAN_BASE_URL", base_url),
+        ("VECTARA_API_KEY", "shared"),
+        ("PALANTIR_TOKEN", "shared"),
+        ("AGENTHUMAN_API_KEY", "shared"),
+    ] {
+        source.overlay.insert(name.into(), value.into());
+    }
+    let loaded = Snapshot::load(&source, None, &[7; 32], weir::runtime::now());
+    Arc::new(loaded.unwrap_or_else(|faults| panic!("{faults:?}")))
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("made");
+    for entry in std::fs::read_dir(from).expect("read").map(|entry| entry.expect("entry")) {
+        let target = to.join(entry.file_name());
+        if entry.file_type().expect("type").is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).expect("copied");
+        }
+    }
+}
+
+const PLACES: [&str; 4] = [
+    "https://provider.example",
+    "http://provider.example",
+    "https://provider.example:8443",
+    "https://provider.example/eu",
+];
+static SNAPSHOTS: LazyLock<Vec<Arc<Snapshot>>> = LazyLock::new(|| PLACES.iter().map(|place| snapshot(place)).collect());
+
+/// What a client asks, as the router would have it: any text may stand in an id here.
+#[derive(Debug, Clone, PartialEq)]
+struct Asked {
+    place: usize,
+    client: usize,
+    provider: usize,
+    list: bool,
+    agent: String,
+    session: String,
+    limit: Option<u32>,
+    page_token: Option<String>,
+    enabled: Option<bool>,
+}
+
+/// Short texts from the characters that could run parts together, so that near misses are common.
+fn text() -> impl Strategy<Value = String> {
+    proptest::string::string_regex("[a1:/%?&=#.\\n |\u{e4}-]{1,4}").expect("a pattern")
+}
+
+fn asked() -> impl Strategy<Value = Asked> {
+    let ids = (text(), text());
+    let page = (proptest::option::of(1..4_u32), proptest::option::of(text()), proptest::option::of(any::<bool>()));
+    (0..PLACES.len(), 0..CREDENTIALS.len(), 0..3_usize, any::<bool>(), ids, page).prop_map(
+        |(place, client, provider, list, (agent, session), (limit, page_token, enabled))| Asked {
+            place,
+            client,
+            provider,
+            list,
+            agent,
+            session,
+            limit,
+            page_token,
+            enabled,
+        },
+    )
+}
+
+/// Another one that differs in few parts, or in none.
+fn pair() -> impl Strategy<Value = (Asked, Asked)> {
+    (asked(), asked(), any::<u16>()).prop_map(|(one, other, mask)| {
+        let take = |bit: u32| mask & (1 << bit) != 0 && mask & (1 << (bit + 8)) != 0;
+        let mut mixed = one.clone();
+        if take(0) {
+            mixed.place = other.place;
+        }
+        if take(1) {
+            mixed.client = other.client;
+        }
+        if take(2) {
+            mixed.provider = other.provider;
+        }
+        if take(3) {
+            mixed.list = other.list;
+        }
+        if take(4) {
+            mixed.agent = other.agent;
+        }
+        if take(5) {
+            mixed.session = other.session;
+        }
+        if take(6) {
+            mixed.page_token = other.page_token;
+        }
+        if take(7) {
+            (mixed.limit, mixed.enabled) = (other.limit, other.enabled);
+        }
+        (one, mixed)
+    })
+}
+
+fn question(asked: &Asked) -> Option<Question> {
+    let values = Values {
+        agent: Some(&asked.agent),
+        session: (!asked.list).then_some(&*asked.session),
+        limit: asked.limit,
+        page_token: asked.page_token.as_deref(),
+        enabled: asked.enabled,
+    };
+    let made = Question::new(&SNAPSHOTS[asked.place], asked.client, asked.provider, asked.list, &values);
+    let dots = |text: &str| matches!(text, "." | "..");
+    match made {
+        Ok(made) => Some(made),
+        // Refused, and nothing else is.
+        Err(_) if dots(&asked.agent) || dots(&asked.session) => None,
+        Err(problem) => panic!("{problem:?}"),
+    }
+}
+
+/// What decides, by the contract: provider and place, credential, operation, and all that the provider is told.
+/// Kept apart from how Weir makes keys; what a provider is told stands in its file.
+fn identity(asked: &Asked) -> impl PartialEq + std::fmt::Debug {
+    let name = SNAPSHOTS[0].providers[asked.provider].name.to_string();
+    let told = |tell: bool, what: &dyn std::fmt::Debug| tell.then(|| format!("{what:?}"));
+    let paged = asked.list && name != "agenthuman";
+    (
+        (name.clone(), PLACES[asked.place], CREDENTIALS[asked.client], asked.list),
+        told(name != "agenthuman", &asked.agent),
+        told(!asked.list, &asked.session),
+        told(paged, &asked.limit),
+        told(paged, &asked.page_token),
+        told(asked.list && name == "vectara", &asked.enabled),
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Section 3 of the contract: two requests share an entry exactly if all of these are the same.
+    #[test]
+    fn two_requests_share_an_entry_only_if_every_part_is_the_same((one, other) in pair()) {
+        let (Some(first), Some(second)) = (question(&one), question(&other)) else { return Ok(()) };
+        let share = first.key == second.key;
+        prop_assert_eq!(share, identity(&one) == identity(&other), "{:?}\n{:?}", one, other);
+    }
+
+    /// Whatever text is in the parts, and wherever one ends and the next begins.
+    #[test]
+    fn no_two_sets_of_parts_make_the_same_key(one in proptest::collection::vec("[a:1\\n0-3]{0,3}", 5), at in 0..4_usize, cut in 0..4_usize, other in proptest::collection::vec("[a:1\\n0-3]{0,3}", 5)) {
+        let key = |parts: &[String]| Key::of(KeyParts {
+            provider: &parts[0], place: &parts[1], credential: &parts[2], operation: &parts[3], path_and_query: &parts[4],
+        });
+        // The same characters, with the border between two parts elsewhere.
+        let mut moved = one.clone();
+        let joined = format!("{}{}", one[at], one[at + 1]);
+        let cut = cut.min(joined.len());
+        (moved[at], moved[at + 1]) = (joined[..cut].to_owned(), joined[cut..].to_owned());
+        for other in [&moved, &other] {
+            prop_assert_eq!(key(&one) == key(other), one == *other, "{:?} {:?}", one, other);
+        }
+    }
+
+    /// Nothing that a client or a provider sends can reach another path, host or query than the template's.
+    #[test]
+    fn no_value_leaves_its_place_in_the_template(asked in asked()) {
+        let Some(made) = question(&asked) else { return Ok(()) };
+        let (path, query) = made.path_and_query.split_once('?').unwrap_or((&made.path_and_query, ""));
+        let name = &*SNAPSHOTS[0].providers[asked.provider].name;
+        let segments: Vec<&str> = path.split('/').collect();
+        let expected = match (name, asked.list) {
+            ("vectara", false) => vec!["", "v2", "agents", "*", "sessions", "*"],
+            ("vectara", true) => vec!["", "v2", "agents", "*", "sessions"],
+            ("palantir", false) => vec!["", "api", "v2", "aipAgents", "agents", "*", "sessions", "*"],
+            ("palantir", true) => vec!["", "api", "v2", "aipAgents", "agents", "*", "sessions"],
+            (_, false) => vec!["", "v1", "sessions", "*"],
+            (_, true) => vec!["", "v1", "sessions"],
+        };
+        prop_assert_eq!(segments.len(), expected.len(), "{}", path);
+        for (segment, expected) in segments.iter().zip(&expected) {
+            prop_assert!(*expected == "*" || segment == expected, "{} of {}", segment, path);
+            prop_assert!(segment.bytes().all(|b| b.is_ascii_graphic() && !b"?#\\".contains(&b)), "{}", path);
+            prop_assert!(*expected != "*" || !matches!(*segment, "." | ".."), "{}", path);
+        }
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            prop_assert_eq!(pair.matches('=').count(), 1, "{}", query);
+        }
+    }
+}
