@@ -1,13 +1,16 @@
-//! What a provider does × what is stored: each cell's status, code, `Cache-Status` and calls.
+//! What a provider does × what is stored: each cell's status, code, `Cache-Status`, calls and time.
 //!
 //! The rows stand in `docs/OPERATIONS.md` too, and a test holds the two together.
 
 use crate::support::*;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What the provider does once it misbehaves.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -16,18 +19,48 @@ enum Does {
     CloseBeforeAnswer,
     ResetBeforeAnswer,
     ResetInBody,
-    HangAtConnect,
+    HangAtTcp,
+    HangAtTls,
     HangBeforeAnswer,
     HangInBody,
     Drip,
     BadTls,
+    NotHttp,
     /// Status, headers, body.
     Answer(u16, &'static str, &'static str),
     OverLong,
     Truncate,
+    GzipBomb,
 }
 
-/// A row: what it does, words for it, the cold cell (status, code), calls, and `fwd-status` if there was a response.
+/// When the answer is there.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum When {
+    AtOnce,
+    ConnectTimeout,
+    Timeout,
+}
+
+impl When {
+    fn words(self) -> &'static str {
+        match self {
+            When::AtOnce => "at once",
+            When::ConnectTimeout => "`connect_timeout`",
+            When::Timeout => "`timeout`",
+        }
+    }
+
+    /// At once is before any deadline; who waits for a deadline waits for all of it, and not for another.
+    fn holds(self, took: Duration) -> bool {
+        match self {
+            When::AtOnce => took < TIMEOUT,
+            When::ConnectTimeout => (CONNECT_TIMEOUT..TIMEOUT).contains(&took),
+            When::Timeout => (TIMEOUT..TIMEOUT * 3).contains(&took),
+        }
+    }
+}
+
+/// A row: what it does, words for it, the cold cell (status, code), calls, `fwd-status` if there was a response, and when.
 struct Row {
     does: Does,
     words: &'static str,
@@ -35,86 +68,95 @@ struct Row {
     code: &'static str,
     calls: usize,
     fwd_status: Option<u16>,
+    when: When,
 }
 
 const fn row(
     does: Does,
     words: &'static str,
-    status: u16,
-    code: &'static str,
+    (status, code): (u16, &'static str),
     calls: usize,
     fwd_status: Option<u16>,
+    when: When,
 ) -> Row {
-    Row { does, words, status, code, calls, fwd_status }
+    Row { does, words, status, code, calls, fwd_status, when }
 }
 
 const GOOD: &str = r#"{"success":true,"session":{"session_id":"sess_A","status":"started"}}"#;
 
+const BROKEN: (u16, &str) = (502, "provider_error");
+const UNUSABLE: (u16, &str) = (502, "provider_invalid_response");
+const THROTTLED: (u16, &str) = (503, "provider_rate_limited");
+const LATE: (u16, &str) = (504, "provider_timeout");
+use Does::Answer;
+use When::AtOnce;
+
 const ROWS: &[Row] = &[
-    row(Does::Refuse, "refuses the connection", 502, "provider_error", 0, None),
-    row(Does::CloseBeforeAnswer, "closes before its answer", 502, "provider_error", 2, None),
-    row(Does::ResetBeforeAnswer, "resets before its answer", 502, "provider_error", 2, None),
-    row(Does::ResetInBody, "resets inside its body", 502, "provider_error", 1, None),
-    row(Does::Truncate, "ends inside its body", 502, "provider_error", 1, None),
-    row(Does::HangAtConnect, "hangs while connecting (TLS)", 504, "provider_timeout", 1, None),
-    row(Does::HangBeforeAnswer, "hangs before its answer", 504, "provider_timeout", 1, None),
-    row(Does::HangInBody, "hangs inside its body", 504, "provider_timeout", 1, None),
-    row(Does::Drip, "drips its body", 504, "provider_timeout", 1, None),
-    row(Does::BadTls, "fails the TLS handshake", 502, "provider_error", 1, None),
-    row(Does::Answer(500, "", "{}"), "500", 502, "provider_error", 1, Some(500)),
-    row(Does::Answer(503, "", "{}"), "503", 503, "provider_rate_limited", 1, Some(503)),
-    row(Does::Answer(429, "", "{}"), "429", 503, "provider_rate_limited", 1, Some(429)),
-    row(
-        Does::Answer(429, "Retry-After: 7\r\n", "{}"),
-        "429 with Retry-After",
-        503,
-        "provider_rate_limited",
-        1,
-        Some(429),
-    ),
-    row(Does::Answer(302, "Location: /x\r\n", ""), "a redirect", 502, "provider_error", 1, Some(302)),
-    row(Does::Answer(200, "", "{\"ses"), "broken JSON", 502, "provider_invalid_response", 1, Some(200)),
-    row(
-        Does::Answer(200, "Content-Type: text/html\r\n", "<html>"),
-        "HTML",
-        502,
-        "provider_invalid_response",
-        1,
-        Some(200),
-    ),
-    row(
-        Does::Answer(200, "Content-Encoding: gzip\r\n", "\u{1f}x"),
-        "a gzip body (never unpacked)",
-        502,
-        "provider_invalid_response",
-        1,
-        None,
-    ),
-    row(Does::OverLong, "a body over max_body", 502, "provider_invalid_response", 1, None),
-    row(
-        Does::Answer(200, "", "{\"session\":{}}"),
-        "a missing required field",
-        502,
-        "provider_invalid_response",
-        1,
-        Some(200),
-    ),
+    row(Does::Refuse, "refuses the connection", BROKEN, 0, None, AtOnce),
+    row(Does::CloseBeforeAnswer, "closes before its answer", BROKEN, 2, None, AtOnce),
+    row(Does::ResetBeforeAnswer, "resets before its answer", BROKEN, 2, None, AtOnce),
+    row(Does::ResetInBody, "resets inside its body", BROKEN, 1, None, AtOnce),
+    row(Does::Truncate, "ends inside its body", BROKEN, 1, None, AtOnce),
+    row(Does::HangAtTcp, "hangs while connecting (TCP)", LATE, 0, None, When::ConnectTimeout),
+    row(Does::HangAtTls, "hangs while connecting (TLS)", LATE, 1, None, When::ConnectTimeout),
+    row(Does::HangBeforeAnswer, "hangs before its answer", LATE, 1, None, When::Timeout),
+    row(Does::HangInBody, "hangs inside its body", LATE, 1, None, When::Timeout),
+    row(Does::Drip, "drips its body", LATE, 1, None, When::Timeout),
+    row(Does::BadTls, "fails the TLS handshake", BROKEN, 1, None, AtOnce),
+    row(Does::NotHttp, "answers what is not HTTP", UNUSABLE, 1, None, AtOnce),
+    row(Answer(500, "", "{}"), "500", BROKEN, 1, Some(500), AtOnce),
+    row(Answer(503, "", "{}"), "503", THROTTLED, 1, Some(503), AtOnce),
+    row(Answer(503, "Retry-After: 7\r\n", "{}"), "503 with Retry-After", THROTTLED, 1, Some(503), AtOnce),
+    row(Answer(429, "", "{}"), "429", THROTTLED, 1, Some(429), AtOnce),
+    row(Answer(429, "Retry-After: 7\r\n", "{}"), "429 with Retry-After", THROTTLED, 1, Some(429), AtOnce),
+    row(Answer(302, "Location: /x\r\n", ""), "a redirect", BROKEN, 1, Some(302), AtOnce),
+    row(Answer(200, "", "{\"ses"), "broken JSON", UNUSABLE, 1, Some(200), AtOnce),
+    row(Answer(200, "Content-Type: text/html\r\n", "<html>"), "HTML", UNUSABLE, 1, Some(200), AtOnce),
+    row(Does::GzipBomb, "a gzip bomb (never unpacked)", UNUSABLE, 1, Some(200), AtOnce),
+    row(Does::OverLong, "a body over max_body", UNUSABLE, 1, None, AtOnce),
+    row(Answer(200, "", "{\"session\":{}}"), "a missing required field", UNUSABLE, 1, Some(200), AtOnce),
 ];
+
+/// 256 MiB of spaces before the JSON, in 256 KiB.
+static BOMB: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    let spaces = vec![b' '; 1 << 20];
+    (0..256).for_each(|_| encoder.write_all(&spaces).unwrap());
+    encoder.write_all(GOOD.as_bytes()).unwrap();
+    encoder.finish().unwrap()
+});
 
 /// A provider that is well until told otherwise.
 struct Stub {
     address: SocketAddr,
+    listener: Arc<TcpListener>,
     does: Arc<Mutex<Option<Does>>>,
     calls: Arc<AtomicUsize>,
     closed: Arc<AtomicBool>,
+    /// Connections passed on to a provider that is well, both ends.
+    passed: Arc<Mutex<Vec<TcpStream>>>,
+    filled: Mutex<Vec<TcpStream>>,
 }
 
 impl Stub {
-    fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        let stub = Self { address, does: Arc::default(), calls: Arc::default(), closed: Arc::default() };
-        let (does, calls, closed) = (stub.does.clone(), stub.calls.clone(), stub.closed.clone());
+    /// While it is well it answers itself, or passes bytes on to `well`.
+    fn start(well: Option<SocketAddr>) -> Self {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
+        // A short queue, so that it can be filled.
+        socket.listen(1).unwrap();
+        let listener = Arc::new(TcpListener::from(socket));
+        let stub = Self {
+            address: listener.local_addr().unwrap(),
+            listener,
+            does: Arc::default(),
+            calls: Arc::default(),
+            closed: Arc::default(),
+            passed: Arc::default(),
+            filled: Mutex::default(),
+        };
+        let (listener, does, calls) = (stub.listener.clone(), stub.does.clone(), stub.calls.clone());
+        let (closed, passed) = (stub.closed.clone(), stub.passed.clone());
         std::thread::spawn(move || {
             for socket in listener.incoming() {
                 if closed.load(Ordering::SeqCst) {
@@ -122,28 +164,58 @@ impl Stub {
                 }
                 calls.fetch_add(1, Ordering::SeqCst);
                 let does = *does.lock().unwrap();
-                std::thread::spawn(move || behave(socket.unwrap(), does));
+                match (does, well) {
+                    (None, Some(well)) => pass_on(socket.unwrap(), TcpStream::connect(well).unwrap(), &passed),
+                    _ => drop(std::thread::spawn(move || behave(socket.unwrap(), does))),
+                }
             }
         });
         stub
     }
 
-    fn misbehave(&self, does: Does) {
+    fn misbehave(mut self, does: Does) -> Self {
         *self.does.lock().unwrap() = Some(does);
-        if does == Does::Refuse {
+        for socket in self.passed.lock().unwrap().drain(..) {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+        if matches!(does, Does::Refuse | Does::HangAtTcp) {
             self.closed.store(true, Ordering::SeqCst);
             let _ = TcpStream::connect(self.address);
+            until("the stub accepts no more", || Arc::strong_count(&self.listener) == 1);
+        }
+        if does == Does::Refuse {
+            self.listener = Arc::new(TcpListener::bind("127.0.0.1:0").unwrap());
             until("the stub is closed", || TcpStream::connect(self.address).is_err());
         }
+        if does == Does::HangAtTcp {
+            until("its queue is full", || {
+                let one = TcpStream::connect_timeout(&self.address, Duration::from_millis(200));
+                one.map(|one| self.filled.lock().unwrap().push(one)).is_err()
+            });
+        }
         self.calls.store(0, Ordering::SeqCst);
+        self
     }
 }
 
 impl Drop for Stub {
     fn drop(&mut self) {
         self.closed.store(true, Ordering::SeqCst);
-        let _ = TcpStream::connect(self.address);
+        let _ = TcpStream::connect_timeout(&self.address, Duration::from_millis(200));
     }
+}
+
+/// Passes bytes both ways until one side ends, or the stub ends both.
+fn pass_on(from: TcpStream, to: TcpStream, passed: &Mutex<Vec<TcpStream>>) {
+    for (mut one, mut other) in
+        [(&from, &to), (&to, &from)].map(|(a, b)| (a.try_clone().unwrap(), b.try_clone().unwrap()))
+    {
+        std::thread::spawn(move || {
+            let _ = std::io::copy(&mut one, &mut other);
+            let _ = other.shutdown(Shutdown::Both);
+        });
+    }
+    passed.lock().unwrap().extend([from, to]);
 }
 
 fn behave(mut socket: TcpStream, does: Option<Does>) {
@@ -155,7 +227,7 @@ fn behave(mut socket: TcpStream, does: Option<Does>) {
         let _ = socket.peek(&mut one);
         return;
     }
-    if does == Some(Does::HangAtConnect) {
+    if does == Some(Does::HangAtTls) {
         return hang();
     }
     if does == Some(Does::BadTls) {
@@ -188,6 +260,14 @@ fn behave(mut socket: TcpStream, does: Option<Does>) {
         None => answer(200, "", GOOD),
         Some(Does::Answer(status, headers, body)) => answer(status, headers, body),
         Some(Does::HangBeforeAnswer) => hang(),
+        Some(Does::NotHttp) => {
+            let _ = socket.write_all(b"220 mail.example ESMTP ready\r\n250 and more of this\r\n\r\n");
+        }
+        Some(Does::GzipBomb) => {
+            let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Encoding: gzip";
+            let _ = write!(socket, "{head}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", BOMB.len());
+            let _ = socket.write_all(&BOMB);
+        }
         Some(Does::HangInBody) => {
             let _ = write!(socket, "HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{{");
             hang();
@@ -225,39 +305,63 @@ enum Stored {
     Expired,
 }
 
+/// A gateway before this stub, which answers `sess_A` well so far. What it stores ends as the column says.
+fn gateway(stored: Stored, stub: &Stub, tls: Option<&std::path::Path>, sim: &Sim) -> Weir {
+    let (lifetime, window) = match stored {
+        Stored::Cold | Stored::Fresh => ("1h", "0s"),
+        Stored::Stale => ("300ms", "10m"),
+        Stored::Expired => ("300ms", "300ms"),
+    };
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let mut config = Config::shipped()
+        .edit(
+            "providers/agenthuman.yaml",
+            "connect_timeout: 2s",
+            &format!("connect_timeout: {}s", CONNECT_TIMEOUT.as_secs()),
+        )
+        .edit("providers/agenthuman.yaml", "  timeout: 10s", &format!("  timeout: {}s", TIMEOUT.as_secs()))
+        .edit("providers/agenthuman.yaml", "  default: 30s", &format!("  default: {lifetime}"))
+        .edit("providers/agenthuman.yaml", "    ended: 24h", &format!("    ended: {lifetime}"))
+        .edit("providers/agenthuman.yaml", "stale_while_revalidate: 30s", "stale_while_revalidate: 0s")
+        .edit("providers/agenthuman.yaml", "stale_if_error: 10m", &format!("stale_if_error: {window}"))
+        .edit("providers/agenthuman.yaml", "failures: 5", "failures: 1000")
+        .env("AGENTHUMAN_BASE_URL", &format!("{scheme}://localhost:{}", stub.address.port()));
+    if let Some(certificate) = tls {
+        config = config.env("SSL_CERT_FILE", &certificate.display().to_string());
+    }
+    config.start(sim)
+}
+
 /// One cell: a gateway and a provider of their own.
 fn cell(row: &Row, stored: Stored) {
     let what = format!("{} / {stored:?}", row.words);
-    let stub = Stub::start();
-    let window = if stored == Stored::Expired { "0s" } else { "10m" };
-    let config = Config::shipped()
-        .edit("providers/agenthuman.yaml", "connect_timeout: 2s", "connect_timeout: 1s")
-        .edit("providers/agenthuman.yaml", "  timeout: 10s", "  timeout: 3s")
-        .edit("providers/agenthuman.yaml", "stale_while_revalidate: 30s", "stale_while_revalidate: 0s")
-        .edit("providers/agenthuman.yaml", "stale_if_error: 10m", &format!("stale_if_error: {window}"))
-        .edit("providers/agenthuman.yaml", "failures: 5", "failures: 1000");
-    config.change(
-        "providers/agenthuman.yaml",
-        "${AGENTHUMAN_BASE_URL:-https://api.agenthuman.com}",
-        &format!("http://{}", stub.address),
-    );
     let sim = Sim::start();
-    let weir = config.start(&sim);
-    let target = "/v1/sessions/sess_A";
+    let directory = tempfile::TempDir::new().unwrap();
+    let certificate = directory.path().join("ca.pem");
+    let tls = matches!(row.does, Does::HangAtTls | Does::BadTls).then(|| {
+        let well = Sim::with(&["--tls-certificate", certificate.to_str().unwrap(), "--http1-only"]);
+        (well, certificate.as_path())
+    });
+    let stub = Stub::start(tls.as_ref().map(|(well, _)| well.address));
+    let weir = gateway(stored, &stub, tls.as_ref().map(|(_, certificate)| *certificate), &sim);
+    let target = if tls.is_some() { AGENTHUMAN } else { "/v1/sessions/sess_A" };
     if stored != Stored::Cold {
-        assert_eq!(weir.get(target).status, 200, "{what}");
+        let first = weir.get(target);
+        assert_eq!(first.status, 200, "{what}: {}", first.json());
     }
-    if matches!(stored, Stored::Stale | Stored::Expired) {
-        assert_eq!(weir.make_stale(), 1, "{what}");
+    let memory = weir.metric("process_resident_memory_bytes");
+    let stub = stub.misbehave(row.does);
+    // Past what it may be served as: what time does, a test has to wait for.
+    match stored {
+        Stored::Cold | Stored::Fresh => {}
+        Stored::Stale => std::thread::sleep(Duration::from_millis(400)),
+        Stored::Expired => std::thread::sleep(Duration::from_millis(800)),
     }
-    if matches!(row.does, Does::HangAtConnect | Does::BadTls) {
-        weir.config.change("providers/agenthuman.yaml", "base_url: http://", "base_url: https://");
-        until("it reloads", || weir.reload().0 == 200);
-    }
-    stub.misbehave(row.does);
     let begun = Instant::now();
     let answer = weir.get(target);
-    assert!(begun.elapsed() < Duration::from_secs(14), "{what}: a deadline holds");
+    let took = begun.elapsed();
+    let when = if stored == Stored::Fresh { AtOnce } else { row.when };
+    assert!(when.holds(took), "{what}: {when:?}, and took {took:?}");
     let cache_status = answer.header("cache-status").unwrap_or_default();
     let fwd_status = row.fwd_status.map(|s| format!("; fwd-status={s}")).unwrap_or_default();
     match stored {
@@ -272,7 +376,7 @@ fn cell(row: &Row, stored: Stored) {
                 (200, &*format!("weir; fwd=stale{fwd_status}; detail=stale-if-error")),
                 "{what}"
             );
-            assert_eq!(answer.json()["id"], "agenthuman:sess_A", "{what}");
+            assert_eq!(answer.json()["provider"], "agenthuman", "{what}");
         }
         Stored::Cold | Stored::Expired => {
             assert_eq!(answer.code(), (row.status, row.code.to_owned()), "{what}: {}", answer.json());
@@ -284,6 +388,8 @@ fn cell(row: &Row, stored: Stored) {
         assert_eq!(stub.calls.load(Ordering::SeqCst), row.calls, "{what}: calls");
     }
     assert_eq!(weir.get(VECTARA).status, 200, "{what}: other providers go on");
+    let grown = weir.metric("process_resident_memory_bytes") - memory;
+    assert!(grown < 64e6, "{what}: memory grew by {grown}");
 }
 
 #[test]
@@ -296,15 +402,21 @@ fn every_cell_of_the_fault_matrix() {
     });
 }
 
+fn line(row: &Row) -> String {
+    let fwd_status = row.fwd_status.map(|s| format!("; fwd-status={s}")).unwrap_or_default();
+    format!(
+        "| {} | {} `{}` | {} | {} | 200 `hit` | 200 `fwd=stale{fwd_status}` |",
+        row.words,
+        row.status,
+        row.code,
+        row.calls,
+        row.when.words()
+    )
+}
+
 #[test]
 fn the_docs_have_the_matrix() {
     let docs = std::fs::read_to_string(repository().join("docs/OPERATIONS.md")).unwrap();
-    for row in ROWS {
-        let fwd_status = row.fwd_status.map(|s| format!("; fwd-status={s}")).unwrap_or_default();
-        let line = format!(
-            "| {} | {} `{}` | {} | 200 `hit` | 200 `fwd=stale{fwd_status}` |",
-            row.words, row.status, row.code, row.calls
-        );
-        assert!(docs.contains(&line), "docs/OPERATIONS.md lacks {line}");
-    }
+    let rows: Vec<String> = ROWS.iter().map(line).collect();
+    assert!(docs.contains(&rows.join("\n")), "docs/OPERATIONS.md lacks\n{}", rows.join("\n"));
 }
