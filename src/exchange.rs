@@ -29,7 +29,7 @@ impl Request {
 }
 
 /// What the client gets.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Answer {
     /// HTTP status.
     pub status: u16,
@@ -37,6 +37,13 @@ pub struct Answer {
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// The body; empty for 304. For `HEAD` it is set but not sent.
     pub body: Bytes,
+}
+
+impl fmt::Debug for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Some clients are shown secrets: only the body's length may be printed.
+        write!(f, "Answer {{ status: {}, body: {} bytes }}", self.status, self.body.len())
+    }
 }
 
 /// A question to a provider, complete but for where the provider is.

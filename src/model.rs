@@ -207,7 +207,7 @@ impl Field {
 }
 
 /// One session, mapped. Values are JSON already; what freshness and lists need is typed beside them.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Session {
     /// `provider:agent:session` or `provider:session`.
     pub id: String,
@@ -223,6 +223,13 @@ pub struct Session {
     pub ended_at: Option<Time>,
     /// When it expires, if known.
     pub expires_at: Option<Time>,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Its values may be secret, or somebody's metadata.
+        write!(f, "Session({} {:?})", self.provider, self.status)
+    }
 }
 
 /// What a view shows.
@@ -288,7 +295,6 @@ impl Session {
 }
 
 /// One rendering of an answer.
-#[derive(Debug)]
 pub struct View {
     /// The sessions' JSON, one after the other.
     pub body: Bytes,
@@ -296,6 +302,12 @@ pub struct View {
     pub items: Vec<Item>,
     /// A strong entity tag of `body`, where it is one session.
     pub etag: HeaderValue,
+}
+
+impl std::fmt::Debug for View {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "View({} items, {} bytes)", self.items.len(), self.body.len())
+    }
 }
 
 /// One session of a view.

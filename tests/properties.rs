@@ -1,5 +1,8 @@
 //! What must hold whatever comes in, tried with many generated inputs: who may share an answer.
 
+// A test may fail: that is what it does.
+#![allow(clippy::expect_used, clippy::panic)]
+
 use proptest::prelude::*;
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
@@ -170,6 +173,52 @@ fn identity(asked: &Asked) -> impl PartialEq + std::fmt::Debug {
         told(paged, &asked.page_token),
         told(asked.list && name == "vectara", &asked.enabled),
     )
+}
+
+/// What a developer's `{:?}` would print of everything that has held a secret.
+#[test]
+fn debug_output_shows_no_secret() {
+    let directory = TempDir::new().expect("a directory");
+    copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("config"), directory.path());
+    let clients = CLIENTS.replace("value: one", "value: canary-written-out");
+    std::fs::write(directory.path().join("clients.yaml"), &clients).expect("written");
+    let mut source = Source::new(directory.path());
+    for name in ["VECTARA_API_KEY", "PALANTIR_TOKEN", "AGENTHUMAN_API_KEY", "WEIR_ADMIN_TOKEN", "WEIR_PAGE_TOKEN_KEY"] {
+        source.overlay.insert(name.into(), format!("canary-{name}"));
+    }
+    let loaded = weir::config::load::load(&source);
+    let mut printed = vec![format!("{:?} {:?}", loaded.config, loaded.faults)];
+    let mut faults = weir::config::faults::Faults::default();
+    let env = |name: &str| Some(format!("canary-{name}"));
+    let document = weir::config::tree::parse(&"clients.yaml".into(), &clients, &env, &mut faults);
+    printed.push(format!("{document:?}"));
+    let snapshot = Snapshot::load(&source, None, &[7; 32], weir::runtime::now()).expect("it loads");
+    for access in snapshot.clients.iter().flat_map(|client| &client.access).flatten() {
+        printed.push(format!("{:?}", access.credential));
+    }
+    let body = serde_json::json!({ "session_id": "canary-id", "status": "started", "x": "canary",
+        "daily_room": { "url": "u", "name": "n", "token": "canary-token" } });
+    let provider = snapshot.provider("agenthuman").expect("shipped");
+    let session = provider.mapping.map(&body, weir::runtime::now(), &mut Vec::new()).expect("mapped");
+    printed.push(format!("{session:?}"));
+    let bytes = bytes::Bytes::from(body.to_string());
+    let header = (http::header::AUTHORIZATION, http::HeaderValue::from_static("canary-header"));
+    let reply = weir::exchange::ProviderReply {
+        status: 200,
+        headers: [header.clone()].into_iter().collect(),
+        body: bytes.clone(),
+    };
+    let request = weir::exchange::ProviderRequest {
+        path_and_query: "/".into(),
+        credential: Some(header.clone()),
+        conditions: vec![header.clone()],
+    };
+    let answer = weir::exchange::Answer { status: 200, headers: vec![header], body: bytes.clone() };
+    let view = weir::model::View { body: bytes, items: Vec::new(), etag: http::HeaderValue::from_static("canary") };
+    printed.push(format!("{reply:?} {request:?} {answer:?} {view:?}"));
+    for text in printed {
+        assert!(!text.contains("canary"), "{text}");
+    }
 }
 
 proptest! {

@@ -21,7 +21,7 @@ pub struct Node {
 }
 
 /// What a node is.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub enum Value {
     /// Nothing written, `~` or `null`.
     Null,
@@ -31,6 +31,20 @@ pub enum Value {
     List(Vec<Node>),
     /// `{a: b}`, in order; keys are unique.
     Map(Vec<(Key, Node)>),
+}
+
+impl std::fmt::Debug for Value {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Value::Null => f.write_str("null"),
+            // It may be a secret, from the environment or written out.
+            Value::Text(text) => write!(f, "text of {} bytes", text.len()),
+            Value::List(items) => f.debug_list().entries(items).finish(),
+            Value::Map(members) => {
+                f.debug_map().entries(members.iter().map(|(key, value)| (&key.name, value))).finish()
+            }
+        }
+    }
 }
 
 /// A mapping's key.

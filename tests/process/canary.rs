@@ -53,6 +53,19 @@ fn no_canary_is_seen_anywhere() {
             ask(key, target);
         }
     }
+    // Ids and query values are the client's own: it may be told them, and nobody else.
+    let mut own = Vec::new();
+    for target in [
+        "/v1/sessions/vectara:agt_1:ase_canary-id",
+        "/v1/sessions/sess_A?canary-parameter=canary-value",
+        "/v1/agents/agt_canary-agent/sessions?page_token=canary-page-token",
+        "/v1/sessions?provider=canary-provider",
+        "/canary-path",
+    ] {
+        own.push(weir.get_as("two", target).status);
+    }
+    assert_eq!(own, [404, 400, 400, 404, 404]);
+    let requests = seen.len() + own.len();
     for path in ["/metrics", "/healthz", "/readyz", "/config", "/cache"] {
         let answer = send(weir.admin, "GET", path, &[("Authorization", "Bearer canary-admin-token")]);
         assert_eq!(answer.status, 200, "{path}");
@@ -67,7 +80,7 @@ fn no_canary_is_seen_anywhere() {
     let faults = send(weir.admin, "POST", "/reload", &[("Authorization", "Bearer canary-admin-token")]);
     assert_eq!(faults.status, 422);
     seen.push(("/reload".into(), String::from_utf8_lossy(&faults.body).into_owned()));
-    until("the log has the last request", || weir.process.stdout.lock().unwrap().len() >= 39);
+    until("the log has the last request", || weir.process.stdout.lock().unwrap().len() >= requests);
     seen.push(("stdout".into(), weir.process.stdout.lock().unwrap().join("\n")));
     seen.push(("stderr".into(), weir.process.stderr.lock().unwrap().join("\n")));
     for (place, text) in seen {

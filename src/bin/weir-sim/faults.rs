@@ -1,6 +1,7 @@
 //! Misbehaviour on request, and the control endpoint under `/_sim/`.
 //!
-//! `POST /_sim/faults` plans one: `{"path": "part of a path", "times": 3, "latency_ms": 50, "fault": {…}}`;
+//! `POST /_sim/faults` plans one: `{"path": "part of a path", "times": 3, "latency_ms": 50, "fault": {…}}`,
+//! with `"if_header": {"name": "value"}` for calls alone that have these headers;
 //! `DELETE /_sim/faults` forgets all. `GET /_sim/calls` counts calls by path; `DELETE` starts again.
 //! The same object in the request header `x-sim-fault` is for that request alone.
 
@@ -10,7 +11,7 @@ use futures_util::stream;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Frame;
-use hyper::{Method, Response, Version};
+use hyper::{HeaderMap, Method, Response, Version};
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -23,6 +24,8 @@ pub(crate) type Body = UnsyncBoxBody<Bytes, Abort>;
 #[derive(Debug, Clone)]
 pub(crate) struct Planned {
     path: String,
+    /// Headers that a call must have.
+    if_header: Vec<(String, String)>,
     /// `None`: until forgotten.
     times: Option<u64>,
     pub(crate) latency_ms: u64,
@@ -74,6 +77,7 @@ impl<'de> serde::Deserialize<'de> for Planned {
         };
         Ok(Self {
             path: value["path"].as_str().unwrap_or_default().to_owned(),
+            if_header: pairs(&value["if_header"]),
             times: value["times"].as_u64(),
             latency_ms: value["latency_ms"].as_u64().unwrap_or(0),
             fault,
@@ -168,10 +172,11 @@ impl Control {
         self.refuse_tls.load(std::sync::atomic::Ordering::SeqCst)
     }
 
-    /// The first plan for this path; one that is used up is forgotten.
-    pub(crate) fn planned(&self, path: &str) -> Option<Planned> {
+    /// The first plan for this call; one that is used up is forgotten.
+    pub(crate) fn planned(&self, path: &str, headers: &HeaderMap) -> Option<Planned> {
         let mut all = lock(&self.planned);
-        let at = all.iter().position(|planned| path.contains(&planned.path))?;
+        let has = |(name, value): &(String, String)| headers.get(name).is_some_and(|known| known == value);
+        let at = all.iter().position(|planned| path.contains(&planned.path) && planned.if_header.iter().all(has))?;
         let planned = all[at].clone();
         if let Some(times) = &mut all[at].times {
             *times = times.saturating_sub(1);

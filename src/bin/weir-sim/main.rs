@@ -161,7 +161,7 @@ async fn answer(sim: Arc<Sim>, request: Request<Incoming>) -> Result<Response<fa
     sim.control.count(&parts.method, parts.uri.path_and_query().map_or(&*path, |p| p.as_str()), version);
     let header = |name: &str| parts.headers.get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
     let told = header("x-sim-fault").and_then(|text| serde_json::from_str(&text).ok());
-    let planned = told.or_else(|| sim.control.planned(&path));
+    let planned = told.or_else(|| sim.control.planned(&path, &parts.headers));
     let window = sim.control.window(&path, sim.options.throttle);
     let reply =
         if parts.method == Method::GET { route(&sim, &path, &query, &header) } else { Reply::new(405, "{}".into()) };
