@@ -57,8 +57,14 @@ fn unauthorized(detail: &str) -> Box<Problem> {
     Box::new(Problem::new(Code::Unauthorized, detail))
 }
 
-/// The one key that a request carries, in `X-API-Key` or as a bearer token (RFC 6750).
+/// The one key that a request carries: in `X-Weir-Key`, which leaves the other headers to the provider, else
+/// in `X-API-Key` or as a bearer token (RFC 6750).
 fn presented(request: &Request) -> Result<&[u8], Box<Problem>> {
+    let mut own = request.headers.get_all("x-weir-key").iter().map(http::HeaderValue::as_bytes);
+    if let Some(key) = own.next().filter(|key| !key.is_empty()) {
+        let differs = own.any(|other| other != key);
+        return if differs { Err(Box::new(Problem::invalid("several X-Weir-Key were sent; send one"))) } else { Ok(key) };
+    }
     let mut found: Option<&[u8]> = None;
     let plain = request.headers.get_all("x-api-key").iter().map(http::HeaderValue::as_bytes);
     let bearer = request.headers.get_all(header::AUTHORIZATION).iter().filter_map(|value| {
@@ -73,7 +79,7 @@ fn presented(request: &Request) -> Result<&[u8], Box<Problem>> {
         }
         found = Some(key);
     }
-    found.ok_or_else(|| unauthorized("an API key is needed, in X-API-Key or as Authorization: Bearer"))
+    found.ok_or_else(|| unauthorized("an API key is needed: in X-API-Key, as Authorization: Bearer, or in X-Weir-Key"))
 }
 
 #[cfg(test)]

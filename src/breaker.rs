@@ -12,7 +12,7 @@ use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::time::Duration;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 /// Opens after consecutive failures, then lets one request try.
@@ -106,7 +106,7 @@ pub struct Tap {
     /// As configured; kept over a reload while it stays the same.
     pub capacity: Option<Capacity>,
     rate: Option<DefaultDirectRateLimiter>,
-    concurrent: Semaphore,
+    concurrent: Arc<Semaphore>,
     turns: Turns,
     /// Milliseconds; 0: open.
     closed_until: AtomicI64,
@@ -125,7 +125,7 @@ impl Tap {
         Self {
             capacity,
             rate,
-            concurrent: Semaphore::new(concurrent),
+            concurrent: Arc::new(Semaphore::new(concurrent)),
             turns: Turns::default(),
             closed_until: AtomicI64::new(0),
         }
@@ -154,11 +154,11 @@ impl Tap {
         latest: Instant,
         open: impl Fn() -> Result<(), E>,
         busy: impl Fn(Duration) -> E,
-    ) -> Result<SemaphorePermit<'_>, E> {
+    ) -> Result<OwnedSemaphorePermit, E> {
         let late = || busy(Duration::from_secs(1));
         // Held until rate and concurrency are had: so both go round.
         let _turn = timeout_at(latest, self.turns.next(client)).await.map_err(|_| late())?;
-        let permit = timeout_at(latest, self.concurrent.acquire()).await.map_err(|_| late())?.map_err(|_| late())?;
+        let permit = timeout_at(latest, self.concurrent.clone().acquire_owned()).await.map_err(|_| late())?.map_err(|_| late())?;
         loop {
             open()?;
             let Some(Err(refused)) = self.rate.as_ref().map(RateLimiter::check) else { return Ok(permit) };

@@ -134,7 +134,9 @@ impl Entry {
     }
 
     fn weight(&self, key: &Key) -> u32 {
-        let views = self.views.iter().map(|(_, view)| view.body.len() + view.items.len() * size_of::<Item>());
+        // A native view may be the body itself.
+        let own = |view: &View| if view.body.as_ptr() == self.body.as_ptr() { 0 } else { view.body.len() };
+        let views = self.views.iter().map(|(_, view)| own(view) + view.items.len() * size_of::<Item>());
         let weight = OVERHEAD + key.0.len() + self.body.len() + views.sum::<usize>();
         u32::try_from(weight).unwrap_or(u32::MAX)
     }
@@ -174,8 +176,22 @@ pub struct Cache {
     /// Read while storing, written when a purge begins: what is stored was not purged meanwhile.
     purges: RwLock<Log>,
     tickets: AtomicU64,
+    /// When something was last written through Weir, by what it changed: answers asked for before are not it.
+    written: moka::sync::Cache<Subject, Written>,
     metrics: CacheMetrics,
 }
+
+/// A write that passed through Weir.
+#[derive(Debug, Clone, Copy)]
+struct Written {
+    /// Tickets before this one are from before it.
+    number: u64,
+    at: Time,
+}
+
+/// Writes remembered, and for how long: longer than any list is kept, since what is written makes lists untrue.
+const WRITES: u64 = 100_000;
+const WRITES_KEPT: Duration = Duration::from_secs(86_400);
 
 impl Cache {
     /// An empty cache of at most `max_bytes`, weighed.
@@ -190,13 +206,42 @@ impl Cache {
                 on_removal.removed(&kept.entry.subject.provider, cause_label(cause));
             })
             .build();
-        Self { moka, purges: RwLock::default(), tickets: AtomicU64::new(1), metrics }
+        let written = moka::sync::Cache::builder().max_capacity(WRITES).time_to_live(WRITES_KEPT).build();
+        Self { moka, purges: RwLock::default(), tickets: AtomicU64::new(1), written, metrics }
     }
 
     /// The entry under a key, fresh or not.
     #[must_use]
     pub fn look(&self, key: &Key) -> Option<Arc<Entry>> {
-        self.moka.get(key).map(|kept| kept.entry)
+        let kept = self.moka.get(key)?;
+        // A session that was written is taken out; the pages it may be in are not known, so each is asked.
+        let outdated = kept.entry.subject.session.is_none() && self.outdated(&kept.entry.subject, kept.asked);
+        (!outdated).then_some(kept.entry)
+    }
+
+    /// Whether something was written to this subject since the ticket of this number was taken.
+    fn outdated(&self, subject: &Subject, number: u64) -> bool {
+        self.written.get(subject).is_some_and(|written| number < written.number)
+    }
+
+    /// When something was last written to this subject, if that was lately.
+    #[must_use]
+    pub fn written_at(&self, subject: &Subject) -> Option<Time> {
+        self.written.get(subject).map(|written| written.at)
+    }
+
+    /// Something was written to a session, or to a list where `subject` names none: what is stored of it, or is
+    /// being asked for, is no longer true. Sessions' lists are to be told by themselves.
+    pub fn write(&self, key: Option<&Key>, subject: Subject, now: Time) {
+        {
+            // As with a purge: what is stored from here on was asked for since, or is not stored.
+            let _nothing_is_stored_now = self.purges.write().unwrap_or_else(PoisonError::into_inner);
+            let number = self.tickets.fetch_add(1, Ordering::AcqRel) + 1;
+            self.written.insert(subject, Written { number, at: now });
+        }
+        if let Some(key) = key {
+            self.moka.invalidate(key);
+        }
     }
 
     /// The ticket to take before a provider is asked.
@@ -219,7 +264,8 @@ impl Cache {
     pub fn store(&self, key: Key, entry: Arc<Entry>, ticket: Ticket, now: Time) {
         let keep = entry.keep(now);
         let purges = self.purges.read().unwrap_or_else(PoisonError::into_inner);
-        if !keep.is_zero() && !purges.purged_since(ticket.epoch, &entry.subject) {
+        let untrue = purges.purged_since(ticket.epoch, &entry.subject) || self.outdated(&entry.subject, ticket.number);
+        if !keep.is_zero() && !untrue {
             // All that changes an entry goes through `compute`: moka does one at a time for a key.
             self.moka.entry(key).and_compute_with(|current| match current {
                 Some(current) if current.value().asked > ticket.number => Op::Nop,

@@ -1,36 +1,37 @@
-//! One call to a provider, from the breaker to the cache.
+//! One call to a provider, from the gate to the cache.
 //!
 //! A room of its own because this is the coalesced part: it runs once for any number of callers, and
-//! reads as a column: breaker → tap → upstream → judge → map → store. It knows no caller.
+//! reads as a column: gate → credential → upstream → judge → map → store. It knows no caller.
 
 use crate::cache::{Entry, Kind};
 use crate::conditional;
 use crate::error::{Code, Outcome, Problem};
-use crate::exchange::{FailureKind, ProviderFailure, ProviderReply, ProviderRequest};
+use crate::exchange::{ProviderFailure, ProviderReply, ProviderRequest};
 use crate::freshness::{self, UpstreamLimit};
+use crate::gate;
 use crate::json;
 use crate::model::{Show, Time};
 use crate::question::{Landed, Question, Shared};
 use crate::reading::Unreadable;
 use crate::runtime;
-use crate::runtime::snapshot::{Access, Provider};
+use crate::runtime::snapshot::Provider;
 use crate::trace::Stored;
 use serde_json::Value;
 use std::sync::Arc;
-use std::time::Duration;
+use tokio::time::Instant;
 
 /// Why an answer was not stored, when the provider said so.
 const NO_STORE: &str = "upstream-no-store";
 
-/// One call to a provider, from the breaker to the cache.
+/// One call to a provider, from the gate to the cache.
 ///
 /// # Errors
 /// The provider's failure, or why it was not asked.
 pub async fn call(shared: &Shared, question: &Question, store: bool) -> Landed {
-    let _under_way = under_way(shared, question)?;
-    let (provider, access, ticket) = (question.provider(), question.access()?, shared.cache.ticket());
+    let _under_way = gate::begin(&shared.metrics.upstream, question.max_calls())?;
+    let (provider, ticket) = (question.provider(), shared.cache.ticket());
     let known = shared.cache.look(&question.key).filter(|known| !known.conditions.is_empty());
-    let reply = ask_provider(shared, question, access, known.as_deref()).await;
+    let reply = ask_provider(shared, question, known.as_deref()).await;
     let now = runtime::now();
     let judged = reply.and_then(|reply| judge(shared, question, reply, known.as_deref(), now));
     let (entry, forbidden) = judged?;
@@ -55,119 +56,46 @@ pub async fn call(shared: &Shared, question: &Question, store: bool) -> Landed {
     Ok((entry, stored))
 }
 
-/// A call under way, counted until dropped.
-struct UnderWay<'s>(&'s Shared);
-
-impl Drop for UnderWay<'_> {
-    fn drop(&mut self) {
-        self.0.metrics.upstream.calls.dec();
-    }
-}
-
-/// Counts a call in, if there is room. Requests in flight are bounded already; this bounds the calls that
-/// nobody waits for any more: refreshes behind an answer, and those whose callers hung up.
-fn under_way<'s>(shared: &'s Shared, question: &Question) -> Outcome<UnderWay<'s>> {
-    let calls = &shared.metrics.upstream.calls;
-    calls.inc();
-    let counted = UnderWay(shared);
-    let most = question.max_calls();
-    if calls.get() <= most {
-        return Ok(counted);
-    }
-    let detail = format!("{most} calls to providers are under way; more are not begun");
-    Err(Box::new(Problem::new(Code::Overloaded, detail).retry_after_ms(1000)))
-}
-
-/// Breaker → tap → upstream.
-async fn ask_provider(
-    shared: &Shared,
-    question: &Question,
-    access: &Access,
-    known: Option<&Entry>,
-) -> Outcome<ProviderReply> {
-    let (provider, operation) = (question.provider(), question.operation()?);
-    let name = &provider.name;
-    let deadline = tokio::time::Instant::now() + provider.target.timeout;
-    let refuse = |reason, code, detail: String, wait: Duration| {
-        shared.metrics.upstream.refused.with_label_values(&[&**name, reason]).inc();
-        let ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-        Box::new(Problem::new(code, detail).of(name).retry_after_ms(ms))
-    };
-    let paused = |now: Time| match access.tap.closed_until(now) {
-        None => Ok(()),
-        Some(until) => {
-            let detail = format!("{name} asked for a pause, which lasts");
-            Err(refuse("pause", Code::ProviderRateLimited, detail, until.since(now)))
-        }
-    };
-    let broken = |until: Time, now: Time| {
-        let detail = format!("{name} failed repeatedly; it is not asked for a while");
-        refuse("breaker", Code::ProviderUnavailable, detail, until.since(now))
-    };
-    // Judged before the wait, so that nobody waits in vain, and after it, for what happened meanwhile.
-    let open = || {
-        let now = runtime::now();
-        paused(now)?;
-        provider.breaker.open_until(now).map_or(Ok(()), |until| Err(broken(until, now)))
-    };
-    open()?;
+/// Gate → credential → upstream.
+async fn ask_provider(shared: &Shared, question: &Question, known: Option<&Entry>) -> Outcome<ProviderReply> {
+    let (provider, operation, asking) = (question.provider(), question.operation()?, &question.asking);
+    let (name, metrics) = (&provider.name, &shared.metrics.upstream);
+    let deadline = Instant::now() + provider.target.timeout;
     // Half of the deadline for the turn leaves half for the answer.
     let latest = deadline - provider.target.timeout / 2;
-    let busy = |wait: Duration| {
-        refuse("capacity", Code::ProviderRateLimited, format!("Weir's capacity for {name} is used up"), wait)
-    };
-    let _turn = access.tap.turn(question.client_id(), latest, open, busy).await?;
-    let now = runtime::now();
-    provider.breaker.admit(now).map_err(|until| broken(until, now))?;
-    let request = ProviderRequest {
-        path_and_query: question.path_and_query.clone(),
-        credential: access.credential.header.clone(),
-        conditions: known.map(|known| known.conditions.clone()).unwrap_or_default(),
-    };
-    provider.retry_budget.earn();
-    let metrics = &shared.metrics.upstream;
-    let timer = metrics.duration.with_label_values(&[&**name, operation.name]).start_timer();
-    let reply = {
+    let _turn = gate::pass(metrics, provider, &asking.tap, question.client_id(), latest).await?;
+    let count = |status: &str| metrics.requests.with_label_values(&[name, operation.name, status]).inc();
+    let mut again = true;
+    loop {
+        let shown = asking.credential.show(&shared.upstream, metrics, deadline).await?;
+        let request = ProviderRequest {
+            path_and_query: question.path_and_query.clone(),
+            credential: shown.header.clone(),
+            conditions: known.map(|known| known.conditions.clone()).unwrap_or_default(),
+            form: None,
+        };
+        provider.retry_budget.earn();
+        let timer = metrics.duration.with_label_values(&[&**name, operation.name]).start_timer();
         // A try that is made again was a call too.
-        let again = |failure: &ProviderFailure| {
+        let may_retry = |failure: &ProviderFailure| {
             let may = provider.retry_budget.take();
             if may {
-                metrics.requests.with_label_values(&[name, operation.name, failure.kind.as_str()]).inc();
+                count(failure.kind.as_str());
             }
             may
         };
-        shared.upstream.get(&provider.target, &request, deadline, again).await
-    };
-    timer.observe_duration();
-    let status = match &reply {
-        Ok(reply) => reply.status.to_string(),
-        Err(failure) => failure.kind.as_str().to_owned(),
-    };
-    metrics.requests.with_label_values(&[name, operation.name, &status]).inc();
-    learn(question, access, &reply);
-    reply.map_err(|failure| Box::new(provider.errors.judge_failure(&failure)))
-}
-
-/// What an outcome says of the provider, told while the turn is still held: whoever comes next knows.
-fn learn(question: &Question, access: &Access, reply: &Result<ProviderReply, ProviderFailure>) {
-    let (provider, now) = (question.provider(), runtime::now());
-    match reply {
-        // Throttling and refusals are answers, and so is a body that cannot be used: it is up.
-        Ok(reply) => {
-            provider.breaker.record(reply.status < 500 || reply.status == 503, now);
-            if !matches!(reply.status, 200 | 304) {
-                let problem = provider.errors.judge(reply, now);
-                if let Some(seconds) = problem.retry_after {
-                    access.tap.close(now.plus(Duration::from_secs(seconds)));
-                }
-            }
+        let reply = shared.upstream.ask(&provider.target, &request, deadline, may_retry).await;
+        timer.observe_duration();
+        match &reply {
+            Ok(reply) => count(&reply.status.to_string()),
+            Err(failure) => count(failure.kind.as_str()),
         }
-        Err(failure) => match failure.kind {
-            // A bound of ours says nothing of the provider.
-            FailureKind::Overloaded => {}
-            FailureKind::TooLarge => provider.breaker.record(true, now),
-            _ => provider.breaker.record(false, now),
-        },
+        gate::learn(provider, &asking.tap, &reply);
+        let refused = reply.as_ref().is_ok_and(|reply| reply.status == 401) && asking.credential.refused(&shown);
+        // A token may have ended before its time: once more with a new one.
+        if !(refused && std::mem::take(&mut again)) {
+            return reply.map_err(|failure| Box::new(provider.errors.judge_failure(&failure)));
+        }
     }
 }
 
@@ -190,8 +118,9 @@ fn judge(
         let entry = Entry {
             subject: question.subject.clone(),
             stale_from: None,
+            // Its body is weighed, though only native clients see it.
+            body: reply.body.clone(),
             kind: Kind::NotFound(Box::new(problem)),
-            body: bytes::Bytes::new(),
             rules: provider.rules,
             life: freshness::of_not_found(&provider.freshness, now),
             upstream: UpstreamLimit::default(),
@@ -212,14 +141,15 @@ fn judge(
         },
         |known| UpstreamLimit { age, ..known.upstream },
     );
+    let body = confirmed.map_or_else(|| reply.body.clone(), |known| known.body.clone());
     let unusable = |mut problem: Box<Problem>| {
         problem.provider_status = Some(reply.status);
+        problem.reply = Some(Arc::new(reply.clone()));
         problem
     };
     if confirmed.is_none() {
         plain(provider, &reply.headers).map_err(unusable)?;
     }
-    let body = confirmed.map_or(reply.body, |known| known.body.clone());
     let count = |field: &str, reason: &str| {
         shared.metrics.upstream.mapping_failures.with_label_values(&[&*provider.name, field, reason]).inc();
     };

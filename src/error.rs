@@ -3,6 +3,7 @@
 //! A room of its own so that the error table is in one place: a code has exactly one status and one
 //! title. It must not decide when an error happens; that stands beside each cause.
 
+use crate::exchange::ProviderReply;
 use std::sync::Arc;
 
 /// The `code` of a problem. Its text is a promise to clients; see `docs/API.md`.
@@ -166,6 +167,8 @@ pub struct Problem {
     pub allow: Option<&'static str>,
     /// The provider's own status, where it gave one.
     pub provider_status: Option<u16>,
+    /// The provider's own answer, for those who speak its language.
+    pub reply: Option<Arc<ProviderReply>>,
 }
 
 /// What a step of the line gives.
@@ -183,6 +186,7 @@ impl Problem {
             violated_policies: Vec::new(),
             allow: None,
             provider_status: None,
+            reply: None,
         }
     }
 

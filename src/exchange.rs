@@ -47,7 +47,7 @@ impl fmt::Debug for Answer {
 }
 
 /// A question to a provider, complete but for where the provider is.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct ProviderRequest {
     /// Path and query below the provider's base URL, percent-encoded.
     pub path_and_query: String,
@@ -55,6 +55,8 @@ pub struct ProviderRequest {
     pub credential: Option<(HeaderName, HeaderValue)>,
     /// Conditions under which what is known still holds (RFC 9110, section 13.1).
     pub conditions: Vec<(HeaderName, HeaderValue)>,
+    /// A form to POST (`application/x-www-form-urlencoded`); else it is a GET.
+    pub form: Option<Bytes>,
 }
 
 impl fmt::Debug for ProviderRequest {
@@ -64,7 +66,7 @@ impl fmt::Debug for ProviderRequest {
 }
 
 /// What a provider answered, whole.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct ProviderReply {
     /// HTTP status.
     pub status: u16,

@@ -81,6 +81,7 @@ impl Rules {
         };
         let mut problem = Problem::new(code, detail).of(provider);
         problem.provider_status = Some(reply.status);
+        problem.reply = Some(Arc::new(reply.clone()));
         if code.status() == 503 {
             let wait = retry_after(reply, now).unwrap_or(DEFAULT_RETRY_AFTER).min(MAX_RETRY_AFTER);
             problem = problem.retry_after_ms(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));

@@ -8,12 +8,13 @@ use crate::call::{call, entry_of, parse};
 use crate::conditional::Directives;
 use crate::error::{Code, Outcome, Problem};
 use crate::flight::{Joined, Landing, Terms, landed};
-use crate::model::{Show, Time, View};
+use crate::model::{Form, Show, Time, View};
 use crate::question::{Landed, Question, Shared};
+use crate::reading::etag;
 use crate::runtime;
 use crate::trace::{CacheStatus, How, Stored, Trace};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What the cache has for a question, and what the client's directives make of it.
 pub struct Looked {
@@ -181,7 +182,10 @@ async fn ask(shared: &Arc<Shared>, question: &Question, directives: &Directives)
         return (call(shared, question, false).await, false);
     }
     let now = runtime::now();
-    let started_since = if directives.no_cache { now } else { Time(i64::MIN) };
+    // Within the millisecond of a write nobody knows which came first.
+    let written = || shared.cache.written_at(&question.subject).map(|at| at.plus(Duration::from_millis(1)));
+    let since = if directives.no_cache { Some(now) } else { written() };
+    let started_since = since.unwrap_or(Time(i64::MIN));
     let terms = Terms { most: question.max_waiters(), started_since, now };
     let fresh = || fresh(shared, question, directives);
     let (place, collapsed) = match shared.flights.join(&question.key, &terms, fresh) {
@@ -237,16 +241,37 @@ pub fn view(shared: &Shared, question: &Question, entry: &Arc<Entry>, show: Show
         return Ok(view.clone());
     }
     let provider = question.provider();
+    if show.form == Form::Native {
+        return native_view(shared, question, entry, show, now);
+    }
     let native = parse(provider, &entry.body)?;
     // Read as of when it came: a view made later must not tell another story.
     let reading = question.operation()?.read(&provider.name, &provider.mapping, &native, entry.life.stored_at)?;
     let view = Arc::new(reading.view(&provider.mapping, show));
-    if entry.rules != provider.rules {
-        return Ok(view);
-    }
-    let mut views = entry.views.clone();
-    views.push((show, view.clone()));
-    let more = Entry { views, ..Entry::clone(entry) };
-    shared.cache.replace(question.key.clone(), entry, Arc::new(more), now);
+    keep(shared, question, entry, (show, view.clone()), now);
     Ok(view)
+}
+
+/// The provider's body, without its secrets where they are not to be seen.
+fn native_view(shared: &Shared, question: &Question, entry: &Arc<Entry>, show: Show, now: Time) -> Outcome<Arc<View>> {
+    let provider = question.provider();
+    let body = match show.secrets {
+        true => entry.body.clone(),
+        false => question.operation()?.without_secrets(&provider.mapping, &entry.body).map_err(|_| {
+            Box::new(Problem::new(Code::ProviderInvalidResponse, "its body is not JSON").of(&provider.name))
+        })?,
+    };
+    let view = Arc::new(View { etag: etag(&body), body, items: Vec::new() });
+    keep(shared, question, entry, (show, view.clone()), now);
+    Ok(view)
+}
+
+/// Keeps a view with its entry, if that is still the one, by rules that are still in force.
+fn keep(shared: &Shared, question: &Question, entry: &Arc<Entry>, view: (Show, Arc<View>), now: Time) {
+    if entry.rules == question.provider().rules {
+        let mut views = entry.views.clone();
+        views.push(view);
+        let more = Entry { views, ..Entry::clone(entry) };
+        shared.cache.replace(question.key.clone(), entry, Arc::new(more), now);
+    }
 }

@@ -73,6 +73,18 @@ impl JsonPath {
         }
     }
 
+    /// The value it names, to be changed; `None` too for a path that is not plain.
+    pub fn first_mut<'v>(&self, value: &'v mut Value) -> Option<&'v mut Value> {
+        let Way::Plain(steps) = &self.way else { return None };
+        walk_mut(steps, value)
+    }
+
+    /// Whether it consists of names and indexes alone.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        matches!(self.way, Way::Plain(_))
+    }
+
     /// Whether it names one member of an object, which can be taken out.
     #[must_use]
     pub fn names_a_member(&self) -> bool {
@@ -84,18 +96,21 @@ impl JsonPath {
     pub fn remove(&self, value: &mut Value) {
         let Way::Plain(steps) = &self.way else { return };
         let Some((Step::Name(last), parents)) = steps.split_last() else { return };
-        let parent = parents.iter().try_fold(value, |at, step| match step {
-            Step::Name(name) => at.as_object_mut()?.get_mut(name),
-            Step::Index(index) => {
-                let array = at.as_array_mut()?;
-                let position = position(*index, array.len())?;
-                array.get_mut(position)
-            }
-        });
-        if let Some(Value::Object(members)) = parent {
+        if let Some(Value::Object(members)) = walk_mut(parents, value) {
             members.shift_remove(last);
         }
     }
+}
+
+fn walk_mut<'v>(steps: &[Step], value: &'v mut Value) -> Option<&'v mut Value> {
+    steps.iter().try_fold(value, |at, step| match step {
+        Step::Name(name) => at.as_object_mut()?.get_mut(name),
+        Step::Index(index) => {
+            let array = at.as_array_mut()?;
+            let position = position(*index, array.len())?;
+            array.get_mut(position)
+        }
+    })
 }
 
 fn position(index: i64, length: usize) -> Option<usize> {

@@ -16,11 +16,12 @@ pub mod config;
 // 2 rules: pure, given `now`
 pub mod auth;
 pub mod conditional;
-pub mod credential;
 pub mod cursor;
+pub mod dialect;
 pub mod fault;
 pub mod freshness;
 pub mod mapping;
+pub mod mount;
 pub mod purge;
 pub mod ratelimit;
 pub mod route;
@@ -29,6 +30,7 @@ pub mod turns;
 // 3 mechanisms: with state or IO
 pub mod breaker;
 pub mod cache;
+pub mod credential;
 pub mod flight;
 pub mod reading;
 pub mod upstream;
@@ -37,7 +39,10 @@ pub mod runtime;
 // 5 one answer, 6 answers, 7 the line (trace: 3)
 pub mod call;
 pub mod fetch;
+pub mod forward;
+pub mod gate;
 pub mod listing;
+pub mod native;
 pub mod pipeline;
 pub mod question;
 pub mod respond;

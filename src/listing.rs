@@ -10,8 +10,8 @@ use crate::cursor::Position;
 use crate::error::Outcome;
 use crate::error::{Code, Problem};
 use crate::fetch::{self, Looked, Served};
-use crate::model::{Show, View, write_json};
-use crate::question::{Question, Shared};
+use crate::model::{Form, Show, View, write_json};
+use crate::question::{Asking, Question, Shared};
 use crate::route::Page;
 use crate::runtime;
 use crate::runtime::snapshot::Snapshot;
@@ -36,6 +36,8 @@ pub struct List<'l> {
     pub agent: Option<&'l str>,
     /// What of it.
     pub page: &'l Page,
+    /// As whom the provider is asked.
+    pub asking: Asking,
     /// The client's directives.
     pub directives: Directives,
 }
@@ -79,7 +81,7 @@ impl List<'_> {
     /// The question for the provider's page at a position.
     ///
     /// # Errors
-    /// 403 where the client may not use the provider.
+    /// 400 for an id that no path can hold.
     pub fn question(&self, at: &Position) -> Outcome<Question> {
         let values = Values {
             agent: self.agent,
@@ -88,7 +90,7 @@ impl List<'_> {
             page_token: at.page_token.as_deref(),
             enabled: self.page.enabled,
         };
-        Question::new(self.snapshot, self.client, self.provider, true, &values)
+        Question::new(self.snapshot, (self.client, self.provider), self.asking.clone(), true, &values)
     }
 
     /// Reads the page that begins at `start`, of which the first lookup is done, as a JSON body.
@@ -102,7 +104,8 @@ impl List<'_> {
     }
 
     async fn choose(&self, start: Position, first: (Question, Looked), trace: &mut Trace) -> Outcome<Chosen> {
-        let show = Show { secrets: self.snapshot.clients[self.client].reveal_secrets, native: self.page.native };
+        let form = if self.page.native { Form::WithNative } else { Form::Unified };
+        let show = Show { secrets: self.snapshot.clients[self.client].reveal_secrets, form };
         let limit = self.page.limit as usize;
         let mut chosen = Chosen { parts: Vec::with_capacity(limit), next: None, total: None, status: None };
         let (mut at, mut asked) = (start, Some(first));

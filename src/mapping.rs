@@ -141,10 +141,15 @@ impl Mapping {
     #[must_use]
     pub fn without_secrets(&self, native: &Value) -> Value {
         let mut cut = native.clone();
-        for path in &self.secret_paths {
-            path.remove(&mut cut);
-        }
+        self.cut(&mut cut);
         cut
+    }
+
+    /// Takes the secret members out of a provider's object. `true` where there was one.
+    pub fn cut(&self, native: &mut Value) -> bool {
+        let found = self.secret_paths.iter().filter(|path| path.first(native).is_some()).count() > 0;
+        self.secret_paths.iter().for_each(|path| path.remove(native));
+        found
     }
 
     /// Maps one session that came at `now`. Optional fields that could not be taken are `null` and

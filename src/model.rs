@@ -237,8 +237,20 @@ impl std::fmt::Debug for Session {
 pub struct Show {
     /// Members marked secret are in it.
     pub secrets: bool,
-    /// The provider's own object is in it, as `native`.
-    pub native: bool,
+    /// In which form.
+    pub form: Form,
+}
+
+/// The form of a view.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Form {
+    /// Unified sessions.
+    #[default]
+    Unified,
+    /// Unified sessions, each with the provider's own object as `native`.
+    WithNative,
+    /// The provider's body.
+    Native,
 }
 
 impl Session {
@@ -286,7 +298,7 @@ impl Session {
                 value => write_json(out, value),
             }
         }
-        if let Some(native) = native.filter(|_| show.native) {
+        if let Some(native) = native.filter(|_| show.form == Form::WithNative) {
             out.extend_from_slice(b",\"native\":");
             write_json(out, native);
         }

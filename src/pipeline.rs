@@ -11,8 +11,11 @@ use crate::error::{Code, Problem};
 use crate::exchange::{Answer, Request};
 use crate::fetch::{self, Looked, Served};
 use crate::listing::List;
-use crate::model::{Show, Time};
-use crate::question::{self, Question, Shared};
+use crate::forward::{Forward, Passage};
+use crate::model::{Form, Show, Time};
+use crate::mount::Mounted;
+use crate::native::{self, Way};
+use crate::question::{self, Asking, Question, Shared};
 use crate::ratelimit::{self, Bucket, Refusal};
 use crate::respond::{self, Content};
 use crate::route::{NO_ROUTE, Page, Route, Routed};
@@ -41,6 +44,22 @@ pub struct Line {
     pub shared: Arc<Shared>,
 }
 
+/// What becomes of a request.
+pub enum Handled {
+    /// It is answered.
+    Answered(Answer, Trace),
+    /// It goes on to the provider, and its answer comes back from there.
+    Passed(Box<Forward>),
+}
+
+enum Done {
+    Content(Content),
+    Passed(Box<Forward>),
+}
+
+/// Label of requests that are passed on.
+const NATIVE: &str = "native";
+
 /// Who asks for what, once that is known.
 struct Asked {
     snapshot: Arc<Snapshot>,
@@ -51,31 +70,85 @@ struct Asked {
 }
 
 impl Line {
-    /// Answers a request: authenticate → route and permit → admit → cache → [fetch] → respond.
-    pub async fn answer(&self, request: &Request, request_id: String) -> (Answer, Trace) {
+    /// Answers a request: authenticate → route and permit → admit → cache → [fetch] → respond; or passes it on.
+    pub async fn handle(&self, request: &Request, request_id: String) -> Handled {
         let (snapshot, now) = (self.runtime.snapshot(), runtime::now());
+        let mounted = snapshot.mounts.find(&request.headers, &request.path);
         let mut trace = Trace::new(request_id, NO_ROUTE);
         let mut asked = Asked {
             client: usize::MAX,
             provider: None,
             directives: conditional::directives(&request.headers),
-            snapshot,
+            snapshot: snapshot.clone(),
             now,
         };
-        let outcome = self.line(request, &mut asked, &mut trace).await;
-        let buckets = asked.buckets();
-        let answer = match outcome {
-            Ok(content) => respond::content(request, content, &buckets, &mut trace, runtime::now()),
-            Err(problem) => respond::problem(&problem, &buckets, &mut trace, runtime::now()),
+        let outcome = match &mounted {
+            None => self.line(request, &mut asked, &mut trace).await.map(Done::Content),
+            Some(mounted) => self.native(request, mounted, &mut asked, &mut trace).await,
         };
-        (answer, trace)
+        let buckets = asked.buckets();
+        let answer = match (outcome, mounted) {
+            (Ok(Done::Passed(mut forward)), _) => {
+                forward.trace = trace;
+                return Handled::Passed(forward);
+            }
+            (Ok(Done::Content(content)), _) => respond::content(request, content, &buckets, &mut trace, runtime::now()),
+            (Err(problem), None) => respond::problem(&problem, &buckets, &mut trace, runtime::now()),
+            (Err(problem), Some(mounted)) => {
+                let dialect = snapshot.providers[mounted.provider].dialect.as_ref();
+                respond::native(&problem, dialect, &buckets, &mut trace, runtime::now())
+            }
+        };
+        Handled::Answered(answer, trace)
     }
 
-    async fn line(&self, request: &Request, asked: &mut Asked, trace: &mut Trace) -> Outcome<Content> {
+    /// Authenticate, and refuse what is too much.
+    fn enter(&self, request: &Request, asked: &mut Asked, trace: &mut Trace) -> Outcome<()> {
         asked.client = asked.snapshot.keys.identify(request, asked.now)?;
         trace.client = Some(asked.snapshot.clients[asked.client].id.clone());
         within_limits(request)?;
-        self.shed_load(asked)?;
+        self.shed_load(asked)
+    }
+
+    /// The provider's own API.
+    async fn native(
+        &self,
+        request: &Request,
+        mounted: &Mounted<'_>,
+        asked: &mut Asked,
+        trace: &mut Trace,
+    ) -> Outcome<Done> {
+        let provider = mounted.provider;
+        (trace.route, trace.provider) = (NATIVE, Some(asked.snapshot.providers[provider].name.clone()));
+        self.enter(request, asked, trace)?;
+        native::permitted(&asked.snapshot, asked.client, provider)?;
+        asked.provider = Some(provider);
+        let who = (asked.client, provider);
+        let asking = Asking::of(&asked.snapshot, asked.client, provider, &request.headers)?;
+        match native::way(&asked.snapshot, who, &asking, mounted, request)? {
+            Way::Read(question) => {
+                trace.route = question.operation()?.name;
+                let looked = self.look_and_admit(asked, &question)?;
+                let secrets = asked.snapshot.clients[asked.client].reveal_secrets;
+                native::read(&self.shared, &question, looked, secrets, trace).await.map(Done::Content)
+            }
+            Way::Pass(change) => {
+                self.admit(asked, false)?;
+                let question_mark = if request.query.is_empty() { "" } else { "?" };
+                let passage = Passage {
+                    change,
+                    prefix: mounted.prefix.to_owned(),
+                    path_and_query: format!("{}{question_mark}{}", mounted.path, request.query),
+                    method: request.method.clone(),
+                };
+                Forward::begin(&self.shared, &asked.snapshot, who, asking, passage).await.map(Done::Passed)
+            }
+        }
+    }
+
+    async fn line(&self, request: &Request, asked: &mut Asked, trace: &mut Trace) -> Outcome<Content> {
+        self.enter(request, asked, trace)?;
+        body_within_limits(request)?;
         let route = asked.route(request, trace)?;
         match route {
             Route::Providers => {
@@ -84,10 +157,14 @@ impl Line {
             }
             Route::Session { provider, agent, session, native } => {
                 let values = Values { agent: agent.as_deref(), session: Some(&session), ..Values::default() };
-                let question = Question::new(&asked.snapshot, asked.client, provider, false, &values)?;
+                let asking = Asking::of(&asked.snapshot, asked.client, provider, &request.headers)?;
+                let question = Question::new(&asked.snapshot, (asked.client, provider), asking, false, &values)?;
                 self.session(asked, &question, native, trace).await
             }
-            Route::List { provider, agent, page } => self.list(asked, provider, agent.as_deref(), &page, trace).await,
+            Route::List { provider, agent, page } => {
+                let asking = Asking::of(&asked.snapshot, asked.client, provider, &request.headers)?;
+                self.list(asked, asking, (provider, agent.as_deref()), &page, trace).await
+            }
         }
     }
 
@@ -108,7 +185,8 @@ impl Line {
         if let Kind::NotFound(problem) = &entry.kind {
             return Err(problem.clone());
         }
-        let show = Show { secrets: asked.snapshot.clients[asked.client].reveal_secrets, native };
+        let form = if native { Form::WithNative } else { Form::Unified };
+        let show = Show { secrets: asked.snapshot.clients[asked.client].reveal_secrets, form };
         let view = fetch::view(&self.shared, question, &entry, show, asked.now)?;
         Ok(Content { body: view.body.clone(), etag: Some(view.etag.clone()) })
     }
@@ -116,8 +194,8 @@ impl Line {
     async fn list(
         &self,
         asked: &Asked,
-        provider: usize,
-        agent: Option<&str>,
+        asking: Asking,
+        (provider, agent): (usize, Option<&str>),
         page: &Page,
         trace: &mut Trace,
     ) -> Outcome<Content> {
@@ -128,6 +206,7 @@ impl Line {
             provider,
             agent,
             page,
+            asking,
             directives: asked.directives,
         };
         let start = list.start()?;
@@ -184,22 +263,28 @@ impl Asked {
 
     /// The policies that apply: the client's, and its for this provider.
     fn buckets(&self) -> Vec<&Bucket> {
-        let Some(client) = self.snapshot.clients.get(self.client) else { return Vec::new() };
-        let access = self.provider.and_then(|provider| client.access[provider].as_ref());
-        client.buckets.iter().chain(access.into_iter().flat_map(|access| &access.buckets)).collect()
+        self.snapshot.buckets(self.client, self.provider)
+    }
+}
+
+fn refuse(code: Code, detail: String) -> Outcome<()> {
+    Err(Box::new(Problem::new(code, detail)))
+}
+
+/// No route of Weir's own takes a body.
+fn body_within_limits(request: &Request) -> Outcome<()> {
+    let announced = request.header("content-length").and_then(|length| length.trim().parse::<u64>().ok());
+    match announced.filter(|length| *length > MAX_BODY) {
+        Some(length) => refuse(Code::BodyTooLarge, format!("a body of {length} bytes; at most {MAX_BODY} are accepted")),
+        None => Ok(()),
     }
 }
 
 /// Limits on what comes in.
 fn within_limits(request: &Request) -> Outcome<()> {
-    let refuse = |code, detail: String| Err(Box::new(Problem::new(code, detail)));
     let url = request.path.len() + request.query.len() + 1;
     if url > MAX_URL {
         return refuse(Code::UrlTooLong, format!("the URL has {url} bytes; at most {MAX_URL} are accepted"));
-    }
-    let announced = request.header("content-length").and_then(|length| length.trim().parse::<u64>().ok());
-    if let Some(length) = announced.filter(|length| *length > MAX_BODY) {
-        return refuse(Code::BodyTooLarge, format!("a body of {length} bytes; at most {MAX_BODY} are accepted"));
     }
     let count = request.headers.len();
     if count > MAX_HEADERS {

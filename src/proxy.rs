@@ -1,19 +1,22 @@
-//! Pingora's side of the line: translate a request, hand it over, write the answer.
+//! Pingora's side of the line: translate a request, hand it over, write the answer or let it stream.
 //!
 //! A room of its own because implementing a framework's trait attracts everything. It makes no
 //! decision: what it may not do is look into a request or an answer.
 
 use crate::exchange::{Answer, Request};
+use crate::forward::{Answered, Forward};
 use crate::observe::{self, AccessLogger};
-use crate::pipeline::Line;
+use crate::pipeline::{Handled, Line};
 use crate::runtime;
+use crate::trace::Trace;
+use crate::upstream::passing_failure;
 use async_trait::async_trait;
-use http::{HeaderMap, Method};
-use pingora::http::ResponseHeader;
+use http::{HeaderMap, Method, Uri, header};
+use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
-use pingora::proxy::{ProxyHttp, Session};
+use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::upstreams::peer::HttpPeer;
-use pingora::{Error, ErrorType};
+use pingora::{Error, ErrorSource, ErrorType};
 use prometheus::IntGauge;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,6 +36,20 @@ pub struct Gateway {
     next: AtomicU64,
 }
 
+/// One request, as far as it has come.
+#[derive(Default)]
+pub struct Way {
+    in_flight: Option<InFlight>,
+    /// When it began, and where it is passed on to, if it is.
+    passed: Option<(Instant, Box<Forward>)>,
+    /// What the client is told instead of an answer of the provider's.
+    refused: Option<Answer>,
+    /// Whether a connection to the provider was had.
+    connected: bool,
+    /// It is to be tried again with another credential.
+    again: bool,
+}
+
 impl Gateway {
     /// A gateway on a line.
     #[must_use]
@@ -50,6 +67,11 @@ impl Gateway {
             Some(id) => id.to_owned(),
             None => format!("{}-{:08x}", self.prefix, self.next.fetch_add(1, Ordering::Relaxed)),
         }
+    }
+
+    fn observe(&self, method: &Method, trace: &Trace, took: Duration) {
+        let mode = self.line.runtime.snapshot().weir.access_log;
+        observe::request(&self.line.shared.metrics, &self.logger, mode, method, trace, took, runtime::now());
     }
 }
 
@@ -71,24 +93,32 @@ impl Drop for InFlight {
 
 #[async_trait]
 impl ProxyHttp for Gateway {
-    type CTX = ();
+    type CTX = Way;
 
-    fn new_ctx(&self) {}
+    fn new_ctx(&self) -> Way {
+        Way::default()
+    }
 
     /// None: the default is a compression module, which costs on every hit.
     fn init_downstream_modules(&self, _: &mut HttpModules) {}
 
-    async fn request_filter(&self, session: &mut Session, (): &mut ()) -> pingora::Result<bool> {
+    async fn request_filter(&self, session: &mut Session, way: &mut Way) -> pingora::Result<bool> {
         #[allow(clippy::disallowed_methods)] // where a request's time begins
         let started = Instant::now();
-        let metrics = &self.line.shared.metrics;
-        let _in_flight = InFlight::begin(&metrics.http.in_flight);
+        way.in_flight = Some(InFlight::begin(&self.line.shared.metrics.http.in_flight));
         let request = translate(session);
         let request_id = self.request_id(&request.headers);
-        // A body is not wanted on any route: what is not read by the answer's end ends the connection.
-        session.as_downstream_mut().set_close_on_response_before_downstream_finish(true);
         session.as_downstream_mut().set_write_timeout(Some(WRITE_TIMEOUT));
-        let (answer, mut trace) = self.line.answer(&request, request_id).await;
+        let (answer, mut trace) = match self.line.handle(&request, request_id).await {
+            Handled::Answered(answer, trace) => (answer, trace),
+            Handled::Passed(forward) => {
+                keep_alive(session);
+                way.passed = Some((started, forward));
+                return Ok(false);
+            }
+        };
+        // A body is not wanted here: what is not read by the answer's end ends the connection.
+        session.as_downstream_mut().set_close_on_response_before_downstream_finish(true);
         if request.method == Method::HEAD {
             trace.bytes = 0;
         }
@@ -96,15 +126,156 @@ impl ProxyHttp for Gateway {
             observe::say(&format!("internal error, request id {}, route {}", trace.request_id, trace.route));
         }
         let written = write(session, &request.method, answer).await;
-        let mode = self.line.runtime.snapshot().weir.access_log;
-        observe::request(metrics, &self.logger, mode, &request.method, &trace, started.elapsed(), runtime::now());
+        self.observe(&request.method, &trace, started.elapsed());
         written.map(|()| true)
     }
 
-    /// Every request is answered by `request_filter`, so nobody comes here.
-    async fn upstream_peer(&self, _: &mut Session, (): &mut ()) -> pingora::Result<Box<HttpPeer>> {
-        Error::e_explain(ErrorType::InternalError, "no route of this listener is proxied")
+    async fn upstream_peer(&self, _: &mut Session, way: &mut Way) -> pingora::Result<Box<HttpPeer>> {
+        let Some((_, forward)) = &mut way.passed else { return nowhere() };
+        (way.connected, way.again) = (false, false);
+        match forward.peer().await {
+            Ok(peer) => Ok(Box::new(peer)),
+            Err(problem) => {
+                way.refused = Some(forward.problem(&problem));
+                Error::e_explain(ErrorType::ConnectError, "there is nowhere to connect to")
+            }
+        }
     }
+
+    async fn connected_to_upstream(
+        &self,
+        _: &mut Session,
+        _: bool,
+        _: &HttpPeer,
+        _: std::os::unix::io::RawFd,
+        _: Option<&pingora::protocols::Digest>,
+        way: &mut Way,
+    ) -> pingora::Result<()> {
+        way.connected = true;
+        Ok(())
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        session: &mut Session,
+        request: &mut RequestHeader,
+        way: &mut Way,
+    ) -> pingora::Result<()> {
+        let Some((_, forward)) = &way.passed else { return nowhere() };
+        // What `Connection` names is in the client's header alone: Pingora has taken that out here.
+        let head = forward.head(&session.req_header().headers);
+        for name in &head.drop {
+            request.remove_header(name);
+        }
+        let uri = Uri::try_from(&head.path_and_query);
+        request.set_uri(uri.map_err(|e| Error::because(ErrorType::InvalidHTTPHeader, "the path", e))?);
+        request.insert_header(header::HOST, head.authority)?;
+        if let Some((name, value)) = head.credential {
+            request.insert_header(name, value)?;
+        }
+        Ok(())
+    }
+
+    async fn upstream_response_filter(
+        &self,
+        _: &mut Session,
+        response: &mut ResponseHeader,
+        way: &mut Way,
+    ) -> pingora::Result<()> {
+        let Some((_, forward)) = &mut way.passed else { return nowhere() };
+        if response.status.is_informational() {
+            return Ok(());
+        }
+        match forward.answered(response.status.as_u16(), &response.headers) {
+            Answered::Pass { drop, set } => {
+                for name in &drop {
+                    response.remove_header(name);
+                }
+                for (name, value) in set {
+                    response.insert_header(name, value)?;
+                }
+                Ok(())
+            }
+            Answered::Again => {
+                way.again = true;
+                Error::e_explain(ErrorType::InternalError, "once more, with a new token")
+            }
+            Answered::Refuse(problem) => {
+                way.refused = Some(forward.problem(&problem));
+                Error::e_explain(ErrorType::InternalError, "the provider refused the credential")
+            }
+        }
+    }
+
+    /// Sent again is only what was not processed: what may be repeated (RFC 9110, section 9.2.2), where a kept
+    /// connection had gone, and what was refused with a token that can be had anew; and only if its body is
+    /// still there.
+    fn error_while_proxy(
+        &self,
+        _: &HttpPeer,
+        session: &mut Session,
+        mut error: Box<Error>,
+        way: &mut Way,
+        reused: bool,
+    ) -> Box<Error> {
+        let whole = !session.as_ref().retry_buffer_truncated();
+        if way.again {
+            error.set_retry(whole);
+            if let (false, Some((_, forward))) = (whole, &mut way.passed) {
+                let problem = forward.refused();
+                way.refused = Some(forward.problem(&problem));
+            }
+        } else if way.refused.is_some() || !whole || !session.req_header().method.is_idempotent() {
+            error.set_retry(false);
+        } else {
+            error.retry.decide_reuse(reused);
+        }
+        error
+    }
+
+    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, way: &mut Way) -> FailToProxy {
+        let gone = FailToProxy { error_code: 0, can_reuse_downstream: false };
+        let Some((_, forward)) = &mut way.passed else { return gone };
+        let answer = way.refused.take();
+        if answer.is_none() && *error.esource() == ErrorSource::Downstream {
+            // The client hung up, or its body broke off: nobody is there to be told.
+            return gone;
+        }
+        let answer = answer.unwrap_or_else(|| {
+            let failure = passing_failure(&forward.provider().target, error, way.connected);
+            let problem = forward.failed(failure);
+            forward.problem(&problem)
+        });
+        if session.response_written().is_some() {
+            return gone;
+        }
+        let (method, status) = (session.req_header().method.clone(), answer.status);
+        session.as_downstream_mut().set_close_on_response_before_downstream_finish(true);
+        let _ = write(session, &method, answer).await;
+        FailToProxy { error_code: status, can_reuse_downstream: false }
+    }
+
+    async fn logging(&self, session: &mut Session, _: Option<&Error>, way: &mut Way) {
+        if let Some((started, mut forward)) = way.passed.take() {
+            forward.finish();
+            forward.trace.bytes = session.body_bytes_sent();
+            // No answer was begun: the client had gone.
+            if forward.trace.status == 0 {
+                forward.trace.status = 499;
+            }
+            self.observe(&session.req_header().method, &forward.trace, started.elapsed());
+        }
+    }
+
+    /// Failures are counted and told; Pingora need not log them too.
+    fn suppress_error_log(&self, _: &Session, _: &Way, _: &Error) -> bool {
+        true
+    }
+}
+
+/// What Pingora asks only of requests that are passed on.
+fn nowhere<T>() -> pingora::Result<T> {
+    Error::e_explain(ErrorType::InternalError, "this request is not passed on")
 }
 
 fn translate(session: &Session) -> Request {
@@ -117,15 +288,19 @@ fn translate(session: &Session) -> Request {
     }
 }
 
+/// Pingora would keep a connection that was used once for ever.
+fn keep_alive(session: &mut Session) {
+    if session.get_keepalive().is_some() {
+        session.set_keepalive(Some(IDLE_SECONDS));
+    }
+}
+
 async fn write(session: &mut Session, method: &Method, answer: Answer) -> pingora::Result<()> {
     let mut header = ResponseHeader::build(answer.status, Some(answer.headers.len() + 2))?;
     for (name, value) in answer.headers {
         header.append_header(name, value)?;
     }
-    // Pingora would keep a connection that was used once for ever.
-    if session.get_keepalive().is_some() {
-        session.set_keepalive(Some(IDLE_SECONDS));
-    }
+    keep_alive(session);
     let no_body = *method == Method::HEAD || answer.body.is_empty();
     session.write_response_header(Box::new(header), no_body).await?;
     if !no_body {

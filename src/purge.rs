@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// What an answer is about.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Subject {
     /// The provider.
     pub provider: Arc<str>,
@@ -42,6 +42,13 @@ pub enum Scope {
     Provider(Arc<str>),
     /// All that was asked with these providers' credentials: pairs of provider and identity.
     Credentials(Vec<(Arc<str>, Arc<str>)>),
+    /// Of what another scope touches, that which was asked with this credential.
+    Asked {
+        /// Its identity.
+        credential: Arc<str>,
+        /// The other scope.
+        scope: Box<Scope>,
+    },
     /// Everything.
     All,
 }
@@ -52,10 +59,11 @@ impl Scope {
     pub fn touches(&self, subject: &Subject) -> bool {
         match self {
             Scope::All => true,
+            Scope::Asked { credential, scope } => *credential == subject.credential && scope.touches(subject),
             Scope::Provider(provider) => *provider == subject.provider,
             Scope::Credentials(pairs) => pairs
                 .iter()
-                .any(|(provider, credential)| *provider == subject.provider && *credential == subject.credential),
+                .any(|(provider, credential)| *provider == subject.provider && same(credential, &subject.credential)),
             Scope::Agent { provider, agent } => {
                 *provider == subject.provider && subject.agent.as_deref() == Some(agent.as_str())
             }
@@ -66,6 +74,12 @@ impl Scope {
             }
         }
     }
+}
+
+/// Whether a credential is the one meant. One that ends with a colon means all that begin so: those that
+/// clients bring themselves.
+fn same(meant: &str, credential: &str) -> bool {
+    meant == credential || meant.ends_with(':') && credential.starts_with(meant)
 }
 
 /// How an entry is purged.

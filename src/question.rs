@@ -2,7 +2,9 @@
 //!
 //! A room of its own because calls and lookups both speak of questions. It asks nothing itself.
 
+use crate::breaker::Tap;
 use crate::cache::{Cache, Entry, Key, KeyParts};
+use crate::credential::Credential;
 use crate::error::{Code, Outcome, Problem};
 use crate::flight::Flights;
 use crate::metrics::Metrics;
@@ -13,6 +15,7 @@ use crate::runtime::snapshot::{Access, Provider, Snapshot};
 use crate::template::Values;
 use crate::trace::Stored;
 use crate::upstream::Upstream;
+use http::HeaderMap;
 use std::sync::Arc;
 
 /// How a call ended, for everyone who waited for it.
@@ -25,7 +28,7 @@ pub struct Shared {
     /// What providers answered.
     pub cache: Cache,
     /// Connections to providers.
-    pub upstream: Upstream,
+    pub upstream: Arc<Upstream>,
     /// Calls under way.
     pub flights: Flights<Key, Landed>,
 }
@@ -35,7 +38,7 @@ impl Shared {
     #[must_use]
     pub fn new(metrics: Metrics, max_bytes: u64, max_buffered: u64) -> Self {
         let cache = Cache::new(max_bytes, metrics.cache.clone());
-        Self { metrics, cache, upstream: Upstream::new(max_buffered), flights: Flights::default() }
+        Self { metrics, cache, upstream: Arc::new(Upstream::new(max_buffered)), flights: Flights::default() }
     }
 
     /// Purges what the scope touches; how many entries that were. Calls under way answer those who
@@ -47,6 +50,31 @@ impl Shared {
     }
 }
 
+/// As whom a provider is asked, for one request.
+#[derive(Clone)]
+pub struct Asking {
+    /// What it is shown.
+    pub credential: Credential,
+    /// The quota that goes with it.
+    pub tap: Arc<Tap>,
+}
+
+impl Asking {
+    /// As whom a client asks a provider, with a request that has these headers.
+    ///
+    /// # Errors
+    /// 403 where it may not, 401 where it brings its own credential and did not.
+    pub fn of(snapshot: &Snapshot, client: usize, provider: usize, headers: &HeaderMap) -> Outcome<Self> {
+        let access = permitted(snapshot, client, provider)?;
+        if !access.credential.is_forwarded() {
+            return Ok(Self { credential: access.credential.clone(), tap: access.tap.clone() });
+        }
+        let credential = access.credential.of_request(headers)?;
+        let tap = snapshot.providers[provider].forwarded.tap(&credential);
+        Ok(Self { credential, tap })
+    }
+}
+
 /// A question to a provider on behalf of a client, and the place of its answer in the cache.
 #[derive(Clone)]
 pub struct Question {
@@ -54,6 +82,8 @@ pub struct Question {
     provider: usize,
     client: usize,
     list: bool,
+    /// As whom.
+    pub asking: Asking,
     /// What the provider is asked, below its base URL.
     pub path_and_query: String,
     /// Where the answer is kept.
@@ -66,32 +96,31 @@ impl Question {
     /// The question that `values` make of an operation.
     ///
     /// # Errors
-    /// 403 where the client may not use the provider, 400 for an id that no path can hold.
+    /// 400 for an id that no path can hold.
     pub fn new(
         snapshot: &Arc<Snapshot>,
-        client: usize,
-        provider: usize,
+        (client, provider): (usize, usize),
+        asking: Asking,
         list: bool,
         values: &Values<'_>,
     ) -> Outcome<Self> {
         let asked = &snapshot.providers[provider];
-        let access = permitted(snapshot, client, provider)?;
         let operation = operation(asked, list)?;
         let path_and_query = operation.template.render(values).map_err(|why| Box::new(Problem::invalid(why)))?;
         let key = Key::of(KeyParts {
             provider: &asked.name,
             place: &asked.place,
-            credential: &access.credential.identity,
+            credential: &asking.credential.identity,
             operation: operation.name,
             path_and_query: &path_and_query,
         });
         let subject = Subject {
             provider: asked.name.clone(),
-            credential: access.credential.identity.clone(),
+            credential: asking.credential.identity.clone(),
             agent: values.agent.map(Into::into),
             session: values.session.map(Into::into),
         };
-        Ok(Self { snapshot: snapshot.clone(), provider, client, list, path_and_query, key, subject })
+        Ok(Self { snapshot: snapshot.clone(), provider, client, list, asking, path_and_query, key, subject })
     }
 
     /// The provider asked.
@@ -116,14 +145,6 @@ impl Question {
     #[must_use]
     pub fn max_calls(&self) -> i64 {
         i64::from(self.snapshot.weir.overload.max_in_flight)
-    }
-
-    /// How the client uses the provider.
-    ///
-    /// # Errors
-    /// 403 where it may not.
-    pub fn access(&self) -> Outcome<&Access> {
-        permitted(&self.snapshot, self.client, self.provider)
     }
 
     /// The operation.

@@ -155,6 +155,30 @@ impl Operation {
         Ok(Reading { sessions, natives, page, misses })
     }
 
+    /// Whether secrets can be cut from its bodies.
+    #[must_use]
+    pub fn can_cut(&self) -> bool {
+        self.item.is_plain()
+    }
+
+    /// The provider's body as a client without `reveal_secrets` may see it: the bytes that came, where nothing
+    /// is secret in them.
+    ///
+    /// # Errors
+    /// 502 `provider_invalid_response` where it is not JSON, so that nobody knows what is in it.
+    pub fn without_secrets(&self, mapping: &Mapping, body: &Bytes) -> Result<Bytes, serde_json::Error> {
+        if !mapping.has_secrets() {
+            return Ok(body.clone());
+        }
+        let mut value = crate::json::parse(body)?;
+        let found = match self.item.first_mut(&mut value) {
+            Some(Value::Array(items)) => items.iter_mut().filter_map(|item| mapping.cut(item).then_some(())).count() > 0,
+            Some(item) => mapping.cut(item),
+            None => false,
+        };
+        Ok(if found { Bytes::from(value.to_string()) } else { body.clone() })
+    }
+
     fn page(&self, body: &Value, items: usize) -> Result<Option<PageInfo>, String> {
         let Shape::Page { next, total } = &self.shape else { return Ok(None) };
         let token = match next.as_ref().and_then(|path| path.first(body)) {

@@ -4,6 +4,7 @@
 //! decided.
 
 use crate::conditional;
+use crate::dialect::Dialect;
 use crate::config::provider::Patterns;
 use crate::error::{Code, Problem};
 use crate::exchange::{Answer, Request};
@@ -73,6 +74,55 @@ pub fn problem(problem: &Problem, buckets: &[&Bucket], trace: &mut Trace, now: T
     common(&mut headers, buckets, trace, violated.first().filter(|_| violated.len() == 1).zip(problem.retry_after));
     (trace.status, trace.bytes, trace.error) = (problem.code.status(), body.len(), Some(problem.code.as_str()));
     Answer { status: trace.status, headers, body }
+}
+
+/// A problem for who speaks the provider's own language: the provider's own answer where it gave one, else
+/// Weir's words in the provider's shape. Its refusal of Weir's credential is not the client's.
+#[must_use]
+pub fn native(problem: &Problem, dialect: Option<&Dialect>, buckets: &[&Bucket], trace: &mut Trace, now: Time) -> Answer {
+    let theirs = problem.reply.as_deref().filter(|reply| reply.status != 200 && problem.code != Code::ProviderAuthFailed);
+    let mut answer = self::problem(problem, buckets, trace, now);
+    let ours = |name: &HeaderName| {
+        matches!(*name, header::CONTENT_TYPE | header::CONTENT_LENGTH | header::CACHE_CONTROL | header::RETRY_AFTER)
+    };
+    match (theirs, dialect) {
+        (Some(reply), _) => {
+            answer.headers.retain(|(name, _)| !ours(name));
+            let passing = reply.headers.iter().filter(|(name, _)| !NOT_PASSED.contains(&name.as_str()));
+            let kept = passing.filter(|(name, _)| !answer.headers.iter().any(|(ours, _)| ours == *name));
+            let kept: Vec<_> = kept.map(|(name, value)| (name.clone(), value.clone())).collect();
+            answer.headers.extend(kept);
+            (answer.status, answer.body) = (reply.status, reply.body.clone());
+        }
+        (None, Some(dialect)) => {
+            let (body, headers) = dialect.render(problem, &trace.request_id);
+            answer.headers.retain(|(name, _)| !matches!(*name, header::CONTENT_TYPE | header::CONTENT_LENGTH));
+            answer.headers.push((header::CONTENT_TYPE, HeaderValue::from_static("application/json")));
+            answer.headers.extend(headers);
+            answer.body = body.into();
+        }
+        (None, None) => return answer,
+    }
+    answer.headers.retain(|(name, _)| *name != header::CONTENT_LENGTH);
+    answer.headers.push((header::CONTENT_LENGTH, answer.body.len().into()));
+    (trace.status, trace.bytes) = (answer.status, answer.body.len());
+    answer
+}
+
+/// What of a provider's headers is not passed on with an answer of its that was read whole.
+const NOT_PASSED: [&str; 10] = [
+    "connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "content-length",
+    "set-cookie", "alt-svc",
+];
+
+/// What an answer that is passed on carries of Weir's own.
+#[must_use]
+pub fn passed(buckets: &[&Bucket], trace: &Trace, cache_status: &'static str) -> Vec<(HeaderName, HeaderValue)> {
+    let mut headers: Headers = vec![(CACHE_STATUS, HeaderValue::from_static(cache_status))];
+    common(&mut headers, buckets, trace, None);
+    // How the provider's own vary is the provider's to say.
+    headers.retain(|(name, _)| !matches!(*name, header::VARY | header::X_CONTENT_TYPE_OPTIONS));
+    headers
 }
 
 /// `Cache-Control`, `Age` and `Cache-Status` (RFC 9111, RFC 9211).

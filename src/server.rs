@@ -128,7 +128,7 @@ impl Server {
     async fn serve(self, ready: impl FnOnce()) -> std::io::Result<()> {
         let (stop, stopping) = watch::channel(false);
         let draining = Arc::new(AtomicBool::new(false));
-        let conf = Arc::new(ServerConf { max_retries: 1, ..ServerConf::default() });
+        let conf = Arc::new(ServerConf { max_retries: 2, ..ServerConf::default() });
         let mut proxy = http_proxy(&conf, self.gateway);
         proxy.handle_init_modules();
         let proxy = Arc::new(proxy);

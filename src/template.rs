@@ -3,7 +3,7 @@
 //! A room of its own because it is where an id could leave its place in a URL: every value is
 //! percent-encoded here, and nowhere else are upstream URLs made.
 
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use std::fmt::Write;
 
 /// All but RFC 3986's unreserved characters.
@@ -127,6 +127,126 @@ impl Template {
     }
 }
 
+/// Values that a request has in a template's places.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[allow(missing_docs)] // the names are those of the variables
+pub struct Captured {
+    pub agent: Option<String>,
+    pub session: Option<String>,
+    pub limit: Option<u32>,
+    pub page_token: Option<String>,
+    pub enabled: Option<bool>,
+}
+
+impl Captured {
+    /// As values to render with.
+    #[must_use]
+    pub fn values(&self) -> Values<'_> {
+        Values {
+            agent: self.agent.as_deref(),
+            session: self.session.as_deref(),
+            limit: self.limit,
+            page_token: self.page_token.as_deref(),
+            enabled: self.enabled,
+        }
+    }
+
+    fn take(&mut self, variable: Variable, text: String) -> Option<()> {
+        match variable {
+            Variable::Agent => self.agent = Some(text),
+            Variable::Session => self.session = Some(text),
+            Variable::PageToken => self.page_token = Some(text),
+            Variable::Limit => self.limit = Some(text.parse().ok()?),
+            Variable::Enabled => self.enabled = Some(text.parse().ok()?),
+        }
+        Some(())
+    }
+}
+
+impl Template {
+    /// What a request to a provider has in this template's places, if that is all it says: what else it
+    /// asks for, this template could not ask.
+    #[must_use]
+    pub fn read(&self, path: &str, query: &str) -> Option<Captured> {
+        let (captured, rest) = self.read_path(path)?;
+        let mut captured = captured;
+        if rest != 0 {
+            return None;
+        }
+        let mut left: Vec<&(String, Vec<Part>)> = self.query.iter().collect();
+        for (name, text) in query_pairs(query)? {
+            let at = left.iter().position(|(known, _)| *known == encode(&name))?;
+            match left.remove(at).1.as_slice() {
+                [Part::Variable(variable)] => captured.take(*variable, text)?,
+                [Part::Text(fixed)] if *fixed == text => {}
+                _ => return None,
+            }
+        }
+        Some(captured)
+    }
+
+    /// What a path at or below this template's has in its places, and how many segments it is below it.
+    #[must_use]
+    pub fn read_path(&self, path: &str) -> Option<(Captured, usize)> {
+        self.read_first(path, usize::MAX)
+    }
+
+    /// The same, of this template's path up to and with the segment that holds `last`.
+    #[must_use]
+    pub fn read_to(&self, last: Variable, path: &str) -> Option<(Captured, usize)> {
+        let at = self.segments().iter().position(|segment| segment.contains(&Part::Variable(last)))?;
+        self.read_first(path, at + 1)
+    }
+
+    fn read_first(&self, path: &str, most: usize) -> Option<(Captured, usize)> {
+        let mut captured = Captured::default();
+        let mut given = path.split('/');
+        for wanted in self.segments().iter().take(most) {
+            let segment = given.next()?;
+            match wanted.as_slice() {
+                [] if segment.is_empty() => {}
+                [Part::Text(text)] if text == segment => {}
+                [Part::Variable(variable)] if !segment.is_empty() => {
+                    captured.take(*variable, percent_decode_str(segment).decode_utf8().ok()?.into_owned())?;
+                }
+                _ => return None,
+            }
+        }
+        Some((captured, given.count()))
+    }
+
+    /// The path's parts by segment. One that mixes text and variables is never read.
+    fn segments(&self) -> Vec<Vec<Part>> {
+        let mut all = vec![Vec::new()];
+        for part in &self.path {
+            match part {
+                Part::Variable(_) => all.last_mut().into_iter().for_each(|segment| segment.push(part.clone())),
+                Part::Text(text) => {
+                    for (position, piece) in text.split('/').enumerate() {
+                        if position > 0 {
+                            all.push(Vec::new());
+                        }
+                        if !piece.is_empty() {
+                            all.last_mut().into_iter().for_each(|segment| segment.push(Part::Text(piece.to_owned())));
+                        }
+                    }
+                }
+            }
+        }
+        all
+    }
+}
+
+/// A query's parameters, decoded; `None` where one is not UTF-8.
+fn query_pairs(query: &str) -> Option<Vec<(String, String)>> {
+    let decoded = |text: &str| {
+        let text = text.replace('+', " ");
+        percent_decode_str(&text).decode_utf8().ok().map(|text| text.into_owned())
+    };
+    let pairs = query.split('&').filter(|pair| !pair.is_empty());
+    pairs.map(|pair| pair.split_once('=').unwrap_or((pair, ""))).map(|(n, v)| decoded(n).zip(decoded(v))).collect()
+}
+
 fn value(variable: Variable, values: &Values<'_>) -> Option<String> {
     match variable {
         Variable::Agent => values.agent.map(str::to_owned),
@@ -181,6 +301,33 @@ mod tests {
         assert_eq!(template.render(&values).unwrap(), "/v2/agents/a/sessions?page_key=a%3D%26b&preview=true");
         assert!(template.render(&Values { agent: Some(".."), ..Values::default() }).is_err());
         assert!(template.uses(Variable::Agent) && !template.uses(Variable::Session));
+    }
+
+    #[test]
+    fn what_was_rendered_is_read_again_and_nothing_else() {
+        let mut list = Template::compile("GET /v2/agents/{agent}/sessions").unwrap();
+        list.add_query("limit", "{limit}").unwrap();
+        list.add_query("preview", "true").unwrap();
+        let read = |path, query| list.read(path, query).map(|captured| (captured.agent.unwrap(), captured.limit));
+        assert_eq!(read("/v2/agents/a%2Fb/sessions", "limit=7&preview=true"), Some(("a/b".into(), Some(7))));
+        assert_eq!(read("/v2/agents/a/sessions", ""), Some(("a".into(), None)), "what is fixed may be left out");
+        for (path, query) in [
+            ("/v2/agents/a/sessions", "preview=false"),
+            ("/v2/agents/a/sessions", "limit=ten"),
+            ("/v2/agents/a/sessions", "limit=1&limit=2"),
+            ("/v2/agents/a/sessions", "filter=x"),
+            ("/v2/agents/a/sessions/", ""),
+            ("/v2/agents/a/sessions/s", ""),
+            ("/v2/agents//sessions", ""),
+            ("/v2/agents/a", ""),
+            ("/V2/agents/a/sessions", ""),
+        ] {
+            assert_eq!(list.read(path, query), None, "{path}?{query}");
+        }
+        let below = |path| list.read_to(Variable::Agent, path).map(|(captured, below)| (captured.agent.unwrap(), below));
+        assert_eq!(below("/v2/agents/a"), Some(("a".into(), 0)));
+        assert_eq!(below("/v2/agents/a/sessions/s/events"), Some(("a".into(), 3)));
+        assert_eq!(below("/v2/agent_aliases/a"), None);
     }
 
     #[test]

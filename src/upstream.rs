@@ -1,7 +1,7 @@
 //! Asking a provider: names resolved, connections pooled by Pingora, deadlines and limits kept.
 //!
-//! A room of its own because it is the only one that opens connections to providers. It carries one
-//! GET there and its whole answer back; what the answer means is judged elsewhere.
+//! A room of its own because it is the only one that opens connections to providers. It carries a
+//! question there and its whole answer back; what the answer means is judged elsewhere.
 
 use crate::exchange::{FailureKind, ProviderFailure, ProviderReply, ProviderRequest};
 use bytes::{Bytes, BytesMut};
@@ -12,7 +12,7 @@ use pingora::http::RequestHeader;
 use pingora::protocols::ALPN;
 use pingora::protocols::TcpKeepalive;
 use pingora::protocols::http::client::HttpSession;
-use pingora::upstreams::peer::HttpPeer;
+use pingora::upstreams::peer::{H1UpgradePolicy, HttpPeer};
 use pingora::{Error, ErrorType};
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -101,6 +101,24 @@ impl Target {
         format!("{}://{}", if self.tls { "https" } else { "http" }, self.authority)
     }
 
+    /// Path and query at the provider, the base URL's prefix included.
+    #[must_use]
+    pub fn path(&self, path_and_query: &str) -> String {
+        format!("{}{path_and_query}", self.prefix)
+    }
+
+    /// The base URL's path, without a slash at its end.
+    #[must_use]
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// Host and port as the `Host` header has them.
+    #[must_use]
+    pub fn authority(&self) -> &str {
+        &self.authority
+    }
+
     fn peer(&self, address: SocketAddr) -> HttpPeer {
         let mut peer = HttpPeer::new(address, self.tls, self.host.clone());
         peer.options.connection_timeout = Some(self.connect_timeout);
@@ -120,6 +138,9 @@ impl Target {
         peer
     }
 }
+
+/// Where a connection goes, and how.
+pub type Peer = HttpPeer;
 
 /// Connections to all providers and the names resolved for them. Outlives every reload.
 pub struct Upstream {
@@ -177,7 +198,7 @@ impl Upstream {
     ///
     /// # Errors
     /// Why there is no whole answer.
-    pub async fn get(
+    pub async fn ask(
         &self,
         target: &Target,
         request: &ProviderRequest,
@@ -197,6 +218,19 @@ impl Upstream {
                 }
             }
         }
+    }
+
+    /// Where to connect to pass a request on: the name's addresses in turn, by how many were `tried`. A stream may
+    /// be silent for `idle`, either way.
+    ///
+    /// # Errors
+    /// The name has no address.
+    pub async fn peer(&self, target: &Target, tried: usize, idle: Duration) -> Result<Peer, ProviderFailure> {
+        let addresses = self.resolve(target).await?;
+        let mut peer = target.peer(addresses[tried % addresses.len()]);
+        (peer.options.read_timeout, peer.options.write_timeout) = (Some(idle), Some(idle));
+        peer.options.http_upstream_request_policy.h1_upgrade = H1UpgradePolicy::Deny;
+        Ok(peer)
     }
 
     /// One try. The flag says that it failed before any of the answer came, so that a GET may be
@@ -284,6 +318,9 @@ async fn exchange(
     })?;
     let early = |error: Box<Error>| (transfer_failure(&error, "before its answer"), true);
     session.write_request_header(Box::new(header)).await.map_err(early)?;
+    if let Some(form) = &request.form {
+        session.write_request_body(form.clone(), true).await.map_err(early)?;
+    }
     session.finish_request_body().await.map_err(early)?;
     let (status, headers) = final_header(session).await.map_err(|error| {
         let failure = transfer_failure(&error, "before its answer");
@@ -296,7 +333,12 @@ async fn exchange(
 
 fn request_header(target: &Target, request: &ProviderRequest, h2: bool) -> Result<RequestHeader, Box<Error>> {
     let path = format!("{}{}", target.prefix, request.path_and_query);
-    let mut header = RequestHeader::build("GET", path.as_bytes(), Some(8))?;
+    let method = if request.form.is_some() { "POST" } else { "GET" };
+    let mut header = RequestHeader::build(method, path.as_bytes(), Some(8))?;
+    if let Some(form) = &request.form {
+        header.insert_header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")?;
+        header.insert_header(header::CONTENT_LENGTH, form.len())?;
+    }
     if h2 {
         // HTTP/2 says where it goes in the URI: its :scheme and :authority (RFC 9113, section 8.3.1).
         let uri = Uri::builder().scheme(if target.tls { "https" } else { "http" });
@@ -353,6 +395,12 @@ async fn body(session: &mut HttpSession, max: usize, mut held: Held<'_>) -> Resu
             Err(error) => return Err(transfer_failure(&error, "inside its answer")),
         }
     }
+}
+
+/// Why a request that was passed on failed.
+#[must_use]
+pub fn passing_failure(target: &Target, error: &Error, connected: bool) -> ProviderFailure {
+    if connected { transfer_failure(error, "on the way") } else { connect_failure(target, error) }
 }
 
 fn connect_failure(target: &Target, error: &Error) -> ProviderFailure {

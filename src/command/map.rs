@@ -58,7 +58,7 @@ fn mapped(provider: &Provider, body: &Value, secrets: bool) -> Result<String, St
     for operation in [&provider.get_session, &provider.list_sessions].into_iter().flatten() {
         match operation.read(&provider.name, &provider.mapping, body, runtime::now()) {
             Ok(reading) => {
-                let view = reading.view(&provider.mapping, Show { secrets, native: false });
+                let view = reading.view(&provider.mapping, Show { secrets, ..Show::default() });
                 let mut out = String::new();
                 for (item, native) in view.items.iter().zip(&reading.natives) {
                     coverage(provider, native);

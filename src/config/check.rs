@@ -8,6 +8,9 @@ use super::faults::{At, Faults, Place};
 use std::collections::HashMap;
 use std::hash::Hash;
 
+/// First segments of Weir's own paths.
+const RESERVED: [&str; 2] = ["v1", "docs"];
+
 /// Checks references and uniqueness. `cut` names files (and `providers`) of which a part could not
 /// be read: what seems to be missing may stand there.
 pub(super) fn cross_file(config: &Config, cut: &[String], faults: &mut Faults) {
@@ -22,6 +25,11 @@ pub(super) fn cross_file(config: &Config, cut: &[String], faults: &mut Faults) {
     }
     unique(config.providers.iter().map(|p| (&p.name.value, &p.name.place)), "provider", faults);
     unique(config.clients.iter().map(|c| (&c.id.value, &c.id.place)), "client id", faults);
+    unique(config.providers.iter().flat_map(|p| &p.native.hosts).map(|at| (&at.value, &at.place)), "host", faults);
+    for name in config.providers.iter().map(|p| &p.name).filter(|name| RESERVED.contains(&name.value.as_str())) {
+        let what = "is a path of Weir's own, and a provider is mounted under its name; give it another";
+        faults.add(&name.place, format!("{:?} {what}", name.value));
+    }
     keys(config, faults);
     if whole("weir.yaml") {
         policies(config, faults);

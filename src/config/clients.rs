@@ -3,9 +3,9 @@
 //! A room of its own because it changes with people, not with software. Keys stand here as digests
 //! only; nothing in it can be used to call Weir.
 
+use super::credentials::{self, Credential};
 use super::decode::{self, Cx, Fields};
 use super::faults::{At, Place};
-use super::provider::{Credential, credential};
 use super::tree::Node;
 use crate::model::{Time, parse_time};
 
@@ -26,6 +26,8 @@ pub struct Client {
     pub reveal_secrets: bool,
     /// Its own credentials at a provider, in place of the provider's.
     pub credentials: Vec<(At<String>, Credential)>,
+    /// Whether it may use the providers' own APIs.
+    pub native: bool,
 }
 
 /// A key's digest.
@@ -64,7 +66,8 @@ fn client(node: &Node, cx: &mut Cx<'_>) -> Option<Client> {
     });
     let providers = fields.optional("providers", cx, |node, cx| decode::list(node, cx, decode::at_text));
     let reveal_secrets = fields.optional("reveal_secrets", cx, decode::boolean);
-    let credentials = fields.optional("credentials", cx, |node, cx| by_provider(node, "credentials", cx, credential));
+    let credentials = fields.optional("credentials", cx, |node, cx| by_provider(node, "credentials", cx, credentials::decode));
+    let native = fields.optional("native", cx, decode::boolean);
     fields.end(cx);
     Some(Client {
         id: id?,
@@ -74,6 +77,7 @@ fn client(node: &Node, cx: &mut Cx<'_>) -> Option<Client> {
         providers,
         reveal_secrets: reveal_secrets.unwrap_or(false),
         credentials: credentials.unwrap_or_default(),
+        native: native.unwrap_or(true),
     })
 }
 

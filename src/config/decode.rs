@@ -199,6 +199,13 @@ pub fn positive(node: &Node, cx: &mut Cx<'_>) -> Option<NonZeroU32> {
     parsed(node, cx, "a whole number from 1 to 4294967295", |text| text.parse().ok())
 }
 
+/// An HTTP status that says that something failed.
+pub fn status(node: &Node, cx: &mut Cx<'_>) -> Option<u16> {
+    let number = whole(node, cx, 400)?;
+    let status = u16::try_from(number).ok().filter(|s| *s <= 599).ok_or("a status is from 400 to 599");
+    cx.faults.keep(&node.place, status)
+}
+
 /// A duration: one integer and a unit (`ms s m h d`).
 pub fn duration(node: &Node, cx: &mut Cx<'_>) -> Option<Duration> {
     parsed(node, cx, "a duration; write one integer and a unit (ms s m h d), as in 30s", parse_duration)

@@ -5,10 +5,12 @@
 
 mod check;
 pub mod clients;
+pub mod credentials;
 pub mod decode;
 pub mod faults;
 pub mod freshness;
 pub mod load;
+pub mod native;
 pub mod provider;
 pub mod tree;
 pub mod upstream;

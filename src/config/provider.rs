@@ -3,9 +3,11 @@
 //! A room of its own because a provider is data: what a new one needs is said here, or the language
 //! grows for all. Patterns, paths and templates stay text; the snapshot compiles them.
 
-use super::decode::{self, Cx, Fields, Secret};
+use super::credentials::{self, Credential};
+use super::decode::{self, Cx, Fields};
 use super::faults::{At, Place};
 use super::freshness::{self, Freshness};
+use super::native::{self, Native};
 use super::tree::{Node, Value};
 use super::upstream::{self, Upstream};
 use crate::error::{Code, RULE_CODES};
@@ -37,15 +39,8 @@ pub struct Provider {
     pub upstream: Upstream,
     /// How its errors are read.
     pub errors: Errors,
-}
-
-/// The header under which a provider takes its credential.
-#[derive(Debug, Clone)]
-pub struct Credential {
-    /// Header name, lower case.
-    pub header: At<String>,
-    /// Its whole value; empty: send none.
-    pub value: Secret,
+    /// How its own API is offered.
+    pub native: Native,
 }
 
 /// Patterns of ids. `agent` is absent where the provider has no agents.
@@ -125,7 +120,7 @@ pub fn decode(root: &Node, cx: &mut Cx<'_>) -> Option<Provider> {
     let mut fields = Fields::of(root, "a provider's file", cx)?;
     let name = fields.required("name", cx, decode::name);
     let base_url = fields.required("base_url", cx, decode::at_text);
-    let credential = fields.optional("credentials", cx, credential);
+    let credential = fields.optional("credentials", cx, credentials::decode);
     let ids = fields.required("ids", cx, ids);
     let operations = fields.required("operations", cx, operations);
     let session = fields.required("session", cx, session);
@@ -133,6 +128,7 @@ pub fn decode(root: &Node, cx: &mut Cx<'_>) -> Option<Provider> {
     let freshness = fields.optional("freshness", cx, freshness::decode).unwrap_or_default();
     let upstream = fields.optional("upstream", cx, upstream::decode).unwrap_or_default();
     let errors = fields.optional("errors", cx, errors).unwrap_or_default();
+    let native = fields.optional("native", cx, native::decode).unwrap_or_default();
     fields.end(cx);
     let (get_session, list_sessions) = operations?;
     Some(Provider {
@@ -147,30 +143,8 @@ pub fn decode(root: &Node, cx: &mut Cx<'_>) -> Option<Provider> {
         freshness,
         upstream,
         errors,
+        native,
     })
-}
-
-/// `{ header: NAME, value: SECRET }` or `{ bearer: SECRET }`.
-pub fn credential(node: &Node, cx: &mut Cx<'_>) -> Option<Credential> {
-    let mut fields = Fields::of(node, "credentials", cx)?;
-    let header = fields.optional("header", cx, decode::at_text);
-    let value = fields.optional("value", cx, decode::secret);
-    let bearer = fields.optional("bearer", cx, decode::secret);
-    let place = fields.place().clone();
-    // `value: ""` and `bearer: ""` are written, but empty: no credential.
-    let (has_value, has_bearer) = (fields.node("value").is_some(), fields.node("bearer").is_some());
-    fields.end(cx);
-    match (header, has_value, has_bearer) {
-        (Some(header), true, false) => Some(Credential { header, value: value? }),
-        (None, false, true) => {
-            let value = bearer.map(|Secret(token)| if token.is_empty() { token } else { format!("Bearer {token}") })?;
-            Some(Credential { header: At { value: "authorization".into(), place }, value: Secret(value) })
-        }
-        _ => {
-            cx.faults.add(&place, "credentials are { header: NAME, value: SECRET } or { bearer: SECRET }");
-            None
-        }
-    }
 }
 
 fn ids(node: &Node, cx: &mut Cx<'_>) -> Option<Ids> {
@@ -315,11 +289,7 @@ fn errors(node: &Node, cx: &mut Cx<'_>) -> Option<Errors> {
 fn error_rule(node: &Node, cx: &mut Cx<'_>) -> Option<ErrorRule> {
     let mut fields = Fields::of(node, "an error rule", cx)?;
     let status = fields.required("status", cx, |node, cx| {
-        decode::list(node, cx, |node, cx| {
-            let number = decode::whole(node, cx, 400)?;
-            let status = u16::try_from(number).ok().filter(|s| *s <= 599).ok_or("a status is from 400 to 599");
-            cx.faults.keep(&node.place, status)
-        })
+        decode::list(node, cx, decode::status)
     });
     let when = fields.optional("when", cx, |node, cx| {
         let mut fields = Fields::of(node, "when", cx)?;

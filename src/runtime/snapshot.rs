@@ -12,13 +12,16 @@ use crate::config::faults::{Fault, Faults};
 use crate::config::freshness::Freshness;
 use crate::config::load::{self, Source};
 use crate::config::provider;
+use crate::config::upstream::Capacity;
 use crate::config::weir::Weir;
 use crate::config::{Config, Example};
 use crate::credential::{self, Credential};
 use crate::cursor::Signer;
+use crate::dialect::Dialect;
 use crate::fault::Rules;
 use crate::mapping::Mapping;
 use crate::model::Time;
+use crate::mount::Mounts;
 use crate::ratelimit::{Bucket, Limiter, Ticker};
 use crate::reading::Operation;
 use crate::route::Table;
@@ -26,6 +29,7 @@ use crate::upstream::Target;
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// The compiled configuration.
 pub struct Snapshot {
@@ -45,6 +49,8 @@ pub struct Snapshot {
     pub clients: Vec<Client>,
     /// Paths and ids.
     pub routes: Table,
+    /// Where providers' own APIs stand.
+    pub mounts: Mounts,
     /// By position, as [`Table`] gives it.
     pub providers: Vec<Provider>,
     /// Page tokens.
@@ -58,6 +64,8 @@ pub struct Client {
     pub id: Arc<str>,
     /// Whether it sees what is marked secret.
     pub reveal_secrets: bool,
+    /// Whether it may use the providers' own APIs.
+    pub native: bool,
     /// Makes admission under several policies one step.
     pub gate: Arc<Mutex<()>>,
     /// Its policies for everything.
@@ -102,14 +110,42 @@ pub struct Provider {
     pub breaker: Arc<Breaker>,
     /// How much of it is asked twice.
     pub retry_budget: Arc<RetryBudget>,
+    /// Taps of credentials that clients bring themselves.
+    pub forwarded: Arc<Forwarded>,
+    /// Its own API's errors, where its file says how they look.
+    pub dialect: Option<Dialect>,
+    /// How long a stream of its own API may be silent.
+    pub idle_timeout: Duration,
     taps: HashMap<Arc<str>, Arc<Tap>>,
     own: Credential,
 }
 
+/// A tap for each credential that clients bring, as long as it is used.
+pub struct Forwarded {
+    capacity: Option<Capacity>,
+    taps: moka::sync::Cache<Arc<str>, Arc<Tap>>,
+}
+
+impl Forwarded {
+    /// The most that are remembered, and for how long one that is not used: longer than any pause.
+    const MOST: u64 = 10_000;
+    const IDLE: Duration = Duration::from_secs(600);
+
+    fn new(capacity: Option<Capacity>) -> Self {
+        Self { capacity, taps: moka::sync::Cache::builder().max_capacity(Self::MOST).time_to_idle(Self::IDLE).build() }
+    }
+
+    /// The tap of this credential.
+    #[must_use]
+    pub fn tap(&self, credential: &Credential) -> Arc<Tap> {
+        self.taps.get_with(credential.identity.clone(), || Arc::new(Tap::new(self.capacity.clone())))
+    }
+}
+
 impl Provider {
     /// All taps towards it.
-    pub fn taps(&self) -> impl Iterator<Item = &Arc<Tap>> {
-        self.taps.values()
+    pub fn taps(&self) -> impl Iterator<Item = Arc<Tap>> {
+        self.taps.values().cloned().chain(self.forwarded.taps.iter().map(|(_, tap)| tap))
     }
 }
 
@@ -136,6 +172,19 @@ impl Snapshot {
     #[must_use]
     pub fn provider(&self, name: &str) -> Option<&Provider> {
         self.providers.iter().find(|p| &*p.name == name)
+    }
+
+    /// The policies that apply to a client: its own, and its for a provider.
+    #[must_use]
+    pub fn buckets(&self, client: usize, provider: Option<usize>) -> Vec<&Bucket> {
+        let Some(client) = self.clients.get(client) else { return Vec::new() };
+        let access = provider.and_then(|provider| client.access[provider].as_ref());
+        client.buckets.iter().chain(access.into_iter().flat_map(|access| &access.buckets)).collect()
+    }
+
+    fn access_before(&self, client: &str, provider: &str) -> Option<&Access> {
+        let provider = self.providers.iter().position(|p| &*p.name == provider)?;
+        self.clients.iter().find(|c| &*c.id == client)?.access.get(provider)?.as_ref()
     }
 
     /// Lets every limiter forget buckets that are full.
@@ -171,6 +220,7 @@ impl Builder<'_> {
             weir: config.weir,
             clients,
             routes,
+            mounts: Mounts::compile(&config.providers),
             providers,
             limiters,
         }
@@ -198,11 +248,23 @@ impl Builder<'_> {
         let target = self.faults.keep(&config.base_url.place, target);
         let mapping = Mapping::compile(config, self.faults);
         let errors = Rules::compile(config, self.faults);
-        let own = credential::compile(config.credential.as_ref(), self.faults);
+        let cannot = [&get_session, &list_sessions].into_iter().flatten().find(|operation| !operation.can_cut());
+        if let Some(operation) = cannot.filter(|_| mapping.has_secrets()) {
+            let what = "must be found by names and indexes alone, since secrets are cut from what is there";
+            self.faults.add(&config.name.place, format!("what {} answers {what}", operation.name));
+        }
+        let name: Arc<str> = config.name.value.as_str().into();
+        let mut own = credential::compile(&name, config.credential.as_ref(), self.faults);
+        let dialect = config.native.errors.as_ref().and_then(|shape| Dialect::compile(shape, self.faults));
         let before = self.before.and_then(|before| before.provider(&config.name.value));
+        if let Some(before) = before {
+            own = own.succeeding(&before.own);
+        }
+        let forwarded = before.map(|before| before.forwarded.clone());
+        let forwarded = forwarded.filter(|forwarded| forwarded.capacity == config.upstream.capacity);
         let breaker = before.map(|before| before.breaker.clone()).filter(|b| b.config == config.upstream.breaker);
         let mut provider = Provider {
-            name: config.name.value.as_str().into(),
+            name,
             place: target.as_ref().map(Target::place).unwrap_or_default(),
             target: target?,
             get_session,
@@ -214,6 +276,9 @@ impl Builder<'_> {
             rules: rules_digest(config),
             breaker: breaker.unwrap_or_else(|| Arc::new(Breaker::new(config.upstream.breaker.clone()))),
             retry_budget: before.map(|before| before.retry_budget.clone()).unwrap_or_default(),
+            forwarded: forwarded.unwrap_or_else(|| Arc::new(Forwarded::new(config.upstream.capacity.clone()))),
+            dialect,
+            idle_timeout: config.native.idle_timeout,
             taps: HashMap::new(),
             own: own.clone(),
         };
@@ -247,10 +312,14 @@ impl Builder<'_> {
             let name = provider.name.to_string();
             let permitted = config.providers.as_ref().is_none_or(|all| all.iter().any(|at| at.value == name));
             let own = config.credentials.iter().find(|(at, _)| at.value == name).map(|(_, own)| own);
-            let credential = match own {
-                Some(own) => credential::compile(Some(own), self.faults),
+            let mut credential = match own {
+                Some(own) => credential::compile(&provider.name, Some(own), self.faults),
                 None => provider.own.clone(),
             };
+            let before = self.before.and_then(|before| before.access_before(id, &name));
+            if let Some(before) = before {
+                credential = credential.succeeding(&before.credential);
+            }
             let old = self.before.and_then(|before| before.provider(&name)).map(|before| &before.taps);
             let capacity = provider.capacity();
             let tap = provider.tap(&credential, capacity.as_ref(), old);
@@ -264,6 +333,7 @@ impl Builder<'_> {
         Client {
             id: id.as_str().into(),
             reveal_secrets: config.reveal_secrets,
+            native: config.native,
             gate: gate.unwrap_or_default(),
             buckets: config.rate_limits.iter().filter_map(|at| bucket(&at.value, id)).collect(),
             access,
@@ -273,14 +343,14 @@ impl Builder<'_> {
 
 impl Provider {
     /// The capacity its taps are made with: the first tap is its own credential's.
-    fn capacity(&self) -> Option<crate::config::upstream::Capacity> {
+    fn capacity(&self) -> Option<Capacity> {
         self.taps.get(&self.own.identity).and_then(|tap| tap.capacity.clone())
     }
 
     fn tap(
         &mut self,
         credential: &Credential,
-        capacity: Option<&crate::config::upstream::Capacity>,
+        capacity: Option<&Capacity>,
         old: Option<&HashMap<Arc<str>, Arc<Tap>>>,
     ) -> Arc<Tap> {
         let kept = || old.and_then(|old| old.get(&credential.identity)).filter(|tap| tap.capacity.as_ref() == capacity);

@@ -1,0 +1,311 @@
+//! A request that is passed on to the provider's own API, and what is learnt of its answer on the way.
+//!
+//! A room of its own because it lives as long as the stream does: it holds the turn at the provider, knows
+//! what a success changes, and tells what may pass. The bytes themselves flow through Pingora.
+
+use crate::credential::Shown;
+use crate::error::{Code, Outcome, Problem};
+use crate::exchange::{ProviderFailure, ProviderReply};
+use crate::gate::{self, UnderWay};
+use crate::purge::{Mode, Scope};
+use crate::question::{Asking, Question, Shared};
+use crate::respond;
+use crate::runtime;
+use crate::runtime::snapshot::{Provider, Snapshot};
+use crate::trace::Trace;
+use crate::upstream::Peer;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::OwnedSemaphorePermit;
+
+/// What a request changes if it succeeds.
+pub enum Change {
+    /// Nothing that is stored.
+    Nothing,
+    /// A session, and the lists it is in.
+    Session {
+        /// The question that it answers.
+        session: Box<Question>,
+        /// One of those that its lists answer, if the provider has any.
+        lists: Option<Box<Question>>,
+    },
+    /// Lists: one of the questions they answer.
+    Lists(Option<Box<Question>>),
+    /// An agent: all of its sessions.
+    Agent(Scope),
+}
+
+/// A request on its way.
+pub struct Forward {
+    /// What becomes of it.
+    pub trace: Trace,
+    shared: Arc<Shared>,
+    snapshot: Arc<Snapshot>,
+    client: usize,
+    provider: usize,
+    asking: Asking,
+    change: Change,
+    /// Before the provider's paths, in what Weir's clients see.
+    prefix: String,
+    path_and_query: String,
+    method: http::Method,
+    shown: Shown,
+    /// Connections tried.
+    tries: usize,
+    renewed: bool,
+    status: Option<u16>,
+    begun: Instant,
+    _turn: OwnedSemaphorePermit,
+    _under_way: UnderWay,
+}
+
+/// What to send instead of what the client sent.
+pub struct Head {
+    /// Path and query at the provider, its base URL's prefix included.
+    pub path_and_query: String,
+    /// `Host`.
+    pub authority: String,
+    /// Headers that go no further.
+    pub drop: Vec<HeaderName>,
+    /// The provider's credential.
+    pub credential: Option<(HeaderName, HeaderValue)>,
+}
+
+/// What becomes of an answer's header.
+pub enum Answered {
+    /// It passes, without and with these headers.
+    Pass {
+        /// Headers that go no further.
+        drop: Vec<HeaderName>,
+        /// Weir's own, in place of any of the same name.
+        set: Vec<(HeaderName, HeaderValue)>,
+    },
+    /// The token was refused: once more, with a new one.
+    Again,
+    /// The client is told this instead.
+    Refuse(Box<Problem>),
+}
+
+/// Headers for one connection (RFC 9110, section 7.6.1); the framing is Pingora's.
+const HOP_BY_HOP: [&str; 6] = ["connection", "keep-alive", "proxy-connection", "te", "trailer", "upgrade"];
+/// The client's secrets, which are not the provider's to know.
+const OWN_SECRETS: [&str; 5] = ["x-api-key", "authorization", "x-weir-key", "cookie", "proxy-authorization"];
+/// The provider's, which are for Weir: its cookies would tie clients to a credential that is not theirs.
+const THEIR_OWN: [&str; 4] = ["set-cookie", "alt-svc", "proxy-authenticate", "proxy-authentication-info"];
+
+/// What a request is, when it is to be passed on.
+pub struct Passage {
+    /// What it changes.
+    pub change: Change,
+    /// What stood before the provider's path.
+    pub prefix: String,
+    /// The provider's path and query.
+    pub path_and_query: String,
+    /// Its method.
+    pub method: http::Method,
+}
+
+impl Forward {
+    /// Waits for a turn at the provider, and for a credential to show.
+    ///
+    /// # Errors
+    /// Why it cannot be asked now.
+    pub async fn begin(
+        shared: &Arc<Shared>,
+        snapshot: &Arc<Snapshot>,
+        (client, provider): (usize, usize),
+        asking: Asking,
+        passage: Passage,
+    ) -> Outcome<Box<Self>> {
+        let (metrics, config) = (&shared.metrics.upstream, &snapshot.providers[provider]);
+        let under_way = gate::begin(metrics, i64::from(snapshot.weir.overload.max_in_flight))?;
+        #[allow(clippy::disallowed_methods)] // where the provider's time begins
+        let begun = Instant::now();
+        let deadline = tokio::time::Instant::now() + config.target.timeout;
+        let latest = deadline - config.target.timeout / 2;
+        let turn = gate::pass(metrics, config, &asking.tap, &snapshot.clients[client].id, latest).await?;
+        let shown = asking.credential.show(&shared.upstream, metrics, deadline).await?;
+        Ok(Box::new(Self {
+            trace: Trace::new(String::new(), ""),
+            shared: shared.clone(),
+            snapshot: snapshot.clone(),
+            client,
+            provider,
+            asking,
+            change: passage.change,
+            prefix: passage.prefix,
+            path_and_query: passage.path_and_query,
+            method: passage.method,
+            shown,
+            tries: 0,
+            renewed: false,
+            status: None,
+            begun,
+            _turn: turn,
+            _under_way: under_way,
+        }))
+    }
+
+    /// The provider it goes to.
+    #[must_use]
+    pub fn provider(&self) -> &Provider {
+        &self.snapshot.providers[self.provider]
+    }
+
+    /// Where to connect.
+    ///
+    /// # Errors
+    /// Why there is no address, or no new token.
+    pub async fn peer(&mut self) -> Outcome<Peer> {
+        let metrics = &self.shared.metrics.upstream;
+        if self.renewed {
+            let deadline = tokio::time::Instant::now() + self.provider().target.timeout;
+            self.shown = self.asking.credential.show(&self.shared.upstream, metrics, deadline).await?;
+        }
+        let provider = self.provider();
+        let peer = self.shared.upstream.peer(&provider.target, self.tries, provider.idle_timeout).await;
+        let peer = peer.map_err(|failure| Box::new(provider.errors.judge_failure(&failure)));
+        self.tries += 1;
+        peer
+    }
+
+    /// What is sent instead of what the client sent.
+    #[must_use]
+    pub fn head(&self, headers: &HeaderMap) -> Head {
+        let target = &self.provider().target;
+        let own = OWN_SECRETS.into_iter().map(HeaderName::from_static);
+        Head {
+            path_and_query: target.path(&self.path_and_query),
+            authority: target.authority().to_owned(),
+            drop: hop_by_hop(headers).chain(own).collect(),
+            credential: self.shown.header.clone(),
+        }
+    }
+
+    /// The header of an answer came.
+    pub fn answered(&mut self, status: u16, headers: &HeaderMap) -> Answered {
+        let reply = ProviderReply { status, headers: headers.clone(), body: Bytes::new() };
+        self.count(&status.to_string());
+        let refused = status == 401 && self.asking.credential.refused(&self.shown);
+        if refused && !std::mem::replace(&mut self.renewed, true) {
+            return Answered::Again;
+        }
+        let reply = Ok(reply);
+        gate::learn(self.provider(), &self.asking.tap, &reply);
+        self.status = Some(status);
+        if status == 401
+            && let Ok(reply) = &reply
+        {
+            return Answered::Refuse(Box::new(self.provider().errors.judge(reply, runtime::now())));
+        }
+        if status < 400 {
+            self.changed();
+        }
+        self.trace.status = status;
+        Answered::Pass { drop: self.dropped(headers), set: self.set(headers) }
+    }
+
+    fn dropped(&self, headers: &HeaderMap) -> Vec<HeaderName> {
+        hop_by_hop(headers).chain(THEIR_OWN.into_iter().map(HeaderName::from_static)).collect()
+    }
+
+    fn set(&self, headers: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
+        let why = if self.method.is_safe() { "weir; fwd=bypass" } else { "weir; fwd=method" };
+        let mut set = respond::passed(&self.snapshot.buckets(self.client, Some(self.provider)), &self.trace, why);
+        let location = headers.get(header::LOCATION).and_then(|location| self.location(location.to_str().ok()?));
+        set.extend(location.map(|location| (header::LOCATION, location)));
+        set
+    }
+
+    /// A place at the provider, as Weir's clients reach it.
+    fn location(&self, location: &str) -> Option<HeaderValue> {
+        let base = self.provider().target.place();
+        let below = match location.strip_prefix(&base) {
+            Some(below) if below.is_empty() || below.starts_with(['/', '?', '#']) => below,
+            _ if location.starts_with('/') && !location.starts_with("//") => {
+                location.strip_prefix(self.provider().target.prefix())?
+            }
+            _ => return None,
+        };
+        HeaderValue::from_str(&format!("{}{below}", self.prefix)).ok()
+    }
+
+    /// No answer came, or not all of it.
+    pub fn failed(&mut self, failure: ProviderFailure) -> Box<Problem> {
+        self.count(failure.kind.as_str());
+        let problem = self.provider().errors.judge_failure(&failure);
+        gate::learn(self.provider(), &self.asking.tap, &Err(failure));
+        Box::new(problem)
+    }
+
+    /// Headers and body of a problem, in the provider's shape.
+    #[must_use]
+    pub fn problem(&mut self, problem: &Problem) -> crate::exchange::Answer {
+        let (snapshot, now) = (self.snapshot.clone(), runtime::now());
+        let buckets = snapshot.buckets(self.client, Some(self.provider));
+        let dialect = snapshot.providers[self.provider].dialect.as_ref();
+        respond::native(problem, dialect, &buckets, &mut self.trace, now)
+    }
+
+    fn count(&self, status: &str) {
+        let labels = [&*self.provider().name, "native", status];
+        self.shared.metrics.upstream.requests.with_label_values(&labels).inc();
+    }
+
+    /// Nothing that was stored before now holds of what this request changes.
+    fn changed(&self) {
+        let (cache, now) = (&self.shared.cache, runtime::now());
+        let lists = match &self.change {
+            Change::Nothing => return,
+            Change::Agent(scope) => {
+                self.shared.purge(scope, Mode::Hard, now);
+                return;
+            }
+            Change::Session { session, lists } => {
+                cache.write(Some(&session.key), session.subject.clone(), now);
+                lists
+            }
+            Change::Lists(lists) => lists,
+        };
+        if let Some(lists) = lists {
+            cache.write(None, lists.subject.clone(), now);
+        }
+    }
+
+    /// It is over, with or without its answer. What was changed while a stream ran is changed at its end too; of
+    /// a request that got no answer nobody knows.
+    pub fn finish(&mut self) -> Duration {
+        if self.tries > 0 && self.status.is_none_or(|status| status < 400) {
+            self.changed();
+        }
+        let took = self.begun.elapsed();
+        self.trace.waited = took;
+        let labels = [&*self.provider().name, "native"];
+        self.shared.metrics.upstream.duration.with_label_values(&labels).observe(took.as_secs_f64());
+        took
+    }
+
+    /// The problem that a client is told where its provider refuses the credential for good.
+    #[must_use]
+    pub fn refused(&self) -> Box<Problem> {
+        let name = &self.provider().name;
+        let detail = format!("{name} refused Weir's credential with 401; check the credentials in its provider file");
+        Box::new(Problem::new(Code::ProviderAuthFailed, detail).of(name))
+    }
+}
+
+/// Headers for one connection, those that `Connection` names included.
+fn hop_by_hop(headers: &HeaderMap) -> impl Iterator<Item = HeaderName> {
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
+        // Framing and target are not an option of the connection.
+        .filter(|name| !matches!(*name, header::CONTENT_LENGTH | header::TRANSFER_ENCODING | header::HOST))
+        .collect();
+    HOP_BY_HOP.into_iter().map(HeaderName::from_static).chain(named)
+}

@@ -1,0 +1,144 @@
+//! A request below a provider's own API: whether the cache can answer it, or it is passed on, and what it
+//! changes.
+//!
+//! A room of its own because two languages meet here: the provider's paths and Weir's questions. Reads that
+//! the provider's file describes are asked as unified ones are, and share their entries.
+
+use crate::cache::Kind;
+use crate::error::{Code, Outcome, Problem};
+use crate::exchange::{ProviderReply, Request};
+use crate::fetch::{self, Looked, Served};
+use crate::forward::Change;
+use crate::model::{Form, Show};
+use crate::mount::{Mounted, has_dots};
+use crate::purge::Scope;
+use crate::question::{self, Asking, Question, Shared};
+use crate::reading::Operation;
+use crate::respond::Content;
+use crate::runtime;
+use crate::runtime::snapshot::{Provider, Snapshot};
+use crate::template::{Values, Variable};
+use crate::trace::Trace;
+use http::Method;
+use std::sync::Arc;
+
+/// How a request is answered.
+pub enum Way {
+    /// As a question that the cache may answer.
+    Read(Box<Question>),
+    /// By the provider itself.
+    Pass(Change),
+}
+
+/// Whether a client may use a provider's own API.
+///
+/// # Errors
+/// 403 where it may not use the provider, or none natively.
+pub fn permitted(snapshot: &Snapshot, client: usize, provider: usize) -> Outcome<()> {
+    question::permitted(snapshot, client, provider)?;
+    let client = &snapshot.clients[client];
+    if client.native {
+        return Ok(());
+    }
+    let detail = format!("client {:?} may not use providers' own APIs (native: false in clients.yaml); it has /v1/", client.id);
+    Err(Box::new(Problem::new(Code::Forbidden, detail)))
+}
+
+/// Which way a request goes.
+///
+/// # Errors
+/// 400 for a path that could lead elsewhere.
+pub fn way(
+    snapshot: &Arc<Snapshot>,
+    (client, provider): (usize, usize),
+    asking: &Asking,
+    mounted: &Mounted<'_>,
+    request: &Request,
+) -> Outcome<Way> {
+    if has_dots(mounted.path) {
+        return Err(Box::new(Problem::invalid("a path may not have . or .. as a segment, encoded or not")));
+    }
+    let (config, path) = (&snapshot.providers[provider], mounted.path);
+    let ask = |list: bool, values: &Values<'_>| {
+        Question::new(snapshot, (client, provider), asking.clone(), list, values)
+    };
+    if matches!(request.method, Method::GET | Method::HEAD) {
+        for (list, operation) in [(false, &config.get_session), (true, &config.list_sessions)] {
+            let read = operation.as_ref().and_then(|op| op.template.read(path, &request.query));
+            if let Some(captured) = read {
+                return Ok(Way::Read(Box::new(ask(list, &captured.values())?)));
+            }
+        }
+    }
+    if request.method.is_safe() {
+        return Ok(Way::Pass(Change::Nothing));
+    }
+    let below = |operation: &Option<Operation>| operation.as_ref().and_then(|op| op.template.read_path(path));
+    if let Some((captured, _)) = below(&config.get_session) {
+        let lists = lists(config, captured.agent.as_deref(), &ask)?;
+        return Ok(Way::Pass(Change::Session { session: Box::new(ask(false, &captured.values())?), lists }));
+    }
+    if let Some((captured, 0)) = below(&config.list_sessions) {
+        return Ok(Way::Pass(Change::Lists(lists(config, captured.agent.as_deref(), &ask)?)));
+    }
+    let operations = [&config.get_session, &config.list_sessions];
+    let agent = operations.into_iter().flatten().find_map(|op| op.template.read_to(Variable::Agent, path));
+    Ok(Way::Pass(match agent.and_then(|(captured, _)| captured.agent) {
+        Some(agent) => Change::Agent(Scope::Asked {
+            credential: asking.credential.identity.clone(),
+            scope: Box::new(Scope::Agent { provider: config.name.clone(), agent }),
+        }),
+        None => Change::Nothing,
+    }))
+}
+
+/// Any question about the lists of an agent, for what it is about.
+fn lists(
+    config: &Provider,
+    agent: Option<&str>,
+    ask: &impl Fn(bool, &Values<'_>) -> Outcome<Question>,
+) -> Outcome<Option<Box<Question>>> {
+    let values = Values { agent, ..Values::default() };
+    config.list_sessions.as_ref().map(|_| ask(true, &values).map(Box::new)).transpose()
+}
+
+/// A read that the provider's file describes, answered with the provider's own body.
+///
+/// # Errors
+/// The provider's failure; its own answer is in the problem.
+pub async fn read(
+    shared: &Arc<Shared>,
+    question: &Question,
+    looked: Looked,
+    secrets: bool,
+    trace: &mut Trace,
+) -> Outcome<Content> {
+    let show = Show { secrets, form: Form::Native };
+    match fetch::obtain(shared, question, looked, trace).await {
+        Ok(Served { entry, status }) => {
+            trace.cache = Some(status);
+            if let Kind::NotFound(problem) = &entry.kind {
+                return Err(problem.clone());
+            }
+            let view = fetch::view(shared, question, &entry, show, runtime::now())?;
+            Ok(Content { body: view.body.clone(), etag: Some(view.etag.clone()) })
+        }
+        // Not a session that could be unified, which need not trouble who asked for the provider's own.
+        Err(problem) => match problem.reply.as_deref().filter(|reply| reply.status == 200) {
+            Some(reply) => unread(question, reply, secrets).ok_or(problem),
+            None => Err(problem),
+        },
+    }
+}
+
+/// An answer that could not be mapped, where nothing secret can be in it.
+fn unread(question: &Question, reply: &ProviderReply, secrets: bool) -> Option<Content> {
+    if reply.headers.contains_key(http::header::CONTENT_ENCODING) {
+        return None;
+    }
+    let body = match secrets {
+        true => reply.body.clone(),
+        false => question.operation().ok()?.without_secrets(&question.provider().mapping, &reply.body).ok()?,
+    };
+    Some(Content { body, etag: None })
+}
