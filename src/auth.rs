@@ -63,7 +63,11 @@ fn presented(request: &Request) -> Result<&[u8], Box<Problem>> {
     let mut own = request.headers.get_all("x-weir-key").iter().map(http::HeaderValue::as_bytes);
     if let Some(key) = own.next().filter(|key| !key.is_empty()) {
         let differs = own.any(|other| other != key);
-        return if differs { Err(Box::new(Problem::invalid("several X-Weir-Key were sent; send one"))) } else { Ok(key) };
+        return if differs {
+            Err(Box::new(Problem::invalid("several X-Weir-Key were sent; send one")))
+        } else {
+            Ok(key)
+        };
     }
     let mut found: Option<&[u8]> = None;
     let plain = request.headers.get_all("x-api-key").iter().map(http::HeaderValue::as_bytes);

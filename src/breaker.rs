@@ -158,7 +158,10 @@ impl Tap {
         let late = || busy(Duration::from_secs(1));
         // Held until rate and concurrency are had: so both go round.
         let _turn = timeout_at(latest, self.turns.next(client)).await.map_err(|_| late())?;
-        let permit = timeout_at(latest, self.concurrent.clone().acquire_owned()).await.map_err(|_| late())?.map_err(|_| late())?;
+        let permit = timeout_at(latest, self.concurrent.clone().acquire_owned())
+            .await
+            .map_err(|_| late())?
+            .map_err(|_| late())?;
         loop {
             open()?;
             let Some(Err(refused)) = self.rate.as_ref().map(RateLimiter::check) else { return Ok(permit) };

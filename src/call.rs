@@ -33,7 +33,7 @@ pub async fn call(shared: &Shared, question: &Question, store: bool) -> Landed {
     let known = shared.cache.look(&question.key).filter(|known| !known.conditions.is_empty());
     let reply = ask_provider(shared, question, known.as_deref()).await;
     let now = runtime::now();
-    let judged = reply.and_then(|reply| judge(shared, question, reply, known.as_deref(), now));
+    let judged = reply.and_then(|reply| judge(shared, question, &reply, known.as_deref(), now));
     let (entry, forbidden) = judged?;
     let entry = Arc::new(entry);
     let no_time = (entry.life.last() <= now && !entry.ask_always).then_some("no-lifetime");
@@ -103,7 +103,7 @@ async fn ask_provider(shared: &Shared, question: &Question, known: Option<&Entry
 fn judge(
     shared: &Shared,
     question: &Question,
-    reply: ProviderReply,
+    reply: &ProviderReply,
     known: Option<&Entry>,
     now: Time,
 ) -> Outcome<(Entry, Option<&'static str>)> {
@@ -111,7 +111,7 @@ fn judge(
     let confirmed = known.filter(|_| reply.status == 304);
     let said = conditional::directives(&reply.headers);
     if reply.status != 200 && confirmed.is_none() {
-        let problem = provider.errors.judge(&reply, now);
+        let problem = provider.errors.judge(reply, now);
         if !problem.code.is_not_found() {
             return Err(Box::new(problem));
         }

@@ -70,7 +70,8 @@ impl Credential {
     pub fn of_request(&self, headers: &HeaderMap) -> Outcome<Self> {
         let Source::Forward(name) = &self.source else { return Ok(self.clone()) };
         let Some(value) = headers.get(name).filter(|value| !value.is_empty()) else {
-            let detail = format!("this client brings its own credential: send it in {name}, and the Weir key in X-Weir-Key");
+            let detail =
+                format!("this client brings its own credential: send it in {name}, and the Weir key in X-Weir-Key");
             return Err(Box::new(Problem::new(Code::Unauthorized, detail)));
         };
         let mut value = value.clone();
@@ -90,12 +91,7 @@ impl Credential {
     ///
     /// # Errors
     /// 502 `provider_auth_failed` where none is to be had, or what kept us from asking.
-    pub async fn show(
-        &self,
-        upstream: &Arc<Upstream>,
-        metrics: &UpstreamMetrics,
-        deadline: Instant,
-    ) -> Outcome<Shown> {
+    pub async fn show(&self, upstream: &Arc<Upstream>, metrics: &UpstreamMetrics, deadline: Instant) -> Outcome<Shown> {
         match &self.source {
             Source::None | Source::Forward(_) => Ok(Shown { header: None, token: None }),
             Source::Fixed(header) => Ok(Shown { header: Some(header.clone()), token: None }),
@@ -126,8 +122,17 @@ impl Credential {
 }
 
 /// Headers that Weir or the connection sets; a credential may not stand in their place.
-const TAKEN: [&str; 9] =
-    ["host", "content-length", "transfer-encoding", "connection", "accept", "accept-encoding", "user-agent", "te", "x-weir-key"];
+const TAKEN: [&str; 9] = [
+    "host",
+    "content-length",
+    "transfer-encoding",
+    "connection",
+    "accept",
+    "accept-encoding",
+    "user-agent",
+    "te",
+    "x-weir-key",
+];
 
 /// Compiles a provider's credential, or the absence of one.
 #[must_use]
@@ -228,7 +233,13 @@ impl Grant {
         if let Some(scope) = &config.scope {
             form += &format!("&scope={}", encode(scope));
         }
-        Some(Self { provider: provider.clone(), target, form, state: Mutex::default(), fetching: tokio::sync::Mutex::default() })
+        Some(Self {
+            provider: provider.clone(),
+            target,
+            form,
+            state: Mutex::default(),
+            fetching: tokio::sync::Mutex::default(),
+        })
     }
 
     fn identity(&self) -> Vec<u8> {
@@ -253,14 +264,11 @@ impl Grant {
         metrics: &UpstreamMetrics,
         deadline: Instant,
     ) -> Outcome<Shown> {
-        match self.current(Instant::now()) {
-            Some((shown, renew)) => {
-                if renew {
-                    self.renew_behind(upstream, metrics);
-                }
-                return Ok(shown);
+        if let Some((shown, renew)) = self.current(Instant::now()) {
+            if renew {
+                self.renew_behind(upstream, metrics);
             }
-            None => {}
+            return Ok(shown);
         }
         let late = || {
             let detail = format!("{}: no access token within the deadline", self.provider);
@@ -332,7 +340,9 @@ impl Grant {
         let body: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
         if reply.status != 200 {
             // The error's own word is one of a few that the RFC lists; nothing else of the body is told.
-            let word = body["error"].as_str().filter(|word| word.len() < 40 && word.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'));
+            let word = body["error"]
+                .as_str()
+                .filter(|word| word.len() < 40 && word.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'));
             let told = word.map_or_else(String::new, |word| format!(" ({word})"));
             let (code, hint) = match reply.status {
                 429 | 503 => (Code::ProviderRateLimited, ""),
@@ -341,9 +351,14 @@ impl Grant {
             };
             let mut problem = self.problem(code, &format!("its token endpoint answered {}{told}{hint}", reply.status));
             problem.provider_status = Some(reply.status);
-            return Err(if code == Code::ProviderRateLimited { Box::new(problem.retry_after_ms(5000)) } else { problem });
+            return Err(if code == Code::ProviderRateLimited {
+                Box::new(problem.retry_after_ms(5000))
+            } else {
+                problem
+            });
         }
-        let unusable = || self.problem(Code::ProviderAuthFailed, "its token endpoint's answer has no usable access_token");
+        let unusable =
+            || self.problem(Code::ProviderAuthFailed, "its token endpoint's answer has no usable access_token");
         let token = body["access_token"].as_str().filter(|token| !token.is_empty()).ok_or_else(unusable)?;
         let value = HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| unusable())?;
         let said = body["expires_in"].as_u64().or_else(|| body["expires_in"].as_str()?.parse().ok());
@@ -401,11 +416,16 @@ mod tests {
         let config = Config::Forward { header: at("x-api-key") };
         let forward = compile(&"p".into(), Some(&config), &mut Faults::default());
         let of = |value: &'static str| {
-            let headers = [(HeaderName::from_static("x-api-key"), HeaderValue::from_static(value))].into_iter().collect();
+            let headers =
+                [(HeaderName::from_static("x-api-key"), HeaderValue::from_static(value))].into_iter().collect();
             forward.of_request(&headers).unwrap()
         };
         assert_ne!(of("a").identity, of("b").identity);
-        assert_ne!(of("a").identity, credential("x-api-key", "a").0.identity, "never shared with a credential of Weir's");
+        assert_ne!(
+            of("a").identity,
+            credential("x-api-key", "a").0.identity,
+            "never shared with a credential of Weir's"
+        );
         assert!(of("a").is_forwarded() && !format!("{:?}", of("hunter2")).contains("hunter2"));
         assert_eq!(forward.of_request(&HeaderMap::new()).unwrap_err().code, Code::Unauthorized);
     }

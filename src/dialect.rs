@@ -136,7 +136,12 @@ fn header(config: &ShapeHeader, faults: &mut Faults) -> Option<Header> {
     let value = HeaderValue::from_str(&config.value.value)
         .map_err(|_| "this holds characters that a header cannot have".to_owned());
     let (name, value) = (faults.keep(&config.name.place, name), faults.keep(&config.value.place, value));
-    Some(Header { name: name?, value: value?, status: config.status.clone(), retry_after_over: config.retry_after_over })
+    Some(Header {
+        name: name?,
+        value: value?,
+        status: config.status.clone(),
+        retry_after_over: config.retry_after_over,
+    })
 }
 
 /// Text before the next `{name}`, the name, and the text after it. Other braces are text.

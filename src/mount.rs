@@ -55,7 +55,8 @@ impl Mounts {
     /// With its port, or for all ports.
     fn of_host(&self, host: &str) -> Option<usize> {
         let host = host.to_ascii_lowercase();
-        let bare = host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit())).map(|(name, _)| name);
+        let bare =
+            host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit())).map(|(name, _)| name);
         self.hosts.get(&host).or_else(|| self.hosts.get(bare?)).copied()
     }
 }
@@ -96,7 +97,9 @@ mod tests {
 
     #[test]
     fn dots_are_seen_in_every_dress() {
-        for path in ["/..", "/a/../b", "/a/%2e%2E/b", "/a/.%2e", "/./a", "/a%2f..%2fb", "/a\\..\\b", "/a/..;x=1/b", "/%2E"] {
+        for path in
+            ["/..", "/a/../b", "/a/%2e%2E/b", "/a/.%2e", "/./a", "/a%2f..%2fb", "/a\\..\\b", "/a/..;x=1/b", "/%2E"]
+        {
             assert!(has_dots(path), "{path}");
         }
         for path in ["/a.b/c..d/...", "/ri.aip-agents..agent.1/x", "/a%2fb", "/", ""] {

@@ -40,7 +40,8 @@ pub fn permitted(snapshot: &Snapshot, client: usize, provider: usize) -> Outcome
     if client.native {
         return Ok(());
     }
-    let detail = format!("client {:?} may not use providers' own APIs (native: false in clients.yaml); it has /v1/", client.id);
+    let detail =
+        format!("client {:?} may not use providers' own APIs (native: false in clients.yaml); it has /v1/", client.id);
     Err(Box::new(Problem::new(Code::Forbidden, detail)))
 }
 
@@ -59,9 +60,8 @@ pub fn way(
         return Err(Box::new(Problem::invalid("a path may not have . or .. as a segment, encoded or not")));
     }
     let (config, path) = (&snapshot.providers[provider], mounted.path);
-    let ask = |list: bool, values: &Values<'_>| {
-        Question::new(snapshot, (client, provider), asking.clone(), list, values)
-    };
+    let ask =
+        |list: bool, values: &Values<'_>| Question::new(snapshot, (client, provider), asking.clone(), list, values);
     if matches!(request.method, Method::GET | Method::HEAD) {
         for (list, operation) in [(false, &config.get_session), (true, &config.list_sessions)] {
             let read = operation.as_ref().and_then(|op| op.template.read(path, &request.query));

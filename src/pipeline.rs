@@ -10,8 +10,8 @@ use crate::error::Outcome;
 use crate::error::{Code, Problem};
 use crate::exchange::{Answer, Request};
 use crate::fetch::{self, Looked, Served};
-use crate::listing::List;
 use crate::forward::{Forward, Passage};
+use crate::listing::List;
 use crate::model::{Form, Show, Time};
 use crate::mount::Mounted;
 use crate::native::{self, Way};
@@ -47,7 +47,7 @@ pub struct Line {
 /// What becomes of a request.
 pub enum Handled {
     /// It is answered.
-    Answered(Answer, Trace),
+    Answered(Answer),
     /// It goes on to the provider, and its answer comes back from there.
     Passed(Box<Forward>),
 }
@@ -71,7 +71,7 @@ struct Asked {
 
 impl Line {
     /// Answers a request: authenticate → route and permit → admit → cache → [fetch] → respond; or passes it on.
-    pub async fn handle(&self, request: &Request, request_id: String) -> Handled {
+    pub async fn handle(&self, request: &Request, request_id: String) -> (Handled, Trace) {
         let (snapshot, now) = (self.runtime.snapshot(), runtime::now());
         let mounted = snapshot.mounts.find(&request.headers, &request.path);
         let mut trace = Trace::new(request_id, NO_ROUTE);
@@ -88,10 +88,7 @@ impl Line {
         };
         let buckets = asked.buckets();
         let answer = match (outcome, mounted) {
-            (Ok(Done::Passed(mut forward)), _) => {
-                forward.trace = trace;
-                return Handled::Passed(forward);
-            }
+            (Ok(Done::Passed(forward)), _) => return (Handled::Passed(forward), trace),
             (Ok(Done::Content(content)), _) => respond::content(request, content, &buckets, &mut trace, runtime::now()),
             (Err(problem), None) => respond::problem(&problem, &buckets, &mut trace, runtime::now()),
             (Err(problem), Some(mounted)) => {
@@ -99,7 +96,7 @@ impl Line {
                 respond::native(&problem, dialect, &buckets, &mut trace, runtime::now())
             }
         };
-        Handled::Answered(answer, trace)
+        (Handled::Answered(answer), trace)
     }
 
     /// Authenticate, and refuse what is too much.
@@ -275,7 +272,9 @@ fn refuse(code: Code, detail: String) -> Outcome<()> {
 fn body_within_limits(request: &Request) -> Outcome<()> {
     let announced = request.header("content-length").and_then(|length| length.trim().parse::<u64>().ok());
     match announced.filter(|length| *length > MAX_BODY) {
-        Some(length) => refuse(Code::BodyTooLarge, format!("a body of {length} bytes; at most {MAX_BODY} are accepted")),
+        Some(length) => {
+            refuse(Code::BodyTooLarge, format!("a body of {length} bytes; at most {MAX_BODY} are accepted"))
+        }
         None => Ok(()),
     }
 }

@@ -109,10 +109,12 @@ impl ProxyHttp for Gateway {
         let request = translate(session);
         let request_id = self.request_id(&request.headers);
         session.as_downstream_mut().set_write_timeout(Some(WRITE_TIMEOUT));
-        let (answer, mut trace) = match self.line.handle(&request, request_id).await {
-            Handled::Answered(answer, trace) => (answer, trace),
-            Handled::Passed(forward) => {
+        let (handled, mut trace) = self.line.handle(&request, request_id).await;
+        let answer = match handled {
+            Handled::Answered(answer) => answer,
+            Handled::Passed(mut forward) => {
                 keep_alive(session);
+                forward.trace = trace;
                 way.passed = Some((started, forward));
                 return Ok(false);
             }

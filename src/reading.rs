@@ -172,7 +172,9 @@ impl Operation {
         }
         let mut value = crate::json::parse(body)?;
         let found = match self.item.first_mut(&mut value) {
-            Some(Value::Array(items)) => items.iter_mut().filter_map(|item| mapping.cut(item).then_some(())).count() > 0,
+            Some(Value::Array(items)) => {
+                items.iter_mut().filter_map(|item| mapping.cut(item).then_some(())).count() > 0
+            }
             Some(item) => mapping.cut(item),
             None => false,
         };

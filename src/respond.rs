@@ -4,8 +4,8 @@
 //! decided.
 
 use crate::conditional;
-use crate::dialect::Dialect;
 use crate::config::provider::Patterns;
+use crate::dialect::Dialect;
 use crate::error::{Code, Problem};
 use crate::exchange::{Answer, Request};
 use crate::model::Time;
@@ -79,15 +79,21 @@ pub fn problem(problem: &Problem, buckets: &[&Bucket], trace: &mut Trace, now: T
 /// A problem for who speaks the provider's own language: the provider's own answer where it gave one, else
 /// Weir's words in the provider's shape. Its refusal of Weir's credential is not the client's.
 #[must_use]
-pub fn native(problem: &Problem, dialect: Option<&Dialect>, buckets: &[&Bucket], trace: &mut Trace, now: Time) -> Answer {
-    let theirs = problem.reply.as_deref().filter(|reply| reply.status != 200 && problem.code != Code::ProviderAuthFailed);
+pub fn native(
+    problem: &Problem,
+    dialect: Option<&Dialect>,
+    buckets: &[&Bucket],
+    trace: &mut Trace,
+    now: Time,
+) -> Answer {
+    let theirs =
+        problem.reply.as_deref().filter(|reply| reply.status != 200 && problem.code != Code::ProviderAuthFailed);
     let mut answer = self::problem(problem, buckets, trace, now);
-    let ours = |name: &HeaderName| {
-        matches!(*name, header::CONTENT_TYPE | header::CONTENT_LENGTH | header::CACHE_CONTROL | header::RETRY_AFTER)
-    };
     match (theirs, dialect) {
         (Some(reply), _) => {
-            answer.headers.retain(|(name, _)| !ours(name));
+            // Theirs in place of ours, which stay where they say nothing.
+            let said = [header::CONTENT_TYPE, header::CACHE_CONTROL, header::RETRY_AFTER];
+            answer.headers.retain(|(name, _)| !(said.contains(name) && reply.headers.contains_key(name)));
             let passing = reply.headers.iter().filter(|(name, _)| !NOT_PASSED.contains(&name.as_str()));
             let kept = passing.filter(|(name, _)| !answer.headers.iter().any(|(ours, _)| ours == *name));
             let kept: Vec<_> = kept.map(|(name, value)| (name.clone(), value.clone())).collect();
@@ -111,8 +117,16 @@ pub fn native(problem: &Problem, dialect: Option<&Dialect>, buckets: &[&Bucket],
 
 /// What of a provider's headers is not passed on with an answer of its that was read whole.
 const NOT_PASSED: [&str; 10] = [
-    "connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "content-length",
-    "set-cookie", "alt-svc",
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "content-length",
+    "set-cookie",
+    "alt-svc",
 ];
 
 /// What an answer that is passed on carries of Weir's own.

@@ -241,7 +241,7 @@ impl Template {
 fn query_pairs(query: &str) -> Option<Vec<(String, String)>> {
     let decoded = |text: &str| {
         let text = text.replace('+', " ");
-        percent_decode_str(&text).decode_utf8().ok().map(|text| text.into_owned())
+        percent_decode_str(&text).decode_utf8().ok().map(std::borrow::Cow::into_owned)
     };
     let pairs = query.split('&').filter(|pair| !pair.is_empty());
     pairs.map(|pair| pair.split_once('=').unwrap_or((pair, ""))).map(|(n, v)| decoded(n).zip(decoded(v))).collect()
@@ -324,7 +324,8 @@ mod tests {
         ] {
             assert_eq!(list.read(path, query), None, "{path}?{query}");
         }
-        let below = |path| list.read_to(Variable::Agent, path).map(|(captured, below)| (captured.agent.unwrap(), below));
+        let below =
+            |path| list.read_to(Variable::Agent, path).map(|(captured, below)| (captured.agent.unwrap(), below));
         assert_eq!(below("/v2/agents/a"), Some(("a".into(), 0)));
         assert_eq!(below("/v2/agents/a/sessions/s/events"), Some(("a".into(), 3)));
         assert_eq!(below("/v2/agent_aliases/a"), None);

@@ -9,7 +9,7 @@ use std::sync::{Arc, LazyLock};
 use tempfile::TempDir;
 use weir::cache::{Key, KeyParts};
 use weir::config::load::Source;
-use weir::question::Question;
+use weir::question::{Asking, Question};
 use weir::runtime::snapshot::Snapshot;
 use weir::template::Values;
 
@@ -149,7 +149,9 @@ fn question(asked: &Asked) -> Option<Question> {
         page_token: asked.page_token.as_deref(),
         enabled: asked.enabled,
     };
-    let made = Question::new(&SNAPSHOTS[asked.place], asked.client, asked.provider, asked.list, &values);
+    let snapshot = &SNAPSHOTS[asked.place];
+    let asking = Asking::of(snapshot, asked.client, asked.provider, &http::HeaderMap::new()).expect("permitted");
+    let made = Question::new(snapshot, (asked.client, asked.provider), asking, asked.list, &values);
     let dots = |text: &str| matches!(text, "." | "..");
     match made {
         Ok(made) => Some(made),
@@ -212,6 +214,7 @@ fn debug_output_shows_no_secret() {
         path_and_query: "/".into(),
         credential: Some(header.clone()),
         conditions: vec![header.clone()],
+        form: Some("client_secret=canary".into()),
     };
     let answer = weir::exchange::Answer { status: 200, headers: vec![header], body: bytes.clone() };
     let view = weir::model::View { body: bytes, items: Vec::new(), etag: http::HeaderValue::from_static("canary") };

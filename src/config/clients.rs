@@ -66,7 +66,8 @@ fn client(node: &Node, cx: &mut Cx<'_>) -> Option<Client> {
     });
     let providers = fields.optional("providers", cx, |node, cx| decode::list(node, cx, decode::at_text));
     let reveal_secrets = fields.optional("reveal_secrets", cx, decode::boolean);
-    let credentials = fields.optional("credentials", cx, |node, cx| by_provider(node, "credentials", cx, credentials::decode));
+    let credentials =
+        fields.optional("credentials", cx, |node, cx| by_provider(node, "credentials", cx, credentials::decode));
     let native = fields.optional("native", cx, decode::boolean);
     fields.end(cx);
     Some(Client {

@@ -62,7 +62,8 @@ pub fn decode(node: &Node, cx: &mut Cx<'_>) -> Option<Credential> {
         (false, None, [false, true, false]) => Some(bearer_of(bearer?, place)),
         (false, None, [false, false, true]) => Some(Credential::OAuth2(oauth2?)),
         _ => {
-            let forms = "{ header: NAME, value: SECRET }, { bearer: SECRET }, { oauth2: … } or { mode: forward, header: NAME }";
+            let forms =
+                "{ header: NAME, value: SECRET }, { bearer: SECRET }, { oauth2: … } or { mode: forward, header: NAME }";
             cx.faults.add(&place, format!("credentials are {forms}"));
             None
         }

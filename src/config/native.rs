@@ -22,10 +22,13 @@ pub struct Shape {
     /// JSON with `{variables}` in its strings.
     pub body: At<String>,
     /// Variables of its own: by our code, its words.
-    pub words: Vec<(At<String>, Vec<(At<String>, String)>)>,
+    pub words: Vec<(At<String>, Words)>,
     /// Headers that its SDK reads.
     pub headers: Vec<ShapeHeader>,
 }
+
+/// A variable's words, by the code of ours that each stands for.
+pub type Words = Vec<(At<String>, String)>;
 
 /// A header on errors that meet all of its conditions.
 #[derive(Debug, Clone)]
@@ -66,7 +69,8 @@ fn host(node: &Node, cx: &mut Cx<'_>) -> Option<At<String>> {
     at.value = at.value.to_ascii_lowercase();
     let good = at.value.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.:[]_".contains(&b));
     if !good {
-        cx.faults.add(&at.place, format!("{:?} is not a host; write NAME or NAME:PORT, without scheme or path", at.value));
+        cx.faults
+            .add(&at.place, format!("{:?} is not a host; write NAME or NAME:PORT, without scheme or path", at.value));
     }
     good.then_some(at)
 }

@@ -288,9 +288,7 @@ fn errors(node: &Node, cx: &mut Cx<'_>) -> Option<Errors> {
 
 fn error_rule(node: &Node, cx: &mut Cx<'_>) -> Option<ErrorRule> {
     let mut fields = Fields::of(node, "an error rule", cx)?;
-    let status = fields.required("status", cx, |node, cx| {
-        decode::list(node, cx, decode::status)
-    });
+    let status = fields.required("status", cx, |node, cx| decode::list(node, cx, decode::status));
     let when = fields.optional("when", cx, |node, cx| {
         let mut fields = Fields::of(node, "when", cx)?;
         let path = fields.required("path", cx, decode::at_text);

@@ -14,6 +14,7 @@ mod isolation;
 mod limits;
 mod mapping;
 mod matrix;
+mod native;
 mod outage;
 mod provider_faults;
 mod purge;

@@ -4,20 +4,27 @@
 //! third with avatar and room, every third as the oldest (integer ids).
 
 use crate::world::mix;
-use crate::{Reply, Sim};
+use crate::{Header, Reply, Sim};
 use serde_json::{Value, json};
 
-pub(crate) fn answer(sim: &Sim, rest: &[&str], header: &dyn Fn(&str) -> Option<String>) -> Reply {
+pub(crate) fn refused(sim: &Sim, header: Header<'_>) -> Option<Reply> {
     match header("x-api-key") {
-        None => return Reply::json(401, &json!({ "error": "API key required" })),
+        None => Some(Reply::json(401, &json!({ "error": "API key required" }))),
         Some(key) if key != sim.options.agenthuman_key => {
-            return Reply::json(401, &json!({ "error": "Invalid API key" }));
+            Some(Reply::json(401, &json!({ "error": "Invalid API key" })))
         }
-        Some(_) => {}
+        Some(_) => None,
+    }
+}
+
+pub(crate) fn answer(sim: &Sim, rest: &[&str], header: Header<'_>) -> Reply {
+    if let Some(refused) = refused(sim, header) {
+        return refused;
     }
     match rest {
         [] => {
             let sessions: Vec<Value> = (0..sim.world.sessions).map(|n| session(sim, n)).collect();
+            let sessions = sim.world.now("", "session_id", sessions);
             Reply::json(200, &json!({ "success": true, "sessions": sessions }))
         }
         [id] => match find(sim, id) {
@@ -28,7 +35,11 @@ pub(crate) fn answer(sim: &Sim, rest: &[&str], header: &dyn Fn(&str) -> Option<S
     }
 }
 
-fn find(sim: &Sim, id: &str) -> Option<Value> {
+pub(crate) fn find(sim: &Sim, id: &str) -> Option<Value> {
+    sim.world.one("", "session_id", id, at_start(sim, id))
+}
+
+fn at_start(sim: &Sim, id: &str) -> Option<Value> {
     let documented = session(sim, 0);
     if documented["session_id"] == id {
         return Some(documented);

@@ -16,7 +16,7 @@ use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub(crate) type Body = UnsyncBoxBody<Bytes, Abort>;
 
@@ -97,6 +97,9 @@ pub(crate) struct Control {
     calls: Mutex<BTreeMap<String, u64>>,
     versions: Mutex<BTreeMap<String, u64>>,
     refuse_tls: std::sync::atomic::AtomicBool,
+    /// Tokens handed out: whose, and until when.
+    tokens: Mutex<BTreeMap<String, (String, Instant)>>,
+    issued: std::sync::atomic::AtomicU64,
     /// Minute and calls in it, by the first part of the path: that tells the provider.
     windows: Mutex<BTreeMap<String, (u64, u64)>>,
 }
@@ -128,6 +131,10 @@ impl Control {
                     .store(serde_json::from_slice::<IgnoredAny>(body).is_ok(), std::sync::atomic::Ordering::SeqCst);
                 (200, json!({}))
             }
+            ("DELETE", "/_sim/tokens") => {
+                lock(&self.tokens).clear();
+                (200, json!({}))
+            }
             ("GET", "/_sim/calls") => {
                 let calls = lock(&self.calls).clone();
                 (
@@ -143,6 +150,20 @@ impl Control {
             _ => (404, json!({ "error": "there are /_sim/faults and /_sim/calls" })),
         };
         Reply::json(status, &answer).whole()
+    }
+
+    /// Hands out a token that is good for so many seconds.
+    pub(crate) fn issue(&self, provider: &str, seconds: u64) -> String {
+        let number = self.issued.fetch_add(1, std::sync::atomic::Ordering::SeqCst) + 1;
+        let token = format!("sim-issued-{number}");
+        lock(&self.tokens).insert(token.clone(), (provider.to_owned(), Instant::now() + Duration::from_secs(seconds)));
+        token
+    }
+
+    pub(crate) fn is_token(&self, provider: &str, authorization: Option<&str>) -> bool {
+        let token = authorization.and_then(|value| value.strip_prefix("Bearer "));
+        let tokens = lock(&self.tokens);
+        token.and_then(|token| tokens.get(token)).is_some_and(|(of, until)| of == provider && Instant::now() < *until)
     }
 
     pub(crate) fn count(&self, method: &Method, target: &str, version: Version) {

@@ -11,6 +11,7 @@ mod faults;
 mod palantir;
 mod vectara;
 mod world;
+mod writes;
 
 use bytes::Bytes;
 use clap::Parser;
@@ -65,7 +66,16 @@ pub(crate) struct Options {
     /// AgentHuman's x-api-key
     #[arg(long, default_value = "ah_test_sim")]
     agenthuman_key: String,
+    /// The secret of the OAuth 2.0 client `sim-client` at both token endpoints
+    #[arg(long, default_value = "sim-secret")]
+    client_secret: String,
+    /// How long a token is good for, in seconds
+    #[arg(long, default_value_t = 1800)]
+    token_seconds: u64,
 }
+
+/// Looks up a request's header.
+pub(crate) type Header<'h> = &'h (dyn Fn(&str) -> Option<String> + Sync);
 
 /// All the simulator knows.
 pub(crate) struct Sim {
@@ -163,8 +173,18 @@ async fn answer(sim: Arc<Sim>, request: Request<Incoming>) -> Result<Response<fa
     let told = header("x-sim-fault").and_then(|text| serde_json::from_str(&text).ok());
     let planned = told.or_else(|| sim.control.planned(&path, &parts.headers));
     let window = sim.control.window(&path, sim.options.throttle);
-    let reply =
-        if parts.method == Method::GET { route(&sim, &path, &query, &header) } else { Reply::new(405, "{}".into()) };
+    let segments: Vec<String> = path.trim_start_matches('/').split('/').map(decoded).collect();
+    let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
+    if planned.is_none()
+        && let Some(response) = writes::answer(&sim, &parts, &segments, &query, &header, body).await?
+    {
+        return Ok(response);
+    }
+    let reply = if parts.method == Method::GET {
+        route(&sim, &segments, &query, &header)
+    } else {
+        Reply::new(405, "{}".into())
+    };
     let reply = match window {
         faults::Window::Over { resets } => throttled(&path, sim.options.throttle, resets),
         faults::Window::Within { left, resets } => reply.limited(&path, sim.options.throttle, left, resets),
@@ -179,10 +199,8 @@ async fn answer(sim: Arc<Sim>, request: Request<Incoming>) -> Result<Response<fa
     }
 }
 
-fn route(sim: &Sim, path: &str, query: &Query, header: &dyn Fn(&str) -> Option<String>) -> Reply {
-    let segments: Vec<String> = path.trim_start_matches('/').split('/').map(decoded).collect();
-    let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
-    match segments.as_slice() {
+fn route(sim: &Sim, segments: &[&str], query: &Query, header: Header<'_>) -> Reply {
+    match segments {
         ["v2", "agents", rest @ ..] => vectara::answer(sim, rest, query, header),
         ["api", "v2", "aipAgents", "agents", rest @ ..] => palantir::answer(sim, rest, query, header),
         ["v1", "sessions", rest @ ..] => agenthuman::answer(sim, rest, header),
@@ -215,7 +233,7 @@ fn decoded(segment: &str) -> String {
 pub(crate) struct Query(Vec<(String, String)>);
 
 impl Query {
-    fn parse(text: &str) -> Self {
+    pub(crate) fn parse(text: &str) -> Self {
         let pairs = text.split('&').filter_map(|pair| pair.split_once('='));
         Self(pairs.map(|(name, value)| (decoded(name), decoded(&value.replace('+', " ")))).collect())
     }

@@ -1,19 +1,26 @@
 //! Palantir Foundry AIP Agents: `/api/v2/aipAgents/agents/{agentRid}/sessions[/{sessionRid}]?preview=true`.
 
 use crate::world::{mix, page};
-use crate::{Query, Reply, Sim};
+use crate::{Header, Query, Reply, Sim};
 use serde_json::{Value, json};
 
 const AGENT: &str = "ri.aip-agents..agent.732cd5b4-7ca7-4219-aabb-6e976faf63b1";
 const LOAD_AGENT: &str = "ri.aip-agents..agent.00000000-0000-0000-0000-00000000000";
 
-pub(crate) fn answer(sim: &Sim, rest: &[&str], query: &Query, header: &dyn Fn(&str) -> Option<String>) -> Reply {
-    let token = header("authorization").and_then(|value| value.strip_prefix("Bearer ").map(str::to_owned));
-    if token.as_deref() != Some(&*sim.options.palantir_token) {
-        return error(401, "UNAUTHORIZED", "Default:Unauthorized", &json!({}));
+/// By token: a user's, or one of ours.
+pub(crate) fn refused(sim: &Sim, query: &Query, header: Header<'_>) -> Option<Reply> {
+    let shown = header("authorization");
+    let token = shown.as_deref().and_then(|value| value.strip_prefix("Bearer "));
+    if token != Some(&*sim.options.palantir_token) && !sim.control.is_token("palantir", shown.as_deref()) {
+        return Some(error(401, "UNAUTHORIZED", "Default:Unauthorized", &json!({})));
     }
-    if query.get("preview") != Some("true") {
-        return error(400, "INVALID_ARGUMENT", "ApiFeaturePreviewUsageOnly", &json!({}));
+    (query.get("preview") != Some("true"))
+        .then(|| error(400, "INVALID_ARGUMENT", "ApiFeaturePreviewUsageOnly", &json!({})))
+}
+
+pub(crate) fn answer(sim: &Sim, rest: &[&str], query: &Query, header: Header<'_>) -> Reply {
+    if let Some(refused) = refused(sim, query, header) {
+        return refused;
     }
     match rest {
         [agent, "sessions"] => list(sim, agent, query),
@@ -46,10 +53,11 @@ fn list(sim: &Sim, agent: &str, query: &Query) -> Reply {
         return error(400, "INVALID_ARGUMENT", "InvalidPageSize", &json!({ "pageSize": query.get("pageSize") }));
     };
     let size: usize = std::cmp::min(size, 100);
-    let Some((start, next)) = page(query.get("pageToken"), size, total) else {
+    let all = sim.world.now(agent, "rid", (0..total).map(|n| session(sim, agent, n)).collect());
+    let Some((start, next)) = page(query.get("pageToken"), size, all.len()) else {
         return error(400, "INVALID_ARGUMENT", "InvalidPageToken", &json!({ "pageToken": query.get("pageToken") }));
     };
-    let data: Vec<Value> = (start..total.min(start + size)).map(|n| session(sim, agent, n)).collect();
+    let data: Vec<&Value> = all.iter().skip(start).take(size).collect();
     let mut body = json!({ "data": data });
     if let Some(next) = next {
         body["nextPageToken"] = next.into();
@@ -57,16 +65,14 @@ fn list(sim: &Sim, agent: &str, query: &Query) -> Reply {
     Reply::json(200, &body)
 }
 
-fn get(sim: &Sim, agent: &str, rid: &str) -> Reply {
+pub(crate) fn get(sim: &Sim, agent: &str, rid: &str) -> Reply {
     let Some(total) = total(sim, agent) else { return unknown_agent(agent) };
-    let documented = session(sim, agent, 0);
-    if documented["rid"] == rid {
-        return Reply::json(200, &documented);
-    }
     let number = rid.rsplit('-').next().and_then(|n| usize::from_str_radix(n, 16).ok());
-    match number.filter(|n| *n < total).map(|n| session(sim, agent, n)) {
-        Some(session) if session["rid"] == rid => Reply::json(200, &session),
-        _ => error(404, "NOT_FOUND", "SessionNotFound", &json!({ "agentRid": agent, "sessionRid": rid })),
+    let numbered = number.filter(|n| *n < total).map(|n| session(sim, agent, n));
+    let found = [Some(session(sim, agent, 0)), numbered].into_iter().flatten().find(|session| session["rid"] == rid);
+    match sim.world.one(agent, "rid", rid, found) {
+        Some(session) => Reply::json(200, &session),
+        None => error(404, "NOT_FOUND", "SessionNotFound", &json!({ "agentRid": agent, "sessionRid": rid })),
     }
 }
 

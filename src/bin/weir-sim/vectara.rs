@@ -4,18 +4,26 @@
 //! `customer_support` as the specification has it (`key`, `name`, `status`).
 
 use crate::world::{mix, page};
-use crate::{Query, Reply, Sim};
+use crate::{Header, Query, Reply, Sim};
 use serde_json::{Value, json};
 
 const DOCUMENTED: &str = "agt_customer_support";
 /// The documents' list says so.
 const DOCUMENTED_TOTAL: usize = 127;
 
-pub(crate) fn answer(sim: &Sim, rest: &[&str], query: &Query, header: &dyn Fn(&str) -> Option<String>) -> Reply {
+/// By API key or by a token of ours.
+pub(crate) fn refused(sim: &Sim, header: Header<'_>) -> Option<Reply> {
     match header("x-api-key") {
-        Some(key) if key == sim.options.vectara_key => {}
-        Some(key) if key == "zut_forbidden" => return error(403, "Insufficient permissions for this agent."),
-        _ => return error(401, "Invalid or missing API key."),
+        Some(key) if key == sim.options.vectara_key => None,
+        Some(key) if key == "zut_forbidden" => Some(error(403, "Insufficient permissions for this agent.")),
+        None if sim.control.is_token("vectara", header("authorization").as_deref()) => None,
+        _ => Some(error(401, "Invalid or missing API key.")),
+    }
+}
+
+pub(crate) fn answer(sim: &Sim, rest: &[&str], query: &Query, header: Header<'_>) -> Reply {
+    if let Some(refused) = refused(sim, header) {
+        return refused;
     }
     match rest {
         [agent, "sessions"] => list(sim, agent, query),
@@ -49,7 +57,8 @@ fn list(sim: &Sim, agent: &str, query: &Query) -> Reply {
     };
     let enabled: Option<bool> = query.get("enabled").and_then(|text| text.parse().ok());
     let wanted = |session: &Value| enabled.is_none_or(|enabled| session["enabled"] == enabled);
-    let all: Vec<Value> = (0..total).map(|n| session(sim, agent, n, true)).filter(wanted).collect();
+    let all: Vec<Value> = (0..total).map(|n| session(sim, agent, n, true)).collect();
+    let all: Vec<Value> = sim.world.now(agent, "key", all).into_iter().filter(wanted).collect();
     let Some((start, next)) = page(query.get("page_key"), limit, all.len()) else {
         return error(400, "Invalid page_key.");
     };
@@ -64,12 +73,13 @@ fn list(sim: &Sim, agent: &str, query: &Query) -> Reply {
     Reply::json(200, &json!({ "sessions": sessions, "metadata": metadata }))
 }
 
-fn get(sim: &Sim, agent: &str, id: &str) -> Reply {
+pub(crate) fn get(sim: &Sim, agent: &str, id: &str) -> Reply {
     let Some(total) = total(sim, agent) else { return error(404, &format!("Agent {agent} not found.")) };
     let number = id.rsplit('_').next().and_then(|n| n.parse::<usize>().ok()).and_then(|n| n.checked_sub(1));
-    match number.filter(|n| *n < total) {
-        Some(n) if key(agent, n) == id => Reply::json(200, &session(sim, agent, n, false)),
-        _ => {
+    let found = number.filter(|n| *n < total && key(agent, *n) == id).map(|n| session(sim, agent, n, false));
+    match sim.world.one(agent, "key", id, found) {
+        Some(session) => Reply::json(200, &session),
+        None => {
             let message = format!("Session {id} not found.");
             Reply::json(404, &json!({ "messages": [message], "request_id": "r", "id": id }))
         }

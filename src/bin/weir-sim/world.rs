@@ -3,6 +3,9 @@
 //! Made-up ones follow from their number and from when the simulator started, so that two runs
 //! differ only in their times.
 
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Requests to a gateway that show each provider.
@@ -19,11 +22,65 @@ pub(crate) struct World {
     started: Duration,
     /// Sessions of each agent, or of a provider without agents.
     pub(crate) sessions: usize,
+    changes: Mutex<Changes>,
+}
+
+/// What was changed since the start.
+#[derive(Default)]
+struct Changes {
+    made: u64,
+    /// By agent; empty where there are none.
+    created: Vec<(String, Value)>,
+    /// By session: JSON pointers and what stands there now.
+    patched: BTreeMap<String, Vec<(String, Value)>>,
+    deleted: BTreeSet<String>,
 }
 
 impl World {
     pub(crate) fn new(sessions: usize) -> Self {
-        Self { started: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(), sessions }
+        Self {
+            started: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
+            sessions,
+            changes: Mutex::default(),
+        }
+    }
+
+    fn changes(&self) -> MutexGuard<'_, Changes> {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A number that was not given before.
+    pub(crate) fn next(&self) -> u64 {
+        let mut changes = self.changes();
+        changes.made += 1;
+        changes.made
+    }
+
+    pub(crate) fn create(&self, agent: &str, session: Value) {
+        self.changes().created.insert(0, (agent.to_owned(), session));
+    }
+
+    pub(crate) fn patch(&self, id: &str, members: Vec<(String, Value)>) {
+        self.changes().patched.entry(id.to_owned()).or_default().extend(members);
+    }
+
+    pub(crate) fn delete(&self, id: &str) {
+        self.changes().deleted.insert(id.to_owned());
+    }
+
+    /// An agent's sessions as they are now: those made since first.
+    pub(crate) fn now(&self, agent: &str, field: &str, sessions: Vec<Value>) -> Vec<Value> {
+        let changes = self.changes();
+        let created = changes.created.iter().filter(|(of, _)| of == agent).map(|(_, session)| session.clone());
+        let all = created.chain(sessions);
+        all.filter_map(|session| changes.apply(field, session)).collect()
+    }
+
+    /// One session as it is now, if there is one.
+    pub(crate) fn one(&self, agent: &str, field: &str, id: &str, found: Option<Value>) -> Option<Value> {
+        let changes = self.changes();
+        let created = changes.created.iter().find(|(of, session)| of == agent && session[field] == id);
+        changes.apply(field, found.or_else(|| created.map(|(_, session)| session.clone()))?)
     }
 
     /// RFC 3339 so many seconds after the start (before it, if negative), with this many digits.
@@ -38,6 +95,19 @@ impl World {
     pub(crate) fn elapsed(&self) -> i64 {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         i64::try_from(now.saturating_sub(self.started).as_secs()).unwrap_or(0)
+    }
+}
+
+impl Changes {
+    fn apply(&self, field: &str, mut session: Value) -> Option<Value> {
+        let id = session[field].as_str().or_else(|| session["id"].as_str()).unwrap_or_default().to_owned();
+        for (pointer, value) in self.patched.get(&id).into_iter().flatten() {
+            match session.pointer_mut(pointer) {
+                Some(member) => *member = value.clone(),
+                None => session[pointer.trim_start_matches('/')] = value.clone(),
+            }
+        }
+        (!self.deleted.contains(&id)).then_some(session)
     }
 }
 

@@ -1,0 +1,585 @@
+//! The providers' own APIs through Weir, asked as their SDKs ask.
+
+use crate::support::*;
+use serde_json::{Value, json};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+const VECTARA_SESSION: &str = "/v2/agents/agt_load_1/sessions/ase_agt_load_1_3";
+const PALANTIR_AGENT: &str = "/api/v2/aipAgents/agents/ri.aip-agents..agent.732cd5b4-7ca7-4219-aabb-6e976faf63b1";
+const PALANTIR_SESSION: &str = "/api/v2/aipAgents/agents/ri.aip-agents..agent.732cd5b4-7ca7-4219-aabb-6e976faf63b1/sessions/ri.aip-agents..session.292db3b2-b653-4de6-971c-7e97a7b881d6";
+const AGENTHUMAN_SESSION: &str = "/v1/sessions/sess_01H3Z8G9YR3K2N5M6P7Q8W4T";
+
+/// Asks as each SDK does: its own header for the key, its own other headers.
+fn vectara(weir: &Weir, method: &str, path: &str, body: Option<&Value>) -> Answer {
+    with_body(
+        weir,
+        method,
+        &format!("/vectara{path}"),
+        &[("x-api-key", "open"), ("Accept", "*/*"), ("User-Agent", "vectara/0.4.3"), ("X-Fern-Language", "Python")],
+        body,
+    )
+}
+
+fn palantir(weir: &Weir, method: &str, path: &str, body: Option<&Value>) -> Answer {
+    with_body(
+        weir,
+        method,
+        &format!("/palantir{path}"),
+        &[("Authorization", "Bearer open"), ("Accept", "application/json"), ("Accept-Encoding", "gzip, deflate")],
+        body,
+    )
+}
+
+fn agenthuman(weir: &Weir, method: &str, path: &str, body: Option<&Value>) -> Answer {
+    with_body(weir, method, &format!("/agenthuman{path}"), &[("x-api-key", "open")], body)
+}
+
+fn with_body(weir: &Weir, method: &str, target: &str, headers: &[(&str, &str)], body: Option<&Value>) -> Answer {
+    let body = body.map(Value::to_string).unwrap_or_default();
+    let length = body.len().to_string();
+    let mut all = headers.to_vec();
+    if !body.is_empty() {
+        all.extend([("Content-Type", "application/json"), ("Content-Length", &*length)]);
+    }
+    let mut bytes = request(method, target, &all);
+    bytes.extend_from_slice(body.as_bytes());
+    raw(weir.http, &bytes)
+}
+
+/// What the provider itself answers.
+fn directly(sim: &Sim, path: &str, header: (&str, &str)) -> Vec<u8> {
+    send(sim.address, "GET", path, &[header]).body
+}
+
+fn status_of(answer: &Answer) -> &str {
+    answer.header("cache-status").unwrap_or_default()
+}
+
+#[test]
+fn session_reads_share_the_entry_with_the_unified_view_and_are_the_providers_bytes() {
+    let sim = Sim::start();
+    let config = Config::shipped().clients(
+        "clients:\n  - { id: open, keys: [ { sha256: SHA(open) } ] }\n  - { id: sees, keys: [ { sha256: SHA(sees) } ], reveal_secrets: true }\n",
+    );
+    let weir = config.start(&sim);
+    let palantir_preview = format!("{PALANTIR_SESSION}?preview=true");
+    let cases = [
+        (
+            "vectara",
+            "/v2/agents/agt_customer_support/sessions/ase_customer_support_001".to_owned(),
+            VECTARA,
+            ("x-api-key", "zut_sim"),
+        ),
+        ("palantir", palantir_preview.clone(), PALANTIR, ("authorization", "Bearer sim-token")),
+        ("agenthuman", AGENTHUMAN_SESSION.to_owned(), AGENTHUMAN, ("x-api-key", "ah_test_sim")),
+    ];
+    for (name, path, unified, credential) in &cases {
+        let direct = directly(&sim, path, *credential);
+        sim.reset_calls();
+        let native = format!("/{name}{path}");
+        let first = weir.get_as("sees", &native);
+        assert_eq!((first.status, &first.body), (200, &direct), "{name}: byte for byte");
+        assert_eq!(first.header("content-type"), Some("application/json"));
+        assert!(status_of(&weir.get(unified)).starts_with("weir; hit"), "{name}: one entry for both");
+        let again = weir.get_as("sees", &native);
+        assert!(status_of(&again).starts_with("weir; hit") && again.header("age").is_some(), "{name}");
+        let tag = again.header("etag").unwrap().to_owned();
+        assert_eq!(send(weir.http, "GET", &native, &[("X-API-Key", "sees"), ("If-None-Match", &tag)]).status, 304);
+        let head = send(weir.http, "HEAD", &native, &[("X-API-Key", "sees")]);
+        assert_eq!(
+            (head.status, head.body.len(), head.header("content-length")),
+            (200, 0, Some(&*direct.len().to_string()))
+        );
+        assert_eq!(sim.calls(), 1, "{name}");
+        // Who may not see secrets gets all but them.
+        let mut expected: Value = serde_json::from_slice(&direct).unwrap();
+        if let Some(room) = expected.pointer_mut("/session/daily_room") {
+            assert!(room.as_object_mut().unwrap().remove("token").is_some());
+        }
+        assert_eq!(weir.get(&native).json(), expected, "{name}");
+    }
+    // The preview parameter is mandatory there; who leaves it out gets the same.
+    assert!(status_of(&weir.get(&format!("/palantir{PALANTIR_SESSION}"))).starts_with("weir; hit"));
+    assert_eq!(
+        weir.metric(
+            "weir_http_requests_total{client=\"sees\",provider=\"vectara\",route=\"get_session\",status=\"200\"}"
+        ),
+        3.0
+    );
+}
+
+#[test]
+fn lists_are_paged_as_the_sdks_page_them() {
+    let sim = Sim::with(&["--sessions", "57"]);
+    let weir = Config::shipped().start(&sim);
+    let (mut keys, mut token) = (Vec::new(), String::new());
+    for page in 0..10 {
+        let more = if token.is_empty() { String::new() } else { format!("&page_key={token}") };
+        let answer = vectara(&weir, "GET", &format!("/v2/agents/agt_load_1/sessions?limit=25{more}"), None).json();
+        keys.extend(answer["sessions"].as_array().unwrap().iter().map(|s| s["key"].clone()));
+        token = answer["metadata"]["page_key"].as_str().unwrap_or_default().to_owned();
+        assert_eq!(token.is_empty(), page == 2);
+        if token.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(keys.len(), 57);
+    let (mut rids, mut token) = (Vec::new(), String::new());
+    loop {
+        let more = if token.is_empty() { String::new() } else { format!("&pageToken={token}") };
+        let answer =
+            palantir(&weir, "GET", &format!("{PALANTIR_AGENT}/sessions?pageSize=20{more}&preview=true"), None).json();
+        rids.extend(answer["data"].as_array().unwrap().iter().map(|s| s["rid"].clone()));
+        token = answer["nextPageToken"].as_str().unwrap_or_default().to_owned();
+        if token.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(rids.len(), 57);
+    sim.reset_calls();
+    let again = vectara(&weir, "GET", "/v2/agents/agt_load_1/sessions?limit=25", None);
+    assert!(status_of(&again).starts_with("weir; hit"), "{}", status_of(&again));
+    // What the provider's file does not describe is the provider's to answer.
+    let filtered = vectara(&weir, "GET", "/v2/agents/agt_load_1/sessions?limit=2&filter=x", None);
+    assert_eq!((filtered.status, status_of(&filtered)), (200, "weir; fwd=bypass"));
+    let refused = vectara(&weir, "GET", "/v2/agents/agt_load_1/sessions?limit=1000", None);
+    assert_eq!((refused.status, refused.json()["field_errors"]["limit"].is_string()), (400, true), "its own words");
+    assert_eq!(agenthuman(&weir, "GET", "/v1/sessions", None).json()["sessions"].as_array().unwrap().len(), 57);
+}
+
+#[test]
+fn a_providers_own_host_needs_no_prefix() {
+    let sim = Sim::start();
+    let weir = Config::shipped()
+        .edit("providers/agenthuman.yaml", "hosts: []", "hosts: [agenthuman.weir.example, \"other.example:81\"]")
+        .start(&sim);
+    let ask = |host: &str, target: &str| {
+        raw(
+            weir.http,
+            format!("GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nx-api-key: open\r\n\r\n").as_bytes(),
+        )
+    };
+    let native = ask("AgentHuman.weir.example:8080", AGENTHUMAN_SESSION);
+    assert_eq!((native.status, native.json()["success"].clone()), (200, json!(true)));
+    assert_eq!(ask("other.example:81", "/v1/usage").json()["success"], true);
+    assert_eq!(ask("other.example:82", AGENTHUMAN).json()["provider"], "agenthuman", "another port: Weir's own API");
+}
+
+#[test]
+fn writes_change_what_is_read_next_and_only_for_their_credential() {
+    let sim = Sim::start();
+    let config = Config::shipped().clients(
+        "clients:\n  - { id: open, keys: [ { sha256: SHA(open) } ] }\n  - { id: other, keys: [ { sha256: SHA(other) } ], credentials: { vectara: { oauth2: { token_url: \"${VECTARA_BASE_URL}/oauth2/token\", client_id: sim-client, client_secret: sim-secret } } } }\n",
+    );
+    let weir = config.start(&sim);
+    let unified = "/v1/sessions/vectara:agt_load_1:ase_agt_load_1_3";
+    let (list, other_list) = ("/v1/agents/agt_load_1/sessions", "/v1/agents/agt_load_2/sessions");
+    let hit = |key: &str, target: &str| {
+        let answer = weir.get_as(key, target);
+        assert_eq!(answer.status, 200, "{}", answer.json());
+        status_of(&answer).starts_with("weir; hit")
+    };
+    let neighbour = "/v1/sessions/vectara:agt_load_1:ase_agt_load_1_4";
+    for (key, target) in [
+        ("open", unified),
+        ("open", list),
+        ("open", other_list),
+        ("open", neighbour),
+        ("other", unified),
+        ("other", list),
+    ] {
+        assert!(!hit(key, target));
+        assert!(hit(key, target));
+    }
+    let patched = vectara(&weir, "PATCH", VECTARA_SESSION, Some(&json!({ "name": "renamed" })));
+    assert_eq!((patched.status, status_of(&patched)), (200, "weir; fwd=method"));
+    assert!(
+        hit("open", other_list) && hit("open", neighbour) && hit("other", unified) && hit("other", list),
+        "untouched"
+    );
+    let read = weir.get(unified);
+    assert_eq!((status_of(&read).starts_with("weir; fwd=miss"), &read.json()["title"]), (true, &json!("renamed")));
+    assert!(!hit("open", list) && hit("open", list), "asked again once");
+    // What fails changes nothing.
+    assert_eq!(vectara(&weir, "PATCH", "/v2/agents/agt_none/sessions/ase_agt_load_1_3", Some(&json!({}))).status, 404);
+    assert!(hit("open", unified) && hit("open", list));
+    // A new session is in the next list; a deleted one is gone from both.
+    assert_eq!(
+        vectara(&weir, "POST", "/v2/agents/agt_load_1/sessions", Some(&json!({ "key": "ase_fresh" }))).status,
+        201
+    );
+    assert!(hit("open", unified), "others stay");
+    let first = &weir.get(list).json()["sessions"][0];
+    assert_eq!(first["provider_session_id"], "ase_fresh");
+    assert_eq!(vectara(&weir, "DELETE", VECTARA_SESSION, None).status, 204);
+    assert_eq!(weir.get(unified).code(), (404, "session_not_found".into()));
+
+    let rename = palantir(
+        &weir,
+        "PUT",
+        &format!("{PALANTIR_SESSION}/updateTitle?preview=true"),
+        Some(&json!({ "title": "new" })),
+    );
+    assert_eq!(rename.status, 204);
+    assert_eq!(weir.get(PALANTIR).json()["title"], "new");
+    assert_eq!(weir.get("/v1/sessions?provider=agenthuman").status, 200);
+    let made = agenthuman(&weir, "POST", "/v1/sessions", Some(&json!({ "avatar": "a", "metadata": {} }))).json();
+    let id = made["session"]["session_id"].as_str().unwrap().to_owned();
+    assert_eq!(weir.get("/v1/sessions?provider=agenthuman").json()["sessions"][0]["provider_session_id"], json!(id));
+    assert_eq!(weir.get(&format!("/v1/sessions/{id}")).json()["status"], "active");
+    for method in ["PUT", "POST"] {
+        assert_eq!(agenthuman(&weir, method, &format!("/v1/sessions/{id}/end"), Some(&json!({}))).status, 200);
+        assert_eq!(weir.get(&format!("/v1/sessions/{id}")).json()["status"], "ended");
+    }
+}
+
+#[test]
+fn a_read_under_way_when_a_write_comes_brings_nothing_old_back() {
+    let sim = Sim::start();
+    let weir = std::sync::Arc::new(Config::shipped().start(&sim));
+    let unified = "/v1/sessions/vectara:agt_load_1:ase_agt_load_1_3";
+    let old = directly(&sim, VECTARA_SESSION, ("x-api-key", "zut_sim"));
+    let fault = json!({ "kind": "answer", "status": 200, "headers": {}, "body": String::from_utf8(old).unwrap() });
+    sim.plan(&json!({ "path": VECTARA_SESSION, "times": 1, "latency_ms": 2000, "fault": fault }));
+    sim.reset_calls();
+    let reader = weir.clone();
+    let slow = std::thread::spawn(move || reader.get(unified));
+    until("the read is under way", || sim.calls() == 1);
+    assert_eq!(vectara(&weir, "PATCH", VECTARA_SESSION, Some(&json!({ "name": "renamed" }))).status, 200);
+    assert_eq!(weir.get(unified).json()["title"], "renamed", "it does not join what was asked before");
+    assert_ne!(slow.join().unwrap().json()["title"], "renamed");
+    let after = weir.get(unified);
+    assert_eq!((&after.json()["title"], status_of(&after).starts_with("weir; hit")), (&json!("renamed"), true));
+}
+
+#[test]
+fn weirs_own_errors_have_each_providers_shape_and_the_providers_own_pass() {
+    let sim = Sim::start();
+    let config = Config::shipped()
+        .clients("clients:\n  - { id: open, keys: [ { sha256: SHA(open) } ] }\n  - { id: once, keys: [ { sha256: SHA(once) } ], rate_limit: once }\n  - { id: plain, keys: [ { sha256: SHA(plain) } ], native: false }\n  - { id: some, keys: [ { sha256: SHA(some) } ], providers: [vectara] }\n")
+        .edit("weir.yaml", "rate_limits:\n", "rate_limits:\n  once:\n    requests: 1\n    per: 1h\n");
+    let weir = config.start(&sim);
+    // 401: no key.
+    let none = |path: &str| send(weir.http, "GET", path, &[]);
+    let (v, p, a) = (
+        none(&format!("/vectara{VECTARA_SESSION}")),
+        none(&format!("/palantir{PALANTIR_SESSION}")),
+        none("/agenthuman/v1/usage"),
+    );
+    assert_eq!((v.status, p.status, a.status), (401, 401, 401));
+    assert!(v.json()["messages"][0].as_str().unwrap().contains("an API key is needed"));
+    assert_eq!(v.json()["request_id"], v.header("x-request-id").unwrap());
+    assert_eq!(
+        (&p.json()["errorCode"], &p.json()["errorName"]),
+        (&json!("UNAUTHORIZED"), &json!("Default:Unauthorized"))
+    );
+    assert!(p.json()["errorInstanceId"].as_str().unwrap().len() == 36 && p.json()["parameters"].is_object());
+    assert_eq!((&a.json()["success"], &a.json()["error"]["code"]), (&json!(false), &json!("unauthorized")));
+    // 403: not natively, or not this provider at all.
+    let plain = weir.get_as("plain", &format!("/vectara{VECTARA_SESSION}"));
+    assert_eq!(plain.status, 403);
+    assert!(plain.json()["messages"][0].as_str().unwrap().contains("native: false"));
+    assert_eq!(weir.get_as("plain", VECTARA).status, 200, "the unified API is its");
+    assert_eq!(weir.get_as("some", "/palantir/x").json()["errorCode"], "PERMISSION_DENIED");
+    // 429: its own limit, told so that the SDK stops.
+    assert_eq!(weir.get_as("once", "/palantir/api/v2/x?preview=true").status, 404);
+    let limited = weir.get_as("once", &format!("/palantir{PALANTIR_SESSION}"));
+    assert_eq!((limited.status, limited.header("qos-retry-hint")), (429, Some("do-not-retry")));
+    assert!(limited.header("retry-after").unwrap().parse::<u64>().unwrap() > 3000);
+    assert!(limited.header("ratelimit").unwrap().starts_with("\"once\";r=0"));
+    let limited = weir.get_as("once", &format!("/agenthuman{AGENTHUMAN_SESSION}"));
+    assert_eq!(
+        (limited.status, limited.json()["error"]["code"].clone(), limited.header("qos-retry-hint")),
+        (429, json!("rate_limit_exceeded"), None)
+    );
+    // The provider's own, word for word; read whole and passed on.
+    let missing = vectara(&weir, "GET", "/v2/agents/agt_load_1/sessions/ase_none_1", None);
+    let direct = send(sim.address, "GET", "/v2/agents/agt_load_1/sessions/ase_none_1", &[("x-api-key", "zut_sim")]);
+    assert_eq!((missing.status, &missing.body), (404, &direct.body));
+    let missing = palantir(&weir, "GET", &format!("{PALANTIR_AGENT}/sessions/none?preview=true"), None);
+    assert_eq!((missing.status, missing.json()["errorName"].clone()), (404, json!("SessionNotFound")));
+    for _ in 0..2 {
+        assert_eq!(
+            palantir(&weir, "GET", &format!("{PALANTIR_AGENT}/sessions/none?preview=true"), None).body,
+            missing.body
+        );
+    }
+    for (status, body) in [
+        (500, "{\"messages\":[\"oh\"]}"),
+        (418, "teapot"),
+        (400, "{\"field_errors\":{}}"),
+        (403, "{\"messages\":[\"no\"]}"),
+    ] {
+        sim.forget();
+        sim.answers("/v2/", status, &json!({ "x-own": "kept", "set-cookie": "a=b" }), body);
+        for target in [VECTARA_SESSION.to_owned(), format!("{VECTARA_SESSION}/events")] {
+            let own = vectara(&weir, "GET", &target, None);
+            assert_eq!((own.status, &*own.body), (status, body.as_bytes()), "{target}");
+            assert_eq!((own.header("x-own"), own.header("set-cookie")), (Some("kept"), None), "{target}");
+        }
+    }
+    // Its refusal of Weir's credential is not the client's.
+    sim.forget();
+    sim.answers("/v2/", 401, &json!({}), "{\"messages\":[\"bad key\"]}");
+    for target in [VECTARA_SESSION.to_owned(), format!("{VECTARA_SESSION}/events")] {
+        let refused = vectara(&weir, "GET", &target, None);
+        assert_eq!(refused.status, 502, "{target}");
+        assert!(refused.json()["messages"][0].as_str().unwrap().contains("refused Weir's credential"), "{target}");
+    }
+}
+
+#[test]
+fn throttling_seen_on_the_way_closes_the_tap_for_all() {
+    let sim = Sim::start();
+    let weir = Config::shipped().start(&sim);
+    sim.answers("/api/v2", 429, &json!({ "retry-after": "30" }), "slow down");
+    let first = palantir(&weir, "POST", &format!("{PALANTIR_SESSION}/blockingContinue?preview=true"), Some(&json!({})));
+    assert_eq!((first.status, &*first.body, first.header("retry-after")), (429, &b"slow down"[..], Some("30")));
+    sim.forget();
+    let paused = palantir(&weir, "GET", &format!("{PALANTIR_SESSION}/content?preview=true"), None);
+    assert_eq!((paused.status, paused.json()["errorName"].clone()), (503, json!("Weir:ProviderRateLimited")));
+    assert_eq!(paused.header("qos-retry-hint"), Some("do-not-retry"));
+    assert_eq!(weir.get(PALANTIR).code(), (503, "provider_rate_limited".into()), "the unified API too");
+    assert_eq!(sim.calls(), 1);
+    assert_eq!(
+        weir.metric("weir_upstream_requests_total{operation=\"native\",provider=\"palantir\",status=\"429\"}"),
+        1.0
+    );
+}
+
+#[test]
+fn a_provider_that_is_gone_is_told_in_its_own_shape() {
+    let sim = Sim::start();
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let weir = Config::shipped()
+        .env("VECTARA_BASE_URL", &format!("http://{closed}"))
+        .edit("providers/palantir.yaml", "idle_timeout: 5m", "idle_timeout: 1s")
+        .start(&sim);
+    let gone = vectara(&weir, "GET", "/v2/anything", None);
+    assert_eq!(gone.status, 502);
+    assert!(gone.json()["messages"][0].as_str().unwrap().contains(&closed.to_string()), "{}", gone.json());
+    sim.fault("/api/v2", 0, &json!({ "kind": "reset" }));
+    let reset = palantir(&weir, "POST", &format!("{PALANTIR_SESSION}/cancel?preview=true"), Some(&json!({})));
+    assert_eq!((reset.status, reset.json()["errorCode"].clone()), (502, json!("INTERNAL")));
+    assert_eq!(sim.calls(), 1, "what may not be repeated is not");
+    sim.forget();
+    sim.plan(&json!({ "path": "/api/v2", "latency_ms": 20_000 }));
+    let silent = palantir(&weir, "GET", &format!("{PALANTIR_SESSION}/content?preview=true"), None);
+    assert_eq!(silent.status, 504, "{}", silent.json());
+}
+
+/// A connection on which an answer's lines are read as they come.
+fn open(weir: &Weir, bytes: &[u8]) -> BufReader<TcpStream> {
+    let mut socket = TcpStream::connect(weir.http).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.write_all(bytes).unwrap();
+    BufReader::new(socket)
+}
+
+fn post(target: &str, headers: &[(&str, &str)], body: &str) -> Vec<u8> {
+    let length = body.len().to_string();
+    let mut all = vec![("X-API-Key", "open"), ("Content-Type", "application/json"), ("Content-Length", &*length)];
+    all.extend_from_slice(headers);
+    [&request("POST", target, &all)[..], body.as_bytes()].concat()
+}
+
+#[test]
+fn events_arrive_one_by_one() {
+    let sim = Sim::start();
+    let weir = Config::shipped().start(&sim);
+    let stream = format!("/vectara{VECTARA_SESSION}/events");
+    let mut lines = open(&weir, &post(&stream, &[("x-sim-stream", "6,500")], "{\"stream_response\":true}")).lines();
+    let (begun, mut arrived) = (Instant::now(), Vec::new());
+    let mut head = String::new();
+    for line in lines.by_ref().map_while(Result::ok) {
+        if line.starts_with("data: ") {
+            arrived.push(begun.elapsed());
+        } else if arrived.is_empty() {
+            head += &(line.to_ascii_lowercase() + "\n");
+        }
+    }
+    assert!(head.contains("http/1.1 201") && head.contains("content-type: text/event-stream"), "{head}");
+    assert_eq!(arrived.len(), 6);
+    println!("events arrived after {arrived:?}, sent 500 ms apart");
+    // Held back until the end, all would come at once.
+    assert!(arrived[5] - arrived[0] > Duration::from_secs(1), "{arrived:?}");
+    assert!(
+        arrived.windows(2).filter(|pair| pair[1] - pair[0] > Duration::from_millis(150)).count() >= 3,
+        "{arrived:?}"
+    );
+    let stream = format!("/palantir{PALANTIR_SESSION}/streamingContinue?preview=true");
+    let mut socket = open(&weir, &post(&stream, &[("x-sim-stream", "4,400")], "{}"));
+    let (mut words, mut at, begun) = (Vec::new(), Vec::new(), Instant::now());
+    let mut buffer = [0; 4096];
+    while let Ok(n @ 1..) = socket.read(&mut buffer) {
+        let text = String::from_utf8_lossy(&buffer[..n]).into_owned();
+        if text.contains("word") {
+            at.push(begun.elapsed());
+        }
+        words.push(text);
+    }
+    let all = words.concat();
+    assert!(all.contains("octet-stream") && (0..4).all(|n| all.contains(&format!("word{n} "))), "{all}");
+    assert!(at.len() >= 2 && at[at.len() - 1] - at[0] > Duration::from_millis(500), "{at:?}");
+}
+
+#[test]
+fn who_hangs_up_ends_the_call() {
+    let sim = Sim::start();
+    let weir = Config::shipped().start(&sim);
+    let stream = format!("/vectara{VECTARA_SESSION}/events");
+    let mut lines = open(&weir, &post(&stream, &[("x-sim-stream", "600,200")], "{\"stream_response\":true}")).lines();
+    let first = lines.by_ref().map_while(Result::ok).find(|line| line.starts_with("data: "));
+    assert!(first.is_some());
+    assert_eq!(weir.metric("weir_upstream_requests_in_flight"), 1.0);
+    drop(lines);
+    let begun = Instant::now();
+    until("the call has ended", || weir.metric("weir_upstream_requests_in_flight") == 0.0);
+    assert!(begun.elapsed() < Duration::from_secs(20), "the stream would have lasted two minutes");
+    until("and is logged", || {
+        weir.process.stdout.lock().unwrap().iter().any(|line| line.contains("\"route\":\"native\""))
+    });
+}
+
+#[test]
+fn large_bodies_pass_both_ways_without_being_held() {
+    const MEGABYTES: usize = 200;
+    let sim = Sim::start();
+    let weir = Config::shipped().start(&sim);
+    assert_eq!(weir.get(VECTARA).status, 200);
+    let resident = || weir.metric("process_resident_memory_bytes");
+    let before = resident();
+    let mut most = before;
+    // Up, as one part of a multipart form.
+    let boundary = "----weir-boundary";
+    let opening = format!("--{boundary}\r\nContent-Disposition: form-data; name=\"file\"; filename=\"f\"\r\n\r\n");
+    let closing = format!("\r\n--{boundary}--\r\n");
+    let length = opening.len() + (MEGABYTES << 20) + closing.len();
+    let kind = format!("multipart/form-data; boundary={boundary}");
+    let head = request(
+        "POST",
+        &format!("/vectara{VECTARA_SESSION}/events"),
+        &[("X-API-Key", "open"), ("Content-Type", &kind), ("Content-Length", &length.to_string())],
+    );
+    let mut socket = TcpStream::connect(weir.http).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.write_all(&head).unwrap();
+    socket.write_all(opening.as_bytes()).unwrap();
+    let chunk = vec![b'x'; 1 << 20];
+    for n in 0..MEGABYTES {
+        socket.write_all(&chunk).unwrap();
+        if n % 40 == 39 {
+            most = most.max(resident());
+        }
+    }
+    socket.write_all(closing.as_bytes()).unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 201") && answer.contains(&format!("\"received_bytes\":{length}")), "{answer}");
+    // Down, to a reader that stops in the middle: what it does not read must wait at the provider.
+    let path = format!("/vectara{VECTARA_SESSION}/artifacts/art_{MEGABYTES}");
+    let mut socket = open(&weir, &request("GET", &path, &[("X-API-Key", "open")]));
+    let (mut got, mut buffer) = (0_usize, vec![0; 1 << 16]);
+    let mut rests = 3;
+    loop {
+        let n = socket.read(&mut buffer).unwrap();
+        if n == 0 {
+            break;
+        }
+        got += n;
+        if rests > 0 && got > (MEGABYTES << 18) * (4 - rests) {
+            rests -= 1;
+            std::thread::sleep(Duration::from_millis(300));
+            most = most.max(resident());
+        }
+    }
+    assert!(got > MEGABYTES << 20, "{got}");
+    println!("resident memory: {before} before, {most} at most while {MEGABYTES} MB went up and down");
+    assert!(most - before < 48e6, "memory grew from {before} to {most}");
+}
+
+#[test]
+fn who_expects_to_be_told_to_continue_is_told() {
+    let sim = Sim::start();
+    let weir = Config::shipped().start(&sim);
+    let target = format!("/vectara{VECTARA_SESSION}/events");
+    let mut socket = TcpStream::connect(weir.http).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket
+        .write_all(&request(
+            "POST",
+            &target,
+            &[("X-API-Key", "open"), ("Content-Length", "2"), ("Expect", "100-continue")],
+        ))
+        .unwrap();
+    let mut interim = [0; 25];
+    socket.read_exact(&mut interim).unwrap();
+    assert_eq!(&interim, b"HTTP/1.1 100 Continue\r\n\r\n");
+    socket.write_all(b"{}").unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 201") && answer.contains("\"received_bytes\":2"), "{answer}");
+    // Who is refused is not asked for the body.
+    let mut socket = TcpStream::connect(weir.http).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.write_all(&request("POST", &target, &[("Content-Length", "2"), ("Expect", "100-continue")])).unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
+}
+
+#[test]
+fn what_goes_upstream_is_the_request_without_the_clients_secrets() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let provider = listener.local_addr().unwrap();
+    let seen = std::thread::spawn(move || {
+        let mut socket = listener.accept().unwrap().0;
+        let (mut head, mut reader) = (String::new(), BufReader::new(socket.try_clone().unwrap()));
+        while !head.ends_with("\r\n\r\n") && reader.read_line(&mut head).unwrap() > 0 {}
+        let mut body = [0; 4];
+        reader.read_exact(&mut body).unwrap();
+        let answer = "HTTP/1.1 302 Found\r\nLocation: http://HOST/base/v2/next?x=1\r\nSet-Cookie: their=cookie\r\nConnection: X-Hop\r\nX-Hop: 1\r\nX-Kept: 1\r\nContent-Length: 0\r\n\r\n";
+        socket.write_all(answer.replace("HOST", &provider.to_string()).as_bytes()).unwrap();
+        head
+    });
+    let sim = Sim::start();
+    let weir = Config::shipped().env("VECTARA_BASE_URL", &format!("http://{provider}/base")).start(&sim);
+    let headers = [
+        ("X-API-Key", "open"),
+        ("Authorization", "Bearer open"),
+        ("Cookie", "session=secret"),
+        ("Connection", "close, X-Named"),
+        ("X-Named", "hop"),
+        ("Request-Timeout", "7"),
+        ("Content-Length", "4"),
+    ];
+    let mut text = String::from("POST /vectara/v2/a%2Fb/c?q=%20x&y HTTP/1.1\r\nHost: weir.example\r\n");
+    headers.iter().for_each(|(name, value)| text += &format!("{name}: {value}\r\n"));
+    let answer = raw(weir.http, format!("{text}\r\nbody").as_bytes());
+    let head = seen.join().unwrap();
+    assert!(head.starts_with("POST /base/v2/a%2Fb/c?q=%20x&y HTTP/1.1\r\n"), "{head}");
+    let lower = head.to_ascii_lowercase();
+    assert!(lower.contains(&format!("host: {provider}\r\n")) && lower.contains("x-api-key: zut_sim\r\n"), "{head}");
+    assert!(lower.contains("request-timeout: 7\r\n"), "{head}");
+    for gone in ["open", "secret", "x-named", "weir.example", "cookie"] {
+        assert!(!lower.contains(gone), "{gone}: {head}");
+    }
+    assert_eq!((answer.status, answer.header("location")), (302, Some("/vectara/v2/next?x=1")));
+    assert_eq!((answer.header("set-cookie"), answer.header("x-hop"), answer.header("x-kept")), (None, None, Some("1")));
+}
+
+#[test]
+fn no_path_leads_out_of_the_providers() {
+    let sim = Sim::start();
+    let weir = Config::shipped().start(&sim);
+    for path in ["/vectara/v2/../../etc", "/vectara/%2e%2e/x", "/vectara/v2/a%2f..%2fb", "/vectara/."] {
+        let answer = weir.get(path);
+        assert_eq!(answer.status, 400, "{path}");
+        assert!(answer.json()["messages"][0].as_str().unwrap().contains("segment"), "{path}");
+    }
+    assert_eq!(sim.calls(), 0);
+    assert_eq!(weir.get("/vectara").status, 404, "the provider's own root");
+    assert_eq!(weir.get("/nowhere/v2").code(), (404, "not_found".into()));
+}
