@@ -301,14 +301,15 @@ impl Grant {
 
     async fn fetch(&self, upstream: &Upstream, metrics: &UpstreamMetrics, deadline: Instant) -> Outcome<Shown> {
         let request = ProviderRequest { form: Some(self.form.clone().into()), ..ProviderRequest::default() };
-        let deadline = deadline.min(Instant::now() + self.target.timeout);
+        // Counted from before it was asked for: it must not be thought good for longer than it is.
+        let asked = Instant::now();
+        let deadline = deadline.min(asked + self.target.timeout);
         let reply = upstream.ask(&self.target, &request, deadline, |_| true).await;
         let status = match &reply {
             Ok(reply) => reply.status.to_string(),
             Err(failure) => failure.kind.as_str().to_owned(),
         };
         metrics.requests.with_label_values(&[&*self.provider, "token", &status]).inc();
-        let now = Instant::now();
         let got = match reply {
             Ok(reply) => self.read(&reply),
             Err(failure) => {
@@ -323,13 +324,13 @@ impl Grant {
         match got {
             Ok((value, life)) => {
                 state.tokens += 1;
-                let renew = now + life.saturating_sub(MARGIN.min(life / 5));
-                let token = Token { number: state.tokens, value, renew, ends: now + life };
+                let renew = asked + life.saturating_sub(MARGIN.min(life / 5));
+                let token = Token { number: state.tokens, value, renew, ends: asked + life };
                 (state.token, state.failed) = (Some(token.clone()), None);
                 Ok(Shown { header: Some((header::AUTHORIZATION, token.value)), token: Some(token.number) })
             }
             Err(problem) => {
-                state.failed = Some((now, problem.clone()));
+                state.failed = Some((Instant::now(), problem.clone()));
                 Err(problem)
             }
         }

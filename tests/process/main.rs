@@ -10,6 +10,7 @@ mod canary;
 mod chaos;
 mod command;
 mod config_faults;
+mod credentials;
 mod isolation;
 mod limits;
 mod mapping;
