@@ -20,6 +20,7 @@ mod outage;
 mod provider_faults;
 mod purge;
 mod reload;
+mod sdk;
 mod support;
 mod tools;
 mod transport;

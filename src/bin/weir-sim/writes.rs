@@ -83,7 +83,7 @@ pub(crate) async fn answer(
         }
         ("POST", ["api", "v2", "aipAgents", "agents", _, "sessions", _, "blockingContinue"]) => Reply::json(
             200,
-            &json!({ "agentMarkdownResponse": "It is so.", "parameterUpdates": {}, "totalTokensUsed": 7, "interruptedOutput": false, "sessionTraceId": "t" }),
+            &json!({ "agentMarkdownResponse": "It is so.", "parameterUpdates": {}, "totalTokensUsed": 7, "interruptedOutput": false, "sessionTraceId": "12345678-0000-4000-8000-000000000001" }),
         ),
         ("GET", ["api", "v2", "aipAgents", "agents", _, "sessions", _, "content"]) => {
             Reply::json(200, &json!({ "exchanges": [] }))
