@@ -257,8 +257,9 @@ fn native_view(shared: &Shared, question: &Question, entry: &Arc<Entry>, show: S
     let provider = question.provider();
     let body = match show.secrets {
         true => entry.body.clone(),
-        false => question.operation()?.without_secrets(&provider.mapping, &entry.body).map_err(|_| {
-            Box::new(Problem::new(Code::ProviderInvalidResponse, "its body is not JSON").of(&provider.name))
+        false => question.operation()?.without_secrets(&provider.mapping, &entry.body).ok_or_else(|| {
+            let detail = format!("{}: its body has no sessions where they should be", provider.name);
+            Box::new(Problem::new(Code::ProviderInvalidResponse, detail).of(&provider.name))
         })?,
     };
     let view = Arc::new(View { etag: etag(&body), body, items: Vec::new() });

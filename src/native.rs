@@ -62,15 +62,23 @@ pub fn way(
     let (config, path) = (&snapshot.providers[provider], mounted.path);
     let ask =
         |list: bool, values: &Values<'_>| Question::new(snapshot, (client, provider), asking.clone(), list, values);
-    if matches!(request.method, Method::GET | Method::HEAD) {
+    if request.method.is_safe() {
+        let read = matches!(request.method, Method::GET | Method::HEAD);
         for (list, operation) in [(false, &config.get_session), (true, &config.list_sessions)] {
-            let read = operation.as_ref().and_then(|op| op.template.read(path, &request.query));
-            if let Some(captured) = read {
+            let Some(template) = operation.as_ref().map(|operation| &operation.template) else { continue };
+            if let Some(captured) = template.read(path, &request.query).filter(|_| read) {
                 return Ok(Way::Read(Box::new(ask(list, &captured.values())?)));
             }
+            match template.read_path(path) {
+                // The same sessions by other parameters: asked for by their own words.
+                Some((captured, 0)) if read => {
+                    let question = ask(list, &captured.values())?.with_query(&request.query)?;
+                    return Ok(Way::Read(Box::new(question)));
+                }
+                _ if config.mapping.has_secrets() && template.reads_loosely(path) => return Err(disguised(path)),
+                _ => {}
+            }
         }
-    }
-    if request.method.is_safe() {
         return Ok(Way::Pass(Change::Nothing));
     }
     let below = |operation: &Option<Operation>| operation.as_ref().and_then(|op| op.template.read_path(path));
@@ -90,6 +98,14 @@ pub fn way(
         }),
         None => Change::Nothing,
     }))
+}
+
+/// A path that a provider may take for a session's, though it is not written like one: what is cut there would
+/// come through uncut.
+fn disguised(path: &str) -> Box<Problem> {
+    let detail =
+        format!("{path:?} is another way to write a path of sessions; write it as the provider's documents do");
+    Box::new(Problem::invalid(detail))
 }
 
 /// Any question about the lists of an agent, for what it is about.
@@ -138,7 +154,7 @@ fn unread(question: &Question, reply: &ProviderReply, secrets: bool) -> Option<C
     }
     let body = match secrets {
         true => reply.body.clone(),
-        false => question.operation().ok()?.without_secrets(&question.provider().mapping, &reply.body).ok()?,
+        false => question.operation().ok()?.without_secrets(&question.provider().mapping, &reply.body)?,
     };
     Some(Content { body, etag: None })
 }

@@ -107,13 +107,7 @@ impl Question {
         let asked = &snapshot.providers[provider];
         let operation = operation(asked, list)?;
         let path_and_query = operation.template.render(values).map_err(|why| Box::new(Problem::invalid(why)))?;
-        let key = Key::of(KeyParts {
-            provider: &asked.name,
-            place: &asked.place,
-            credential: &asking.credential.identity,
-            operation: operation.name,
-            path_and_query: &path_and_query,
-        });
+        let key = key(asked, &asking, operation, &path_and_query);
         let subject = Subject {
             provider: asked.name.clone(),
             credential: asking.credential.identity.clone(),
@@ -121,6 +115,17 @@ impl Question {
             session: values.session.map(Into::into),
         };
         Ok(Self { snapshot: snapshot.clone(), provider, client, list, asking, path_and_query, key, subject })
+    }
+
+    /// The same, with a query that the operation's template does not know.
+    ///
+    /// # Errors
+    /// 400 where the provider has no such operation.
+    pub fn with_query(self, query: &str) -> Outcome<Self> {
+        let path = self.path_and_query.split('?').next().unwrap_or_default();
+        let path_and_query = format!("{path}?{query}");
+        let key = key(self.provider(), &self.asking, self.operation()?, &path_and_query);
+        Ok(Self { path_and_query, key, ..self })
     }
 
     /// The provider asked.
@@ -154,6 +159,16 @@ impl Question {
     pub fn operation(&self) -> Outcome<&Operation> {
         operation(self.provider(), self.list)
     }
+}
+
+fn key(provider: &Provider, asking: &Asking, operation: &Operation, path_and_query: &str) -> Key {
+    Key::of(KeyParts {
+        provider: &provider.name,
+        place: &provider.place,
+        credential: &asking.credential.identity,
+        operation: operation.name,
+        path_and_query,
+    })
 }
 
 /// What a client may use of a provider.

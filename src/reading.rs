@@ -162,23 +162,21 @@ impl Operation {
     }
 
     /// The provider's body as a client without `reveal_secrets` may see it: the bytes that came, where nothing
-    /// is secret in them.
-    ///
-    /// # Errors
-    /// 502 `provider_invalid_response` where it is not JSON, so that nobody knows what is in it.
-    pub fn without_secrets(&self, mapping: &Mapping, body: &Bytes) -> Result<Bytes, serde_json::Error> {
+    /// is secret in them. `None` for one without sessions where they should be: nobody knows what is in it.
+    #[must_use]
+    pub fn without_secrets(&self, mapping: &Mapping, body: &Bytes) -> Option<Bytes> {
         if !mapping.has_secrets() {
-            return Ok(body.clone());
+            return Some(body.clone());
         }
-        let mut value = crate::json::parse(body)?;
+        let mut value = crate::json::parse(body).ok()?;
         let found = match self.item.first_mut(&mut value) {
             Some(Value::Array(items)) => {
                 items.iter_mut().filter_map(|item| mapping.cut(item).then_some(())).count() > 0
             }
             Some(item) => mapping.cut(item),
-            None => false,
+            None => return None,
         };
-        Ok(if found { Bytes::from(value.to_string()) } else { body.clone() })
+        Some(if found { Bytes::from(value.to_string()) } else { body.clone() })
     }
 
     fn page(&self, body: &Value, items: usize) -> Result<Option<PageInfo>, String> {

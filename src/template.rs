@@ -191,6 +191,24 @@ impl Template {
         self.read_first(path, usize::MAX)
     }
 
+    /// Whether a lenient reader could take a path for this template's: with other letters' case, empty segments or
+    /// percent-encoding where there is none.
+    #[must_use]
+    pub fn reads_loosely(&self, path: &str) -> bool {
+        let decoded = percent_decode_str(path).decode_utf8_lossy().to_ascii_lowercase();
+        let mut given = decoded.split(['/', '\\']).map(|segment| segment.split(';').next().unwrap_or_default().trim());
+        let mut given = given.by_ref().filter(|segment| !segment.is_empty());
+        let segments = self.segments();
+        let mut wanted = segments.iter().filter(|segment| !segment.is_empty());
+        let same = wanted.by_ref().all(|wanted| {
+            given.next().is_some_and(|segment| match wanted.as_slice() {
+                [Part::Text(text)] => text.eq_ignore_ascii_case(segment),
+                _ => true,
+            })
+        });
+        same && given.next().is_none()
+    }
+
     /// The same, of this template's path up to and with the segment that holds `last`.
     #[must_use]
     pub fn read_to(&self, last: Variable, path: &str) -> Option<(Captured, usize)> {
@@ -324,6 +342,16 @@ mod tests {
         ] {
             assert_eq!(list.read(path, query), None, "{path}?{query}");
         }
+        for path in [
+            "/v2/agents/a/sessions/",
+            "//v2/agents/a/sessions",
+            "/V2/agents/a/Sessions",
+            "/v2/%61gents/a/sessions",
+            "/v2/agents/a/sessions;x",
+        ] {
+            assert!(list.reads_loosely(path), "{path}");
+        }
+        assert!(!list.reads_loosely("/v2/agents/a/sessions/s") && !list.reads_loosely("/v2/agents/a"));
         let below =
             |path| list.read_to(Variable::Agent, path).map(|(captured, below)| (captured.agent.unwrap(), below));
         assert_eq!(below("/v2/agents/a"), Some(("a".into(), 0)));

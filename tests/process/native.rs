@@ -141,9 +141,12 @@ fn lists_are_paged_as_the_sdks_page_them() {
     sim.reset_calls();
     let again = vectara(&weir, "GET", "/v2/agents/agt_load_1/sessions?limit=25", None);
     assert!(status_of(&again).starts_with("weir; hit"), "{}", status_of(&again));
-    // What the provider's file does not describe is the provider's to answer.
-    let filtered = vectara(&weir, "GET", "/v2/agents/agt_load_1/sessions?limit=2&filter=x", None);
-    assert_eq!((filtered.status, status_of(&filtered)), (200, "weir; fwd=bypass"));
+    // Parameters that the provider's file does not name go as they are, and have answers of their own.
+    sim.reset_calls();
+    let filtered = "/v2/agents/agt_load_1/sessions?limit=2&filter=a%20b";
+    assert!(status_of(&vectara(&weir, "GET", filtered, None)).starts_with("weir; fwd=miss; stored"));
+    assert!(status_of(&vectara(&weir, "GET", filtered, None)).starts_with("weir; hit"));
+    assert_eq!(sim.counts()["calls"].as_object().unwrap().keys().collect::<Vec<_>>(), [&format!("GET {filtered}")]);
     let refused = vectara(&weir, "GET", "/v2/agents/agt_load_1/sessions?limit=1000", None);
     assert_eq!((refused.status, refused.json()["field_errors"]["limit"].is_string()), (400, true), "its own words");
     assert_eq!(agenthuman(&weir, "GET", "/v1/sessions", None).json()["sessions"].as_array().unwrap().len(), 57);
@@ -582,4 +585,37 @@ fn no_path_leads_out_of_the_providers() {
     assert_eq!(sim.calls(), 0);
     assert_eq!(weir.get("/vectara").status, 404, "the provider's own root");
     assert_eq!(weir.get("/nowhere/v2").code(), (404, "not_found".into()));
+}
+
+#[test]
+fn no_way_of_writing_a_path_shows_what_is_cut() {
+    let sim = Sim::start();
+    let weir = Config::shipped().start(&sim);
+    let body = json!({ "success": true, "session": { "session_id": "sess_A", "status": "started", "daily_room": { "token": "canary" } } });
+    // The provider takes whatever comes for the same session.
+    sim.answers("", 200, &json!({}), &body.to_string());
+    let mut refused = 0;
+    for path in [
+        "/v1/sessions/sess_A",
+        "/v1/sessions/sess_A?",
+        "/v1/sessions/sess_A?x=1",
+        "/v1/sessions/sess_A?include=native",
+        "/v1/sessions/%73ess_A",
+        "/v1/sessions/sess_A/",
+        "/v1/sessions//sess_A",
+        "//v1/sessions/sess_A",
+        "/v1/Sessions/sess_A",
+        "/v1/%73essions/sess_A",
+        "/v1/sessions;a=b/sess_A",
+        "/v1/sessions",
+        "/v1/sessions/",
+    ] {
+        for method in ["GET", "HEAD", "OPTIONS"] {
+            let answer = send(weir.http, method, &format!("/agenthuman{path}"), &[("X-API-Key", "open")]);
+            assert!(!String::from_utf8_lossy(&answer.body).contains("canary"), "{method} {path}: {}", answer.status);
+            refused += usize::from(answer.status == 400);
+        }
+    }
+    assert!(refused >= 18, "{refused}");
+    assert_eq!(agenthuman(&weir, "GET", "/v1/usage", None).status, 200, "other paths pass");
 }
