@@ -6,6 +6,7 @@
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use std::fmt;
+use std::net::IpAddr;
 
 /// A client's request, its body left aside: no route of ours takes one.
 #[derive(Clone)]
@@ -18,6 +19,8 @@ pub struct Request {
     pub query: String,
     /// All headers as sent.
     pub headers: HeaderMap,
+    /// The connection's other end.
+    pub peer: Option<IpAddr>,
 }
 
 impl Request {

@@ -41,6 +41,8 @@ pub enum Change {
 pub struct Forward {
     /// What becomes of it.
     pub trace: Trace,
+    /// What its answer carries for the page that asked.
+    pub shared_with: Vec<(HeaderName, HeaderValue)>,
     shared: Arc<Shared>,
     snapshot: Arc<Snapshot>,
     client: usize,
@@ -129,6 +131,7 @@ impl Forward {
         let shown = asking.credential.show(&shared.upstream, metrics, deadline).await?;
         Ok(Box::new(Self {
             trace: Trace::new(String::new(), ""),
+            shared_with: Vec::new(),
             shared: shared.clone(),
             snapshot: snapshot.clone(),
             client,
@@ -216,6 +219,7 @@ impl Forward {
         let mut set = respond::passed(&self.snapshot.buckets(self.client, Some(self.provider)), &self.trace, why);
         let location = headers.get(header::LOCATION).and_then(|location| self.location(location.to_str().ok()?));
         set.extend(location.map(|location| (header::LOCATION, location)));
+        set.extend(self.shared_with.iter().cloned());
         set
     }
 
@@ -246,7 +250,9 @@ impl Forward {
         let (snapshot, now) = (self.snapshot.clone(), runtime::now());
         let buckets = snapshot.buckets(self.client, Some(self.provider));
         let dialect = snapshot.providers[self.provider].dialect.as_ref();
-        respond::native(problem, dialect, &buckets, &mut self.trace, now)
+        let mut answer = respond::native(problem, dialect, &buckets, &mut self.trace, now);
+        answer.headers.extend(self.shared_with.iter().cloned());
+        answer
     }
 
     fn count(&self, status: &str) {

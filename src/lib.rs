@@ -16,12 +16,14 @@ pub mod config;
 // 2 rules: pure, given `now`
 pub mod auth;
 pub mod conditional;
+pub mod cors;
 pub mod cursor;
 pub mod dialect;
 pub mod fault;
 pub mod freshness;
 pub mod mapping;
 pub mod mount;
+pub mod origin;
 pub mod purge;
 pub mod ratelimit;
 pub mod route;
@@ -33,6 +35,7 @@ pub mod cache;
 pub mod credential;
 pub mod flight;
 pub mod reading;
+pub mod tls;
 pub mod upstream;
 // 4 runtime
 pub mod runtime;
@@ -48,9 +51,11 @@ pub mod question;
 pub mod respond;
 pub mod trace;
 // 8 edges
+pub mod accept;
 pub mod admin;
 pub mod observe;
 pub mod proxy;
+pub mod watched;
 // 9 assembly
 pub mod command;
 pub mod server;

@@ -61,6 +61,18 @@ metrics! {
 }
 
 metrics! {
+    /// What stands between the network and the first request.
+    EdgeMetrics {
+        /// Connections of clients that are open.
+        connections: IntGauge("weir_connections"),
+        /// Connections that Weir ended or refused, by what stood against them.
+        ended: IntCounterVec("weir_connections_ended_total", ["reason"]),
+        /// Failed authentications, by whether they were told so or were over their limit.
+        auth_failures: IntCounterVec("weir_auth_failures_total", ["decision"]),
+    }
+}
+
+metrics! {
     /// What the cache did.
     CacheMetrics {
         /// Requests by what the cache had for them.
@@ -119,6 +131,8 @@ pub struct Metrics {
     registry: Registry,
     /// What clients asked and got.
     pub http: HttpMetrics,
+    /// What stands before the first request.
+    pub edge: EdgeMetrics,
     /// What the cache did.
     pub cache: CacheMetrics,
     /// What providers answered.
@@ -146,7 +160,15 @@ impl Metrics {
         for cause in ["expired", "size", "explicit"] {
             cache.evictions.with_label_values(&[cause]);
         }
-        Ok(Self { http, cache, upstream: UpstreamMetrics::register(&registry)?, config, registry })
+        let edge = EdgeMetrics::register(&registry)?;
+        for reason in ["connections", "connections_per_address", "header_timeout", "idle_timeout", "tls", "tls_timeout"]
+        {
+            edge.ended.with_label_values(&[reason]);
+        }
+        for decision in ["told", "limited"] {
+            edge.auth_failures.with_label_values(&[decision]);
+        }
+        Ok(Self { http, edge, cache, upstream: UpstreamMetrics::register(&registry)?, config, registry })
     }
 
     /// The exposition, as text.

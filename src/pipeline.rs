@@ -5,7 +5,9 @@
 
 use crate::cache::Kind;
 use crate::conditional::{self, Directives};
+use crate::config::edge::{Limits, counted_as};
 use crate::config::weir::Charge;
+use crate::cors;
 use crate::error::Outcome;
 use crate::error::{Code, Problem};
 use crate::exchange::{Answer, Request};
@@ -15,6 +17,7 @@ use crate::listing::List;
 use crate::model::{Form, Show, Time};
 use crate::mount::Mounted;
 use crate::native::{self, Way};
+use crate::origin;
 use crate::question::{self, Asking, Question, Shared};
 use crate::ratelimit::{self, Bucket, Refusal};
 use crate::respond::{self, Content};
@@ -26,15 +29,6 @@ use crate::trace::Trace;
 use bytes::Bytes;
 use std::num::NonZeroU32;
 use std::sync::Arc;
-
-/// Longest URL, in bytes.
-const MAX_URL: usize = 8 << 10;
-/// Longest announced body, in bytes: no route takes one, so this only bounds what is read past.
-const MAX_BODY: u64 = 64 << 10;
-/// Most header fields.
-const MAX_HEADERS: usize = 100;
-/// Most bytes of header fields.
-const MAX_HEADER_BYTES: usize = 64 << 10;
 
 /// All that the line needs.
 pub struct Line {
@@ -57,6 +51,8 @@ enum Done {
     Passed(Box<Forward>),
 }
 
+/// Label of browsers' questions whether they may ask.
+const PREFLIGHT: &str = "preflight";
 /// Label of requests that are passed on.
 const NATIVE: &str = "native";
 
@@ -73,6 +69,11 @@ impl Line {
     /// Answers a request: authenticate → route and permit → admit → cache → [fetch] → respond; or passes it on.
     pub async fn handle(&self, request: &Request, request_id: String) -> (Handled, Trace) {
         let (snapshot, now) = (self.runtime.snapshot(), runtime::now());
+        if let Some(headers) = cors::preflight(snapshot.weir.cors.as_ref(), request) {
+            let mut trace = Trace::new(request_id, PREFLIGHT);
+            let answer = respond::preflight(headers, &mut trace);
+            return (Handled::Answered(answer), trace);
+        }
         let mounted = snapshot.mounts.find(&request.headers, &request.path);
         let mut trace = Trace::new(request_id, NO_ROUTE);
         let mut asked = Asked {
@@ -87,8 +88,12 @@ impl Line {
             Some(mounted) => self.native(request, mounted, &mut asked, &mut trace).await,
         };
         let buckets = asked.buckets();
-        let answer = match (outcome, mounted) {
-            (Ok(Done::Passed(forward)), _) => return (Handled::Passed(forward), trace),
+        let shared_with = cors::headers(snapshot.weir.cors.as_ref(), request);
+        let mut answer = match (outcome, mounted) {
+            (Ok(Done::Passed(mut forward)), _) => {
+                forward.shared_with = shared_with;
+                return (Handled::Passed(forward), trace);
+            }
             (Ok(Done::Content(content)), _) => respond::content(request, content, &buckets, &mut trace, runtime::now()),
             (Err(problem), None) => respond::problem(&problem, &buckets, &mut trace, runtime::now()),
             (Err(problem), Some(mounted)) => {
@@ -96,15 +101,34 @@ impl Line {
                 respond::native(&problem, dialect, &buckets, &mut trace, runtime::now())
             }
         };
+        answer.headers.extend(shared_with);
         (Handled::Answered(answer), trace)
     }
 
     /// Authenticate, and refuse what is too much.
     fn enter(&self, request: &Request, asked: &mut Asked, trace: &mut Trace) -> Outcome<()> {
-        asked.client = asked.snapshot.keys.identify(request, asked.now)?;
+        let identified = asked.snapshot.keys.identify(request, asked.now);
+        asked.client = identified.map_err(|problem| self.failed(asked, request, problem))?;
         trace.client = Some(asked.snapshot.clients[asked.client].id.clone());
-        within_limits(request)?;
+        within_limits(request, &asked.snapshot.weir.limits)?;
         self.shed_load(asked)
+    }
+
+    /// What someone is told who gave no valid key: that, unless too many from the same address have been.
+    fn failed(&self, asked: &Asked, request: &Request, problem: Box<Problem>) -> Box<Problem> {
+        let told = self.shared.metrics.edge.auth_failures.clone();
+        let address = origin::address(request, &asked.snapshot.weir.trusted_proxies).map(counted_as);
+        let counted = asked.snapshot.failures.as_ref().zip(address).map(|(failures, address)| failures.count(address));
+        let Some(Err(wait)) = counted.filter(|_| problem.code == Code::Unauthorized) else {
+            told.with_label_values(&["told"]).inc();
+            return problem;
+        };
+        told.with_label_values(&["limited"]).inc();
+        let ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        let detail = "too many requests from this address had no valid API key; send one, or wait";
+        let mut limited = Problem::new(Code::RateLimitExceeded, detail).retry_after_ms(ms);
+        limited.violated_policies = vec!["auth_failures".to_owned()];
+        Box::new(limited)
     }
 
     /// The provider's own API.
@@ -145,7 +169,7 @@ impl Line {
 
     async fn line(&self, request: &Request, asked: &mut Asked, trace: &mut Trace) -> Outcome<Content> {
         self.enter(request, asked, trace)?;
-        body_within_limits(request)?;
+        body_within_limits(request, &asked.snapshot.weir.limits)?;
         let route = asked.route(request, trace)?;
         match route {
             Route::Providers => {
@@ -269,32 +293,29 @@ fn refuse(code: Code, detail: String) -> Outcome<()> {
 }
 
 /// No route of Weir's own takes a body.
-fn body_within_limits(request: &Request) -> Outcome<()> {
+fn body_within_limits(request: &Request, limits: &Limits) -> Outcome<()> {
     let announced = request.header("content-length").and_then(|length| length.trim().parse::<u64>().ok());
-    match announced.filter(|length| *length > MAX_BODY) {
-        Some(length) => {
-            refuse(Code::BodyTooLarge, format!("a body of {length} bytes; at most {MAX_BODY} are accepted"))
-        }
+    let most = limits.body_bytes;
+    match announced.filter(|length| *length > most) {
+        Some(length) => refuse(Code::BodyTooLarge, format!("a body of {length} bytes; at most {most} are accepted")),
         None => Ok(()),
     }
 }
 
 /// Limits on what comes in.
-fn within_limits(request: &Request) -> Outcome<()> {
-    let url = request.path.len() + request.query.len() + 1;
-    if url > MAX_URL {
-        return refuse(Code::UrlTooLong, format!("the URL has {url} bytes; at most {MAX_URL} are accepted"));
+fn within_limits(request: &Request, limits: &Limits) -> Outcome<()> {
+    let (url, most) = (request.path.len() + request.query.len() + 1, limits.url_bytes);
+    if url > most {
+        return refuse(Code::UrlTooLong, format!("the URL has {url} bytes; at most {most} are accepted"));
     }
-    let count = request.headers.len();
-    if count > MAX_HEADERS {
-        return refuse(Code::HeadersTooLarge, format!("{count} header fields; at most {MAX_HEADERS} are accepted"));
+    let (count, most) = (request.headers.len(), limits.header_count);
+    if count > most {
+        return refuse(Code::HeadersTooLarge, format!("{count} header fields; at most {most} are accepted"));
     }
     let bytes: usize = request.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
-    if bytes > MAX_HEADER_BYTES {
-        return refuse(
-            Code::HeadersTooLarge,
-            format!("{bytes} bytes of headers; at most {MAX_HEADER_BYTES} are accepted"),
-        );
+    let most = limits.header_bytes;
+    if bytes > most {
+        return refuse(Code::HeadersTooLarge, format!("{bytes} bytes of headers; at most {most} are accepted"));
     }
     Ok(())
 }

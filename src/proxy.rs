@@ -10,6 +10,7 @@ use crate::pipeline::{Handled, Line};
 use crate::runtime;
 use crate::trace::Trace;
 use crate::upstream::passing_failure;
+use crate::watched;
 use async_trait::async_trait;
 use http::{HeaderMap, Method, Uri, header};
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -22,18 +23,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// How long a client may take to read a part of its answer.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long an idle connection is kept.
-const IDLE_SECONDS: u64 = 60;
-
-/// The app that Pingora calls.
+/// The app that Pingora calls. A copy is the same one.
+#[derive(Clone)]
 pub struct Gateway {
     line: Arc<Line>,
-    logger: AccessLogger,
+    logger: Arc<AccessLogger>,
     /// Begins every request id made here; random, so that several Weirs do not make the same.
-    prefix: String,
-    next: AtomicU64,
+    prefix: Arc<str>,
+    next: Arc<AtomicU64>,
 }
 
 /// One request, as far as it has come.
@@ -54,7 +51,7 @@ impl Gateway {
     /// A gateway on a line.
     #[must_use]
     pub fn new(line: Arc<Line>, logger: AccessLogger, prefix: String) -> Self {
-        Self { line, logger, prefix, next: AtomicU64::new(1) }
+        Self { line, logger: Arc::new(logger), prefix: prefix.into(), next: Arc::new(AtomicU64::new(1)) }
     }
 
     /// The client's own id where it is valid: 1 to 128 characters that need no quoting anywhere.
@@ -67,6 +64,12 @@ impl Gateway {
             Some(id) => id.to_owned(),
             None => format!("{}-{:08x}", self.prefix, self.next.fetch_add(1, Ordering::Relaxed)),
         }
+    }
+
+    /// For each part of a body or an answer, and for the next request.
+    fn timeouts(&self) -> (Duration, Duration) {
+        let limits = &self.line.runtime.snapshot().weir.limits;
+        (limits.stall_timeout, limits.idle_timeout)
     }
 
     fn observe(&self, method: &Method, trace: &Trace, took: Duration) {
@@ -108,12 +111,15 @@ impl ProxyHttp for Gateway {
         way.in_flight = Some(InFlight::begin(&self.line.shared.metrics.http.in_flight));
         let request = translate(session);
         let request_id = self.request_id(&request.headers);
-        session.as_downstream_mut().set_write_timeout(Some(WRITE_TIMEOUT));
+        watched::header_came();
+        let (stall, idle) = self.timeouts();
+        session.as_downstream_mut().set_write_timeout(Some(stall));
+        session.as_downstream_mut().set_read_timeout(Some(stall));
+        keep_alive(session, idle);
         let (handled, mut trace) = self.line.handle(&request, request_id).await;
         let answer = match handled {
             Handled::Answered(answer) => answer,
             Handled::Passed(mut forward) => {
-                keep_alive(session);
                 forward.trace = trace;
                 way.passed = Some((started, forward));
                 return Ok(false);
@@ -258,6 +264,7 @@ impl ProxyHttp for Gateway {
     }
 
     async fn logging(&self, session: &mut Session, _: Option<&Error>, way: &mut Way) {
+        watched::request_ended();
         if let Some((started, mut forward)) = way.passed.take() {
             forward.finish();
             forward.trace.bytes = session.body_bytes_sent();
@@ -287,13 +294,14 @@ fn translate(session: &Session) -> Request {
         path: header.uri.path().to_owned(),
         query: header.uri.query().unwrap_or_default().to_owned(),
         headers: header.headers.clone(),
+        peer: session.client_addr().and_then(|address| address.as_inet()).map(std::net::SocketAddr::ip),
     }
 }
 
 /// Pingora would keep a connection that was used once for ever.
-fn keep_alive(session: &mut Session) {
+fn keep_alive(session: &mut Session, idle: Duration) {
     if session.get_keepalive().is_some() {
-        session.set_keepalive(Some(IDLE_SECONDS));
+        session.set_keepalive(Some(idle.as_secs().max(1)));
     }
 }
 
@@ -302,7 +310,6 @@ async fn write(session: &mut Session, method: &Method, answer: Answer) -> pingor
     for (name, value) in answer.headers {
         header.append_header(name, value)?;
     }
-    keep_alive(session);
     let no_body = *method == Method::HEAD || answer.body.is_empty();
     session.write_response_header(Box::new(header), no_body).await?;
     if !no_body {

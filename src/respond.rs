@@ -115,6 +115,14 @@ pub fn native(
     answer
 }
 
+/// The answer to a browser that asks whether it may ask.
+#[must_use]
+pub fn preflight(mut headers: Vec<(HeaderName, HeaderValue)>, trace: &mut Trace) -> Answer {
+    headers.push((REQUEST_ID, text(&trace.request_id)));
+    trace.status = 204;
+    Answer { status: 204, headers, body: Bytes::new() }
+}
+
 /// What of a provider's headers is not passed on with an answer of its that was read whole.
 const NOT_PASSED: [&str; 10] = [
     "connection",

@@ -3,18 +3,19 @@
 //! A room of its own because Pingora's own server can neither tell the ports it bound nor end when
 //! nothing is in flight: connections are accepted here and handed to its `HttpProxy`.
 
+use crate::accept::{self, Connections, Door};
 use crate::admin::{self, Admin};
+use crate::config::edge::{Limits, Listener};
 use crate::config::faults::Fault;
 use crate::config::load::Source;
-use crate::error::{Code, Problem};
 use crate::metrics::Metrics;
 use crate::observe::{self, AccessLogger};
 use crate::pipeline::Line;
 use crate::proxy::Gateway;
 use crate::question::Shared;
 use crate::runtime::{self, Runtime, reload};
-use pingora::apps::ServerApp;
-use pingora::protocols::l4::stream::Stream;
+use pingora::apps::{HttpServerOptions, ServerApp};
+use pingora::protocols::http::v2::server::H2Options;
 use pingora::proxy::http_proxy;
 use pingora::server::configuration::ServerConf;
 use socket2::{Domain, Socket, Type};
@@ -22,14 +23,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::TaskTracker;
 
-/// How long a new connection may stay silent.
-const FIRST_BYTE: Duration = Duration::from_secs(60);
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 4096;
 /// How often idle rate-limit state is swept.
@@ -59,7 +57,7 @@ pub struct Server {
     runtime: Arc<Runtime>,
     shared: Arc<Shared>,
     gateway: Gateway,
-    listeners: Vec<std::net::TcpListener>,
+    listeners: Vec<(Listener, std::net::TcpListener)>,
     admin: std::net::TcpListener,
 }
 
@@ -87,7 +85,8 @@ impl Server {
         let metrics = Metrics::new().map_err(|e| system(&e))?;
         let seconds = Duration::from_millis(now.0.unsigned_abs()).as_secs_f64();
         metrics.config.in_force(&snapshot.revision, seconds);
-        let listeners = snapshot.weir.listen.iter().map(|address| bind(*address)).collect::<Result<_, _>>()?;
+        let listeners = snapshot.weir.listen.iter().map(|listener| Ok((listener.clone(), bind(listener.address)?)));
+        let listeners = listeners.collect::<Result<_, _>>()?;
         let admin = bind(snapshot.weir.admin.address)?;
         let shared = Arc::new(Shared::new(metrics, snapshot.weir.max_bytes, snapshot.weir.overload.max_buffered));
         let mut prefix = [0; 4];
@@ -105,7 +104,8 @@ impl Server {
     pub fn addresses(&self) -> Result<Addresses, StartError> {
         let local =
             |listener: &std::net::TcpListener| listener.local_addr().map_err(|e| StartError::System(e.to_string()));
-        Ok(Addresses { http: self.listeners.iter().map(local).collect::<Result<_, _>>()?, admin: local(&self.admin)? })
+        let http = self.listeners.iter().map(|(_, listener)| local(listener)).collect::<Result<_, _>>()?;
+        Ok(Addresses { http, admin: local(&self.admin)? })
     }
 
     /// Serves until SIGTERM or SIGINT, then until nothing is in flight or the grace is over.
@@ -129,19 +129,33 @@ impl Server {
         let (stop, stopping) = watch::channel(false);
         let draining = Arc::new(AtomicBool::new(false));
         let conf = Arc::new(ServerConf { max_retries: 2, ..ServerConf::default() });
-        let mut proxy = http_proxy(&conf, self.gateway);
-        proxy.handle_init_modules();
-        let proxy = Arc::new(proxy);
+        let limits = self.runtime.snapshot().weir.limits.clone();
+        let proxy = |h2c| {
+            let mut proxy = http_proxy(&conf, self.gateway.clone());
+            proxy.handle_init_modules();
+            proxy.server_options = Some(server_options(&limits, h2c));
+            proxy.h2_options = Some(h2_options(&limits));
+            Arc::new(proxy)
+        };
+        let (app, h2c) = (proxy(false), proxy(true));
+        let open = Arc::<Connections>::default();
         let admin = Admin { runtime: self.runtime.clone(), shared: self.shared.clone(), draining: draining.clone() };
         let (connections, background) = (TaskTracker::new(), TaskTracker::new());
-        for listener in self.listeners {
-            let listener = listen(listener)?;
-            let slow = Some(self.runtime.clone());
-            background.spawn(accept(listener, proxy.clone(), slow, connections.clone(), stopping.clone()));
+        for (config, listener) in self.listeners {
+            let door = Door {
+                address: config.address,
+                app: app.clone(),
+                h2c: config.h2c.then(|| h2c.clone()),
+                runtime: self.runtime.clone(),
+                connections: open.clone(),
+                metrics: self.shared.metrics.edge.clone(),
+            };
+            let (tasks, stopping) = (connections.clone(), stopping.clone());
+            background.spawn(accept::clients(listen(listener)?, Arc::new(door), tasks, stopping));
         }
         // Operators may look until the end: their connections are not waited for.
         let (never, running) = watch::channel(false);
-        background.spawn(accept(listen(self.admin)?, Arc::new(admin), None, TaskTracker::new(), running));
+        background.spawn(accept::operators(listen(self.admin)?, Arc::new(admin), running));
         background.spawn(watch_files(self.runtime.clone(), self.shared.clone()));
         background.spawn(reload_on_hangup(self.runtime.clone(), self.shared.clone()));
         background.spawn(sweep(self.runtime.clone()));
@@ -154,7 +168,8 @@ impl Server {
         let grace = self.runtime.snapshot().weir.grace;
         let (open, begun) = (connections.len(), tokio::time::Instant::now());
         let drained = tokio::time::timeout(grace, async {
-            proxy.cleanup().await;
+            app.cleanup().await;
+            h2c.cleanup().await;
             connections.wait().await;
         });
         let (drained, took) = (drained.await.is_ok(), begun.elapsed().as_millis());
@@ -167,6 +182,28 @@ impl Server {
         });
         Ok(())
     }
+}
+
+fn server_options(limits: &Limits, h2c: bool) -> HttpServerOptions {
+    let mut options = HttpServerOptions::default();
+    options.h2c = h2c;
+    options.keepalive_request_limit = Some(limits.requests_per_connection);
+    options.h2_idle_timeout = Some(limits.idle_timeout);
+    options
+}
+
+/// Streams, header lists and resets of an HTTP/2 connection. A client that resets what it asked for faster than
+/// it can be answered (CVE-2023-44487), or makes us reset (CVE-2025-8671), loses its connection.
+fn h2_options(limits: &Limits) -> H2Options {
+    let mut options = H2Options::default();
+    options
+        .max_concurrent_streams(limits.h2_streams)
+        .max_header_list_size(u32::try_from(limits.header_bytes + limits.url_bytes).unwrap_or(u32::MAX))
+        .max_pending_accept_reset_streams(20)
+        .max_concurrent_reset_streams(limits.h2_streams as usize)
+        .max_local_error_reset_streams(Some(100))
+        .max_send_buffer_size(256 << 10);
+    options
 }
 
 fn bind(address: SocketAddr) -> Result<std::net::TcpListener, StartError> {
@@ -183,86 +220,6 @@ fn bind(address: SocketAddr) -> Result<std::net::TcpListener, StartError> {
 
 fn listen(listener: std::net::TcpListener) -> std::io::Result<TcpListener> {
     TcpListener::from_std(listener)
-}
-
-/// Accepts connections and hands them to the app, each in a task that `connections` waits for. With a
-/// runtime, its `header_timeout` holds for a connection's first header.
-async fn accept<A>(
-    listener: TcpListener,
-    app: Arc<A>,
-    runtime: Option<Arc<Runtime>>,
-    connections: TaskTracker,
-    mut stopping: watch::Receiver<bool>,
-) where
-    A: ServerApp + Send + Sync + 'static,
-{
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            _ = stopping.wait_for(|stop| *stop) => return,
-        };
-        let Ok((socket, _)) = accepted else {
-            // Out of file descriptors, most likely: others must close before more can open.
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            continue;
-        };
-        let _ = socket.set_nodelay(true);
-        let (app, mut stopping) = (app.clone(), stopping.clone());
-        let header_timeout = runtime.as_ref().map(|runtime| runtime.snapshot().weir.header_timeout);
-        connections.spawn(async move {
-            if let Some(timeout) = header_timeout {
-                let in_time = tokio::select! {
-                    biased;
-                    in_time = header_in_time(&socket, timeout) => in_time,
-                    // Nothing of a request is here yet, or not all of its header: it is not in flight.
-                    _ = stopping.wait_for(|stop| *stop) => return,
-                };
-                if !in_time {
-                    return refuse_slow(socket).await;
-                }
-            }
-            let stream: pingora::protocols::Stream = Box::new(Stream::from(socket));
-            app.process_new(stream, &stopping).await;
-        });
-    }
-}
-
-/// Waits for a connection's first byte (a minute at most), then for the end of its header. `false` where
-/// that took too long. Looks without taking: what came is the app's to read.
-async fn header_in_time(socket: &TcpStream, timeout: Duration) -> bool {
-    const LOOKED_AT: usize = 16 << 10;
-    const AGAIN: Duration = Duration::from_millis(10);
-    let mut bytes = vec![0; LOOKED_AT];
-    let first = tokio::time::timeout(FIRST_BYTE, socket.peek(&mut bytes)).await;
-    if !matches!(first, Ok(Ok(_))) {
-        return true;
-    }
-    let whole = async {
-        loop {
-            let length = socket.peek(&mut bytes).await.unwrap_or(0);
-            let head = bytes.get(..length).unwrap_or_default();
-            // A header longer than this, and a connection that ended, are the app's to judge.
-            if length == 0 || length == LOOKED_AT || head.windows(4).any(|end| end == b"\r\n\r\n") {
-                return;
-            }
-            tokio::time::sleep(AGAIN).await;
-        }
-    };
-    tokio::time::timeout(timeout, whole).await.is_ok()
-}
-
-async fn refuse_slow(mut socket: TcpStream) {
-    let problem = Problem::new(Code::RequestTimeout, "the request's header did not come within header_timeout");
-    let body = problem.to_value(None).to_string();
-    let head = format!(
-        "HTTP/1.1 408 Request Timeout\r\nContent-Type: application/problem+json\r\nContent-Length: {}\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n",
-        body.len()
-    );
-    // Who is too slow to send may be gone: then nobody misses the answer.
-    let written = socket.write_all((head + &body).as_bytes()).await;
-    if written.is_ok() {
-        let _ = socket.shutdown().await;
-    }
 }
 
 async fn watch_files(runtime: Arc<Runtime>, shared: Arc<Shared>) {

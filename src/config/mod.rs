@@ -7,6 +7,7 @@ mod check;
 pub mod clients;
 pub mod credentials;
 pub mod decode;
+pub mod edge;
 pub mod faults;
 pub mod freshness;
 pub mod load;

@@ -3,7 +3,8 @@
 //! A room of its own for the part that platform teams own. Nothing is compiled or bound here.
 
 use super::decode::{self, Cx, Fields, Secret};
-use super::faults::{At, Place};
+use super::edge::{self, Cors, Limits, Listener, Network};
+use super::faults::Place;
 use super::tree::Node;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
@@ -13,7 +14,7 @@ use std::time::Duration;
 #[derive(Debug, Clone)]
 pub struct Weir {
     /// Where clients are listened to; at least one.
-    pub listen: Vec<SocketAddr>,
+    pub listen: Vec<Listener>,
     /// Where the admin endpoints are.
     pub admin: Admin,
     /// Worker threads; 0 is one a core.
@@ -24,8 +25,12 @@ pub struct Weir {
     pub access_log: AccessLog,
     /// The cache's weighed size in bytes.
     pub max_bytes: u64,
-    /// From a connection's first byte to the end of its first header.
-    pub header_timeout: Duration,
+    /// Bounds on what comes in.
+    pub limits: Limits,
+    /// Pages of which origins may read answers; `None`: of none.
+    pub cors: Option<Cors>,
+    /// Proxies before Weir, whose word on a client's address is taken.
+    pub trusted_proxies: Vec<Network>,
     /// When to refuse work at once.
     pub overload: Overload,
     /// Signs page tokens; random at start where it is empty.
@@ -100,7 +105,7 @@ pub enum Charge {
 /// Reads the file's tree.
 pub fn decode(root: &Node, cx: &mut Cx<'_>) -> Option<Weir> {
     let mut fields = Fields::of(root, "weir.yaml", cx)?;
-    let listen = fields.required("listen", cx, |node, cx| decode::list(node, cx, listener));
+    let listen = fields.required("listen", cx, |node, cx| decode::list(node, cx, edge::listener));
     let admin = fields.optional("admin", cx, admin);
     let workers = fields.optional("workers", cx, workers);
     let grace = fields.optional("shutdown", cx, |node, cx| {
@@ -116,7 +121,9 @@ pub fn decode(root: &Node, cx: &mut Cx<'_>) -> Option<Weir> {
         fields.end(cx);
         size
     });
-    let header_timeout = fields.optional("header_timeout", cx, decode::positive_duration);
+    let limits = fields.optional("limits", cx, edge::limits);
+    let cors = fields.optional("cors", cx, edge::cors);
+    let trusted_proxies = fields.optional("trusted_proxies", cx, |node, cx| decode::list(node, cx, edge::network));
     let overload = fields.optional("overload", cx, overload);
     let page_token_key = fields.optional("page_tokens", cx, |node, cx| {
         let mut fields = Fields::of(node, "page_tokens", cx)?;
@@ -136,7 +143,9 @@ pub fn decode(root: &Node, cx: &mut Cx<'_>) -> Option<Weir> {
         grace: grace.unwrap_or(Duration::from_secs(10)),
         access_log: access_log.unwrap_or(AccessLog::On),
         max_bytes: max_bytes.unwrap_or(256 << 20),
-        header_timeout: header_timeout.unwrap_or(Duration::from_secs(10)),
+        limits: limits.unwrap_or_default(),
+        cors,
+        trusted_proxies: trusted_proxies.unwrap_or_default(),
         overload: overload.unwrap_or_default(),
         page_token_key: page_token_key.unwrap_or(Secret(String::new())),
         policies: policies.unwrap_or_default(),
@@ -173,24 +182,9 @@ fn default_admin() -> Admin {
     Admin { address: SocketAddr::from(([127, 0, 0, 1], 8081)), token: Secret(String::new()) }
 }
 
-fn address(node: &Node, cx: &mut Cx<'_>) -> Option<At<SocketAddr>> {
-    let at = decode::at_text(node, cx)?;
-    let parsed = at.value.parse().map_err(|_| {
-        format!("{:?} is not an address; write an IP address and a port, as in 127.0.0.1:8080 or [::]:8080", at.value)
-    });
-    cx.faults.keep(&at.place, parsed).map(|value| At { value, place: at.place })
-}
-
-fn listener(node: &Node, cx: &mut Cx<'_>) -> Option<SocketAddr> {
-    let mut fields = Fields::of(node, "a listener", cx)?;
-    let address = fields.required("address", cx, address);
-    fields.end(cx);
-    address.map(|at| at.value)
-}
-
 fn admin(node: &Node, cx: &mut Cx<'_>) -> Option<Admin> {
     let mut fields = Fields::of(node, "admin", cx)?;
-    let address = fields.required("address", cx, address);
+    let address = fields.required("address", cx, edge::address);
     let token = fields.optional("token", cx, decode::secret).unwrap_or(Secret(String::new()));
     fields.end(cx);
     let address = address?;

@@ -95,7 +95,7 @@ impl Runtime {
 /// Settings that only a start reads.
 fn needs_restart(old: &Weir, new: &Weir) -> Vec<&'static str> {
     [
-        ("listen", old.listen != new.listen),
+        ("listen", !old.listen.iter().map(|l| (l.address, l.h2c)).eq(new.listen.iter().map(|l| (l.address, l.h2c)))),
         ("admin.address", old.admin.address != new.admin.address),
         ("workers", old.workers != new.workers),
         ("overload.max_buffered", old.overload.max_buffered != new.overload.max_buffered),

@@ -8,6 +8,7 @@ use crate::auth::Keys;
 use crate::breaker::{Breaker, RetryBudget, Tap};
 use crate::config::clients;
 use crate::config::decode::Secret;
+use crate::config::edge::Listener;
 use crate::config::faults::{Fault, Faults};
 use crate::config::freshness::Freshness;
 use crate::config::load::{self, Source};
@@ -22,12 +23,15 @@ use crate::fault::Rules;
 use crate::mapping::Mapping;
 use crate::model::Time;
 use crate::mount::Mounts;
+use crate::origin::Failures;
 use crate::ratelimit::{Bucket, Limiter, Ticker};
 use crate::reading::Operation;
 use crate::route::Table;
+use crate::tls::{self, Handshake};
 use crate::upstream::Target;
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -47,6 +51,8 @@ pub struct Snapshot {
     pub keys: Keys,
     /// By position, as [`Keys`] gives it.
     pub clients: Vec<Client>,
+    /// TLS of each listener that speaks it, in the order of `weir.listen`.
+    pub handshakes: Vec<Option<Handshake>>,
     /// Paths and ids.
     pub routes: Table,
     /// Where providers' own APIs stand.
@@ -55,6 +61,8 @@ pub struct Snapshot {
     pub providers: Vec<Provider>,
     /// Page tokens.
     pub signer: Signer,
+    /// Failed authentications, where they are limited.
+    pub failures: Option<Arc<Failures>>,
     limiters: Vec<Arc<Limiter>>,
 }
 
@@ -187,9 +195,17 @@ impl Snapshot {
         self.clients.iter().find(|c| &*c.id == client)?.access.get(provider)?.as_ref()
     }
 
+    /// The TLS of the listener at this address, if it speaks it.
+    #[must_use]
+    pub fn handshake(&self, address: SocketAddr) -> Option<&Handshake> {
+        let listener = self.weir.listen.iter().position(|listener| listener.address == address)?;
+        self.handshakes.get(listener)?.as_ref()
+    }
+
     /// Lets every limiter forget buckets that are full.
     pub fn sweep(&self) {
         self.limiters.iter().for_each(|limiter| limiter.sweep());
+        self.failures.iter().for_each(|failures| failures.sweep());
     }
 }
 
@@ -209,14 +225,19 @@ impl Builder<'_> {
         } else {
             Vec::new()
         };
+        let tls =
+            |listener: &Listener, faults: &mut Faults| listener.tls.as_ref().and_then(|tls| tls::compile(tls, faults));
+        let handshakes = config.weir.listen.iter().map(|listener| tls(listener, self.faults)).collect();
         self.examples(&config.examples, &providers);
         Snapshot {
             revision: config.revision,
             content: config.content,
             files: config.files,
             loaded_at: self.now,
+            handshakes,
             keys: Keys::compile(&config.clients),
             signer: Signer::new(&config.weir.page_token_key, random),
+            failures: self.failures(&config.weir),
             weir: config.weir,
             clients,
             routes,
@@ -285,6 +306,12 @@ impl Builder<'_> {
         let old = before.map(|before| &before.taps);
         provider.tap(&own, config.upstream.capacity.as_ref(), old);
         Some(provider)
+    }
+
+    fn failures(&self, weir: &Weir) -> Option<Arc<Failures>> {
+        let config = weir.limits.auth_failures?;
+        let before = self.before.and_then(|before| before.failures.clone());
+        Some(before.filter(|before| before.config == config).unwrap_or_else(|| Arc::new(Failures::new(config))))
     }
 
     fn limiters(&self, weir: &Weir) -> Vec<Arc<Limiter>> {

@@ -1,0 +1,267 @@
+//! Connections: counted, shaken hands with, and handed to the app.
+//!
+//! A room of its own because what comes before the first request is where floods are stopped: at a connection
+//! too many, a handshake that stalls, a header that never ends.
+
+use crate::config::edge::counted_as;
+use crate::error::{Code, Problem};
+use crate::metrics::EdgeMetrics;
+use crate::runtime::Runtime;
+use crate::watched::{self, Ended};
+use pingora::apps::ServerApp;
+use pingora::protocols::ALPN;
+use pingora::protocols::l4::stream::Stream as Socket;
+use pingora::protocols::{GetSocketDigest, SocketDigest, Stream};
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
+
+/// How a connection by prior knowledge of HTTP/2 begins (RFC 9113, section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Who is connected.
+#[derive(Default)]
+pub struct Connections {
+    open: Mutex<Open>,
+}
+
+#[derive(Default)]
+struct Open {
+    all: usize,
+    by_address: HashMap<IpAddr, usize>,
+}
+
+/// One connection, counted until dropped.
+struct Counted {
+    connections: Arc<Connections>,
+    address: IpAddr,
+    metrics: EdgeMetrics,
+}
+
+impl Connections {
+    fn open(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts one in, or says which limit stands against it.
+    fn enter(
+        self: &Arc<Self>,
+        address: IpAddr,
+        most: (usize, usize),
+        metrics: &EdgeMetrics,
+    ) -> Result<Counted, &'static str> {
+        let (address, mut open) = (counted_as(address), self.open());
+        if open.all >= most.0 {
+            return Err("connections");
+        }
+        let own = open.by_address.entry(address).or_default();
+        if *own >= most.1 {
+            return Err("connections_per_address");
+        }
+        *own += 1;
+        open.all += 1;
+        metrics.connections.inc();
+        Ok(Counted { connections: self.clone(), address, metrics: metrics.clone() })
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut open = self.connections.open();
+        open.all -= 1;
+        if let Some(own) = open.by_address.get_mut(&self.address) {
+            *own -= 1;
+            if *own == 0 {
+                open.by_address.remove(&self.address);
+            }
+        }
+        self.metrics.connections.dec();
+    }
+}
+
+/// A listener of clients, and what its connections are handed to.
+pub struct Door<A> {
+    /// As configured: TLS is found by it.
+    pub address: SocketAddr,
+    /// HTTP/1, and HTTP/2 over TLS.
+    pub app: Arc<A>,
+    /// HTTP/2 by prior knowledge, where this listener takes it.
+    pub h2c: Option<Arc<A>>,
+    /// What is in force.
+    pub runtime: Arc<Runtime>,
+    /// All connections of all doors.
+    pub connections: Arc<Connections>,
+    /// What is told of them.
+    pub metrics: EdgeMetrics,
+}
+
+/// Accepts connections, each in a task that `tasks` waits for, until it is to stop.
+pub async fn clients<A>(listener: TcpListener, door: Arc<Door<A>>, tasks: TaskTracker, stopping: watch::Receiver<bool>)
+where
+    A: ServerApp + Send + Sync + 'static,
+{
+    while let Some((socket, peer)) = next(&listener, &stopping).await {
+        let limits = &door.runtime.snapshot().weir.limits;
+        let most = (limits.connections, limits.connections_per_address);
+        match door.connections.enter(peer.ip(), most, &door.metrics) {
+            Ok(counted) => {
+                let (door, stopping) = (door.clone(), stopping.clone());
+                tasks.spawn(async move {
+                    door.serve(socket, peer, stopping).await;
+                    drop(counted);
+                });
+            }
+            Err(limit) => {
+                door.metrics.ended.with_label_values(&[limit]).inc();
+                // Under TLS there is nothing that could be told.
+                if door.runtime.snapshot().handshake(door.address).is_none() {
+                    refuse(&socket, limit);
+                }
+            }
+        }
+    }
+}
+
+/// Accepts operators' connections, which nobody counts or waits for.
+pub async fn operators<A>(listener: TcpListener, app: Arc<A>, stopping: watch::Receiver<bool>)
+where
+    A: ServerApp + Send + Sync + 'static,
+{
+    let tasks = TaskTracker::new();
+    while let Some((socket, peer)) = next(&listener, &stopping).await {
+        let (app, stopping) = (app.clone(), stopping.clone());
+        tasks.spawn(async move {
+            app.process_new(Box::new(plain(socket, peer)), &stopping).await;
+        });
+    }
+}
+
+/// The next connection; `None` when it is time to stop.
+async fn next(listener: &TcpListener, stopping: &watch::Receiver<bool>) -> Option<(TcpStream, SocketAddr)> {
+    let mut stopping = stopping.clone();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = stopping.wait_for(|stop| *stop) => return None,
+        };
+        match accepted {
+            Ok((socket, peer)) => {
+                let _ = socket.set_nodelay(true);
+                return Some((socket, peer));
+            }
+            // Out of file descriptors, most likely: others must close before more can open.
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+}
+
+/// Tells one connection too many, as far as it can be told at once.
+fn refuse(socket: &TcpStream, limit: &str) {
+    let problem = Problem::new(Code::Overloaded, format!("as many connections are open as may be (limits.{limit})"));
+    let _ = socket.try_write(&watched::answer(&problem.retry_after_ms(1000)));
+}
+
+fn plain(socket: TcpStream, peer: SocketAddr) -> Socket {
+    let digest = SocketDigest::from_raw_fd(socket.as_raw_fd());
+    // Known already: it need not be asked of the system.
+    let _ = digest.peer_addr.set(Some(peer.into()));
+    let mut stream = Socket::from(socket);
+    stream.set_socket_digest(digest);
+    stream
+}
+
+impl<A: ServerApp + Send + Sync + 'static> Door<A> {
+    async fn serve(&self, mut socket: TcpStream, peer: SocketAddr, stopping: watch::Receiver<bool>) {
+        let snapshot = self.runtime.snapshot();
+        let limits = &snapshot.weir.limits;
+        if let Some(app) = &self.h2c {
+            match tokio::time::timeout(limits.header_timeout, speaks_h2(&socket)).await {
+                Ok(true) => {
+                    app.process_new(Box::new(plain(socket, peer)), &stopping).await;
+                    return;
+                }
+                Ok(false) => {}
+                Err(_) => {
+                    self.ended("header_timeout");
+                    let problem =
+                        Problem::new(Code::RequestTimeout, "the connection did not begin within header_timeout");
+                    let _ = socket.write_all(&watched::answer(&problem)).await;
+                    return;
+                }
+            }
+        }
+        let stream = plain(socket, peer);
+        let stream: Stream = match snapshot.handshake(self.address) {
+            None => Box::new(stream),
+            Some(acceptor) => match tokio::time::timeout(limits.header_timeout, acceptor.tls_handshake(stream)).await {
+                Ok(Ok(stream)) => Box::new(stream),
+                Ok(Err(_)) => return self.ended("tls"),
+                Err(_) => return self.ended("tls_timeout"),
+            },
+        };
+        if stream.selected_alpn_proto() == Some(ALPN::H2) {
+            self.app.process_new(stream, &stopping).await;
+            return;
+        }
+        let metrics = self.metrics.clone();
+        let tell = Arc::new(move |ended| {
+            let label = if ended == Ended::Idle { "idle_timeout" } else { "header_timeout" };
+            metrics.ended.with_label_values(&[label]).inc();
+        });
+        let mut stop = stopping.clone();
+        let told_to_stop = async move {
+            let _ = stop.wait_for(|stop| *stop).await;
+        };
+        let serve = |stream| self.app.process_new(stream, &stopping);
+        watched::watch(stream, limits, told_to_stop, tell, serve).await;
+    }
+
+    fn ended(&self, why: &str) {
+        self.metrics.ended.with_label_values(&[why]).inc();
+    }
+}
+
+/// Whether a connection begins as HTTP/2 does. Looks without taking.
+async fn speaks_h2(socket: &TcpStream) -> bool {
+    let mut bytes = [0; PREFACE.len()];
+    loop {
+        let Ok(length) = socket.peek(&mut bytes).await else { return false };
+        let begun = &bytes[..length];
+        if length == 0 || !PREFACE.starts_with(begun) {
+            return false;
+        }
+        if length == PREFACE.len() {
+            return true;
+        }
+        // The rest is on its way; a peek does not wait for more than there is.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Metrics;
+
+    #[test]
+    fn connections_are_counted_in_all_and_by_address() {
+        let metrics = Metrics::new().unwrap().edge;
+        let connections = Arc::<Connections>::default();
+        let enter = |address: &str| connections.enter(address.parse().unwrap(), (3, 2), &metrics);
+        let one = enter("10.0.0.1").unwrap_or_else(|limit| panic!("{limit}"));
+        let _two = enter("10.0.0.1").unwrap_or_else(|limit| panic!("{limit}"));
+        assert_eq!(enter("10.0.0.1").err(), Some("connections_per_address"));
+        let _three = enter("2001:db8::1").unwrap_or_else(|limit| panic!("{limit}"));
+        assert_eq!(enter("10.0.0.2").err(), Some("connections"));
+        assert_eq!(metrics.connections.get(), 3);
+        drop(one);
+        assert!(enter("2001:db8::ffff:1").is_ok(), "the second of its /64");
+        assert_eq!(connections.open().by_address.len(), 2);
+    }
+}

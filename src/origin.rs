@@ -1,0 +1,146 @@
+//! Where a request comes from, and how many of its kind may fail.
+//!
+//! A room of its own because an address is only worth what those who tell it are: proxies that the platform
+//! team trusts are believed, and nobody else.
+
+use crate::config::edge::{Failures as Config, Network};
+use crate::exchange::Request;
+use governor::clock::{Clock, DefaultClock};
+use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+/// The address of a client: the connection's, or, behind trusted proxies, the last one in
+/// `Forwarded` (RFC 7239) or `X-Forwarded-For` that is not theirs.
+#[must_use]
+pub fn address(request: &Request, trusted: &[Network]) -> Option<IpAddr> {
+    let peer = request.peer?.to_canonical();
+    let is_trusted = |address: &IpAddr| trusted.iter().any(|network| network.holds(*address));
+    if !is_trusted(&peer) {
+        return Some(peer);
+    }
+    let told = told(request);
+    // From the nearest: what stands before an address that is nobody's we know may be made up.
+    let first_strange = told.iter().rev().map_while(|address| *address).find(|address| !is_trusted(address));
+    let all_known = told.iter().rev().map_while(|address| *address).last();
+    Some(first_strange.or(all_known).unwrap_or(peer))
+}
+
+/// All addresses told, from the farthest to the nearest; `None` for what is not an address.
+fn told(request: &Request) -> Vec<Option<IpAddr>> {
+    let lines = |name: &str| {
+        let values = request.headers.get_all(name).iter();
+        values.map(|value| value.to_str().unwrap_or("?").to_owned()).collect::<Vec<_>>().join(",")
+    };
+    let forwarded = lines("forwarded");
+    if !forwarded.is_empty() {
+        let node = |element: &str| {
+            let mut pairs = element.split(';').filter_map(|pair| pair.trim().split_once('='));
+            let (_, node) = pairs.find(|(name, _)| name.trim().eq_ignore_ascii_case("for"))?;
+            node_address(node.trim().trim_matches('"'))
+        };
+        return forwarded.split(',').map(node).collect();
+    }
+    let chain = lines("x-forwarded-for");
+    if chain.is_empty() { Vec::new() } else { chain.split(',').map(|node| node_address(node.trim())).collect() }
+}
+
+/// An address, with or without a port.
+fn node_address(node: &str) -> Option<IpAddr> {
+    let bare = node.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(node);
+    let address = bare.parse::<IpAddr>().ok().or_else(|| node.parse::<SocketAddr>().ok().map(|address| address.ip()));
+    address.map(|address| address.to_canonical())
+}
+
+/// Failed authentications by address.
+pub struct Failures {
+    /// As configured; kept over a reload while it stays the same.
+    pub config: Config,
+    limiter: DefaultKeyedRateLimiter<IpAddr>,
+}
+
+impl Failures {
+    /// Nobody has failed yet.
+    #[must_use]
+    pub fn new(config: Config) -> Self {
+        let period = config.per.as_nanos().div_ceil(u128::from(config.requests.get())).max(1);
+        let period = Duration::from_nanos(u64::try_from(period).unwrap_or(u64::MAX));
+        // A period that is not zero makes a quota.
+        let quota = Quota::with_period(period).unwrap_or_else(|| Quota::per_second(config.requests));
+        Self { config, limiter: RateLimiter::keyed(quota.allow_burst(config.burst)) }
+    }
+
+    /// One more has failed from this address.
+    ///
+    /// # Errors
+    /// How long until it may be told that it failed.
+    pub fn count(&self, address: IpAddr) -> Result<(), Duration> {
+        self.limiter.check_key(&address).map_err(|refused| refused.wait_time_from(DefaultClock::default().now()))
+    }
+
+    /// Forgets addresses that have not failed for long.
+    pub fn sweep(&self) {
+        self.limiter.retain_recent();
+        self.limiter.shrink_to_fit();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::{HeaderName, HeaderValue, Method};
+
+    fn address_of(peer: &str, headers: &[(&'static str, &'static str)]) -> String {
+        let trusted = [
+            Network { address: "10.0.0.0".parse().unwrap(), bits: 8 },
+            Network { address: "::1".parse().unwrap(), bits: 128 },
+        ];
+        let mut map = http::HeaderMap::new();
+        for (name, value) in headers {
+            map.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        let peer = Some(peer.parse().unwrap());
+        let request = Request { method: Method::GET, path: "/".into(), query: String::new(), headers: map, peer };
+        address(&request, &trusted).unwrap().to_string()
+    }
+
+    #[test]
+    fn only_trusted_proxies_are_believed() {
+        assert_eq!(address_of("1.2.3.4", &[("x-forwarded-for", "9.9.9.9")]), "1.2.3.4");
+        assert_eq!(address_of("10.1.1.1", &[("x-forwarded-for", "9.9.9.9")]), "9.9.9.9");
+        assert_eq!(address_of("::ffff:10.1.1.1", &[("x-forwarded-for", "9.9.9.9")]), "9.9.9.9");
+        assert_eq!(address_of("10.1.1.1", &[]), "10.1.1.1");
+    }
+
+    #[test]
+    fn what_stands_before_a_stranger_is_not_believed() {
+        let of = |chain| address_of("10.1.1.1", &[("x-forwarded-for", chain)]);
+        assert_eq!(of("6.6.6.6, 9.9.9.9, 10.2.2.2"), "9.9.9.9");
+        assert_eq!(of("10.3.3.3, 10.2.2.2"), "10.3.3.3", "all are known: the farthest");
+        assert_eq!(of("6.6.6.6, unknown"), "10.1.1.1", "what is no address ends the chain");
+        assert_eq!(of("6.6.6.6, unknown, 10.2.2.2"), "10.2.2.2");
+        assert_eq!(of("[2001:db8::1]:80"), "2001:db8::1");
+        assert_eq!(of("9.9.9.9:1234"), "9.9.9.9");
+        let two = [("x-forwarded-for", "6.6.6.6"), ("x-forwarded-for", "9.9.9.9")];
+        assert_eq!(address_of("10.1.1.1", &two), "9.9.9.9", "several lines are one chain");
+    }
+
+    #[test]
+    fn forwarded_is_read_as_the_rfc_has_it() {
+        let of = |value| address_of("::1", &[("forwarded", value), ("x-forwarded-for", "6.6.6.6")]);
+        assert_eq!(of("for=192.0.2.60;proto=http;by=203.0.113.43"), "192.0.2.60");
+        assert_eq!(of("for=192.0.2.43, FOR=\"[2001:db8:cafe::17]:4711\""), "2001:db8:cafe::17");
+        assert_eq!(of("for=_hidden"), "::1");
+        assert_eq!(of("proto=https"), "::1");
+    }
+
+    #[test]
+    fn failures_are_bounded_by_address() {
+        let two = 2.try_into().unwrap();
+        let failures = Failures::new(Config { requests: two, per: Duration::from_secs(3600), burst: two });
+        let (one, other): (IpAddr, IpAddr) = ("1.1.1.1".parse().unwrap(), "2.2.2.2".parse().unwrap());
+        assert!(failures.count(one).is_ok() && failures.count(one).is_ok());
+        assert!(failures.count(one).unwrap_err() > Duration::from_secs(1000));
+        assert!(failures.count(other).is_ok());
+    }
+}
