@@ -143,19 +143,25 @@ impl Tap {
         (until > now).then_some(until)
     }
 
+    /// Takes one of the rate at once, if there is one.
+    #[must_use]
+    pub fn take(&self) -> bool {
+        self.rate.as_ref().is_none_or(|rate| rate.check().is_ok())
+    }
+
     /// Waits for a turn, round-robin among clients, at most until `latest`. `open` is asked when the turn
     /// has come, before any of the rate is spent.
     ///
     /// # Errors
-    /// `open`'s, or `busy`'s, which is told how long it would have had to wait.
+    /// `open`'s, or `busy`'s, which is told what there was too little of and how long it would have had to wait.
     pub async fn turn<E>(
         &self,
         client: &Arc<str>,
         latest: Instant,
         open: impl Fn() -> Result<(), E>,
-        busy: impl Fn(Duration) -> E,
+        busy: impl Fn(&'static str, Duration) -> E,
     ) -> Result<OwnedSemaphorePermit, E> {
-        let late = || busy(Duration::from_secs(1));
+        let late = || busy("concurrency", Duration::from_secs(1));
         // Held until rate and concurrency are had: so both go round.
         let _turn = timeout_at(latest, self.turns.next(client)).await.map_err(|_| late())?;
         let permit = timeout_at(latest, self.concurrent.clone().acquire_owned())
@@ -168,7 +174,7 @@ impl Tap {
             let wait = refused.wait_time_from(DefaultClock::default().now());
             let ready = Instant::now() + wait;
             if ready > latest {
-                return Err(busy(wait));
+                return Err(busy("rate", wait));
             }
             tokio::time::sleep_until(ready).await;
         }
@@ -221,12 +227,13 @@ mod tests {
         };
         let tap = Tap::new(Some(capacity));
         let client = "client".into();
-        let turn = || tap.turn(&client, Instant::now() + Duration::from_millis(10), || Ok(()), |wait| wait);
+        let turn =
+            || tap.turn(&client, Instant::now() + Duration::from_millis(10), || Ok(()), |what, wait| (what, wait));
         let permit = turn().await;
         assert!(permit.is_ok());
-        assert_eq!(turn().await.unwrap_err(), Duration::from_secs(1), "concurrency");
+        assert_eq!(turn().await.unwrap_err(), ("concurrency", Duration::from_secs(1)));
         drop(permit);
-        let Err(wait) = turn().await else { panic!("over the rate") };
+        let Err(("rate", wait)) = turn().await else { panic!("over the rate") };
         assert!(wait <= Duration::from_secs(1) && wait > Duration::from_millis(500), "{wait:?}");
     }
 
@@ -241,10 +248,10 @@ mod tests {
         let (tap, client) = (Tap::new(Some(capacity)), "client".into());
         let soon = || Instant::now() + Duration::from_millis(10);
         for _ in 0..9 {
-            assert_eq!(tap.turn(&client, soon(), || Err("paused"), |_| "busy").await.unwrap_err(), "paused");
+            assert_eq!(tap.turn(&client, soon(), || Err("paused"), |_, _| "busy").await.unwrap_err(), "paused");
         }
         for expected in [true, true, false] {
-            assert_eq!(tap.turn(&client, soon(), || Ok(()), |_| "busy").await.is_ok(), expected);
+            assert_eq!(tap.turn(&client, soon(), || Ok(()), |_, _| "busy").await.is_ok(), expected);
         }
     }
 

@@ -5,6 +5,7 @@
 //! expiry is housekeeping. It must not fetch, map or judge. Seam for a shared tier: `look` and `store`.
 
 use crate::error::Problem;
+use crate::exchange::ProviderReply;
 use crate::freshness::{Lifetime, TtlSource, UpstreamLimit};
 use crate::metrics::CacheMetrics;
 use crate::model::{Item, Show, Time, View};
@@ -13,6 +14,7 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 use moka::notification::RemovalCause;
 use moka::ops::compute::Op;
+use moka::policy::EvictionPolicy;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -137,9 +139,21 @@ impl Entry {
         // A native view may be the body itself.
         let own = |view: &View| if view.body.as_ptr() == self.body.as_ptr() { 0 } else { view.body.len() };
         let views = self.views.iter().map(|(_, view)| own(view) + view.items.len() * size_of::<Item>());
-        let weight = OVERHEAD + key.0.len() + self.body.len() + views.sum::<usize>();
+        let conditions = self.conditions.iter().map(|(_, value)| value.len());
+        let told = match &self.kind {
+            // What native clients are told with it.
+            Kind::NotFound(problem) => problem.detail.len() + problem.reply.as_deref().map_or(0, reply_weight),
+            _ => 0,
+        };
+        let own = key.0.len() + self.body.len() + conditions.sum::<usize>() + told;
+        let weight = OVERHEAD + own + views.sum::<usize>();
         u32::try_from(weight).unwrap_or(u32::MAX)
     }
+}
+
+fn reply_weight(reply: &ProviderReply) -> usize {
+    // Its body is the entry's. A header costs its bytes and a place in the map.
+    reply.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 100).sum()
 }
 
 /// An entry and how long moka should keep it, reckoned when it was put in.
@@ -177,8 +191,19 @@ pub struct Cache {
     purges: RwLock<Log>,
     tickets: AtomicU64,
     /// When something was last written through Weir, by what it changed: answers asked for before are not it.
-    written: moka::sync::Cache<Subject, Written>,
+    written: moka::sync::Cache<Matter, Written>,
+    /// The number of the last of these.
+    last_written: AtomicU64,
     metrics: CacheMetrics,
+}
+
+/// What a write that passed through Weir made untrue.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Matter {
+    /// Answers about this: a session, or lists where it names none.
+    One(Subject),
+    /// All answers about this agent, whose session is `None`.
+    Agent(Subject),
 }
 
 /// A write that passed through Weir.
@@ -206,42 +231,49 @@ impl Cache {
                 on_removal.removed(&kept.entry.subject.provider, cause_label(cause));
             })
             .build();
-        let written = moka::sync::Cache::builder().max_capacity(WRITES).time_to_live(WRITES_KEPT).build();
-        Self { moka, purges: RwLock::default(), tickets: AtomicU64::new(1), written, metrics }
+        // The newest count, however seldom they are asked for.
+        let written = moka::sync::Cache::builder().max_capacity(WRITES).eviction_policy(EvictionPolicy::lru());
+        let written = written.time_to_live(WRITES_KEPT).build();
+        let (tickets, last_written) = (AtomicU64::new(1), AtomicU64::new(0));
+        Self { moka, purges: RwLock::default(), tickets, written, last_written, metrics }
     }
 
     /// The entry under a key, fresh or not.
     #[must_use]
     pub fn look(&self, key: &Key) -> Option<Arc<Entry>> {
         let kept = self.moka.get(key)?;
-        // A session that was written is taken out; the pages it may be in are not known, so each is asked.
-        let outdated = kept.entry.subject.session.is_none() && self.outdated(&kept.entry.subject, kept.asked);
-        (!outdated).then_some(kept.entry)
+        (!self.outdated(&kept.entry.subject, kept.asked)).then_some(kept.entry)
     }
 
     /// Whether something was written to this subject since the ticket of this number was taken.
     fn outdated(&self, subject: &Subject, number: u64) -> bool {
-        self.written.get(subject).is_some_and(|written| number < written.number)
+        // Hardly ever has anything been written since, so hardly ever is more asked.
+        number < self.last_written.load(Ordering::Acquire)
+            && self.writes(subject).any(|written| number < written.number)
+    }
+
+    fn writes(&self, subject: &Subject) -> impl Iterator<Item = Written> {
+        let agent = subject.agent.is_some().then(|| Matter::Agent(Subject { session: None, ..subject.clone() }));
+        [Some(Matter::One(subject.clone())), agent].into_iter().flatten().filter_map(|matter| self.written.get(&matter))
     }
 
     /// When something was last written to this subject, if that was lately.
     #[must_use]
     pub fn written_at(&self, subject: &Subject) -> Option<Time> {
-        self.written.get(subject).map(|written| written.at)
+        if self.last_written.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        self.writes(subject).map(|written| written.at).max()
     }
 
-    /// Something was written to a session, or to a list where `subject` names none: what is stored of it, or is
-    /// being asked for, is no longer true. Sessions' lists are to be told by themselves.
-    pub fn write(&self, key: Option<&Key>, subject: Subject, now: Time) {
-        {
-            // As with a purge: what is stored from here on was asked for since, or is not stored.
-            let _nothing_is_stored_now = self.purges.write().unwrap_or_else(PoisonError::into_inner);
-            let number = self.tickets.fetch_add(1, Ordering::AcqRel) + 1;
-            self.written.insert(subject, Written { number, at: now });
-        }
-        if let Some(key) = key {
-            self.moka.invalidate(key);
-        }
+    /// Something was written: what is stored of it, or is being asked for, is no longer true. It goes when its time
+    /// is over, or when a new answer takes its place.
+    pub fn write(&self, matter: Matter, now: Time) {
+        // As with a purge: what is stored from here on was asked for since, or is not stored.
+        let _nothing_is_stored_now = self.purges.write().unwrap_or_else(PoisonError::into_inner);
+        let number = self.tickets.fetch_add(1, Ordering::AcqRel) + 1;
+        self.written.insert(matter, Written { number, at: now });
+        self.last_written.fetch_max(number, Ordering::AcqRel);
     }
 
     /// The ticket to take before a provider is asked.

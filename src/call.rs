@@ -28,7 +28,7 @@ const NO_STORE: &str = "upstream-no-store";
 /// # Errors
 /// The provider's failure, or why it was not asked.
 pub async fn call(shared: &Shared, question: &Question, store: bool) -> Landed {
-    let _under_way = gate::begin(&shared.metrics.upstream, question.max_calls())?;
+    let _under_way = gate::begin(&shared.metrics.upstream, &question.provider().name, question.max_calls())?;
     let (provider, ticket) = (question.provider(), shared.cache.ticket());
     let known = shared.cache.look(&question.key).filter(|known| !known.conditions.is_empty());
     let reply = ask_provider(shared, question, known.as_deref()).await;
@@ -63,7 +63,8 @@ async fn ask_provider(shared: &Shared, question: &Question, known: Option<&Entry
     let deadline = Instant::now() + provider.target.timeout;
     // Half of the deadline for the turn leaves half for the answer.
     let latest = deadline - provider.target.timeout / 2;
-    let _turn = gate::pass(metrics, provider, &asking.tap, question.client_id(), latest).await?;
+    let tap = asking.tap(provider);
+    let _turn = gate::pass(metrics, provider, &tap, question.client_id(), latest).await?;
     let count = |status: &str| metrics.requests.with_label_values(&[name, operation.name, status]).inc();
     let mut again = true;
     loop {
@@ -78,7 +79,9 @@ async fn ask_provider(shared: &Shared, question: &Question, known: Option<&Entry
         let timer = metrics.duration.with_label_values(&[&**name, operation.name]).start_timer();
         // A try that is made again was a call too.
         let may_retry = |failure: &ProviderFailure| {
-            let may = provider.retry_budget.take();
+            // It spends of the quota what any call does, and heeds what stands against one.
+            let may = gate::again(provider, &tap) && provider.retry_budget.take();
+            metrics.retries.with_label_values(&[&**name, if may { "made" } else { "refused" }]).inc();
             if may {
                 count(failure.kind.as_str());
             }
@@ -90,10 +93,11 @@ async fn ask_provider(shared: &Shared, question: &Question, known: Option<&Entry
             Ok(reply) => count(&reply.status.to_string()),
             Err(failure) => count(failure.kind.as_str()),
         }
-        gate::learn(provider, &asking.tap, &reply);
-        let refused = reply.as_ref().is_ok_and(|reply| reply.status == 401) && asking.credential.refused(&shown);
+        gate::learn(provider, &tap, &reply);
+        let refused =
+            again && reply.as_ref().is_ok_and(|reply| reply.status == 401) && asking.credential.refused(&shown);
         // A token may have ended before its time: once more with a new one.
-        if !(refused && std::mem::take(&mut again)) {
+        if !(refused && std::mem::take(&mut again) && gate::again(provider, &tap)) {
             return reply.map_err(|failure| Box::new(provider.errors.judge_failure(&failure)));
         }
     }
@@ -111,7 +115,11 @@ fn judge(
     let confirmed = known.filter(|_| reply.status == 304);
     let said = conditional::directives(&reply.headers);
     if reply.status != 200 && confirmed.is_none() {
-        let problem = provider.errors.judge(reply, now);
+        let mut problem = provider.errors.judge(reply, now);
+        if problem.code == Code::ProviderAuthFailed && question.asking.credential.is_forwarded() {
+            problem.code = Code::Unauthorized;
+            problem.detail = format!("{} refused the credential that came with this request", provider.name);
+        }
         if !problem.code.is_not_found() {
             return Err(Box::new(problem));
         }
@@ -120,7 +128,7 @@ fn judge(
             stale_from: None,
             // Its body is weighed, though only native clients see it.
             body: reply.body.clone(),
-            kind: Kind::NotFound(Box::new(problem)),
+            kind: Kind::NotFound(Box::new(kept(problem))),
             rules: provider.rules,
             life: freshness::of_not_found(&provider.freshness, now),
             upstream: UpstreamLimit::default(),
@@ -172,6 +180,21 @@ fn judge(
         entry.always_ask();
     }
     Ok((entry, said.no_store.then_some(NO_STORE).or(forbidden)))
+}
+
+/// The most bytes of a provider's error, headers and body, that are kept for who speaks its language.
+const MAX_KEPT: usize = 64 << 10;
+
+/// A problem as it is kept: the provider's answer with bytes of its own, and not if it is long.
+fn kept(mut problem: Problem) -> Problem {
+    problem.reply = problem.reply.and_then(|reply| {
+        let headers = reply.headers.iter().map(|(name, value)| (name.clone(), conditional::copied(value)));
+        let headers: http::HeaderMap = headers.collect();
+        let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+        let body = reply.body.clone();
+        (bytes + body.len() <= MAX_KEPT).then(|| Arc::new(ProviderReply { status: reply.status, headers, body }))
+    });
+    problem
 }
 
 /// Refuses a body in an encoding: none was asked for, and unpacking one is how a small answer becomes large.

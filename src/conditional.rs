@@ -55,12 +55,16 @@ pub fn directives(headers: &HeaderMap) -> Directives {
     all
 }
 
+/// The longest validator that is kept, in bytes.
+const MAX_VALIDATOR: usize = 1024;
+
 /// Conditions to ask with whether an answer with these headers still holds: by its entity tag where
 /// it has one, else by its date (RFC 9110, section 13.1).
 #[must_use]
 pub fn conditions(headers: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
     let by = |validator: HeaderName, condition: HeaderName| {
-        headers.get(validator).map(|value| vec![(condition, value.clone())])
+        let value = headers.get(validator).filter(|value| value.len() <= MAX_VALIDATOR)?;
+        Some(vec![(condition, copied(value))])
     };
     let tag = by(header::ETAG, header::IF_NONE_MATCH);
     tag.or_else(|| by(header::LAST_MODIFIED, header::IF_MODIFIED_SINCE)).unwrap_or_default()
@@ -68,6 +72,12 @@ pub fn conditions(headers: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
 
 fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
     headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim)
+}
+
+/// A value with bytes of its own: as it came, it is a slice of all that was read with it.
+#[must_use]
+pub fn copied(value: &HeaderValue) -> HeaderValue {
+    HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|_| value.clone())
 }
 
 /// How old an answer was when it came, by its `Age`: one is only there if a cache stands between.

@@ -69,7 +69,9 @@ impl Credential {
     /// 401 where it did not.
     pub fn of_request(&self, headers: &HeaderMap) -> Outcome<Self> {
         let Source::Forward(name) = &self.source else { return Ok(self.clone()) };
-        let Some(value) = headers.get(name).filter(|value| !value.is_empty()) else {
+        // Without a key of Weir's own beside it, what stands there is Weir's: not to be sent on.
+        let brought = headers.get(name).filter(|value| !value.is_empty() && headers.contains_key("x-weir-key"));
+        let Some(value) = brought else {
             let detail =
                 format!("this client brings its own credential: send it in {name}, and the Weir key in X-Weir-Key");
             return Err(Box::new(Problem::new(Code::Unauthorized, detail)));
@@ -105,9 +107,15 @@ impl Credential {
         match (&self.source, shown.token) {
             (Source::Grant(grant), Some(number)) => {
                 let mut state = grant.state();
-                if state.token.as_ref().is_some_and(|token| token.number == number) {
-                    state.token = None;
+                let Some(token) = state.token.as_ref().filter(|token| token.number == number) else {
+                    // Another has come in its place already.
+                    return true;
+                };
+                // One that replaced a refused one, just now, is not to blame: what is refused is something else.
+                if token.replaces && token.got.elapsed() < DISTRUST {
+                    return false;
                 }
+                (state.token, state.refused) = (None, true);
                 true
             }
             _ => false,
@@ -192,6 +200,8 @@ fn digest(what: &str, value: &[u8]) -> String {
 const UNSAID: Duration = Duration::from_secs(300);
 /// How long before its end a token is renewed, if that is not more than a fifth of its life.
 const MARGIN: Duration = Duration::from_secs(60);
+/// How long a token that replaced a refused one is not replaced for being refused.
+const DISTRUST: Duration = Duration::from_secs(10);
 /// How long a failure to get one is answered to all before it is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -210,6 +220,8 @@ struct Grant {
 struct State {
     token: Option<Token>,
     tokens: u64,
+    /// The last one was refused before its end.
+    refused: bool,
     failed: Option<(Instant, Box<Problem>)>,
 }
 
@@ -217,8 +229,11 @@ struct State {
 struct Token {
     number: u64,
     value: HeaderValue,
+    got: Instant,
     renew: Instant,
     ends: Instant,
+    /// It took the place of one that the provider refused.
+    replaces: bool,
 }
 
 impl Grant {
@@ -325,7 +340,8 @@ impl Grant {
             Ok((value, life)) => {
                 state.tokens += 1;
                 let renew = asked + life.saturating_sub(MARGIN.min(life / 5));
-                let token = Token { number: state.tokens, value, renew, ends: asked + life };
+                let replaces = std::mem::take(&mut state.refused);
+                let token = Token { number: state.tokens, value, got: asked, renew, ends: asked + life, replaces };
                 (state.token, state.failed) = (Some(token.clone()), None);
                 Ok(Shown { header: Some((header::AUTHORIZATION, token.value)), token: Some(token.number) })
             }
@@ -417,9 +433,9 @@ mod tests {
         let config = Config::Forward { header: at("x-api-key") };
         let forward = compile(&"p".into(), Some(&config), &mut Faults::default());
         let of = |value: &'static str| {
-            let headers =
-                [(HeaderName::from_static("x-api-key"), HeaderValue::from_static(value))].into_iter().collect();
-            forward.of_request(&headers).unwrap()
+            let pairs = [("x-api-key", value), ("x-weir-key", "w")];
+            let pairs = pairs.map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v)));
+            forward.of_request(&pairs.into_iter().collect()).unwrap()
         };
         assert_ne!(of("a").identity, of("b").identity);
         assert_ne!(
@@ -429,6 +445,9 @@ mod tests {
         );
         assert!(of("a").is_forwarded() && !format!("{:?}", of("hunter2")).contains("hunter2"));
         assert_eq!(forward.of_request(&HeaderMap::new()).unwrap_err().code, Code::Unauthorized);
+        let key = HeaderValue::from_static("weir's");
+        let alone = [(HeaderName::from_static("x-api-key"), key)].into_iter().collect();
+        assert_eq!(forward.of_request(&alone).unwrap_err().code, Code::Unauthorized, "Weir's key is not sent on");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use crate::conditional::Directives;
 use crate::error::{Code, Outcome, Problem};
 use crate::flight::{Joined, Landing, Terms, landed};
 use crate::model::{Form, Show, Time, View};
+use crate::purge::Subject;
 use crate::question::{Landed, Question, Shared};
 use crate::reading::etag;
 use crate::runtime;
@@ -129,13 +130,19 @@ pub async fn obtain(shared: &Arc<Shared>, question: &Question, looked: Looked, t
         (false, true) => How::Requested(stored),
         (false, false) => How::Miss(stored),
     };
-    match (result, looked.entry) {
+    // Looked up again: what was purged while this request waited is gone, and what came since is newer.
+    let again = result.is_err().then(|| look(shared, question, looked.directives, now));
+    match (result, again) {
         (Ok((entry, stored)), _) => match current(shared, question, entry, now) {
             Some(entry) => Ok(served(shared, question, entry, how(stored))),
             // It came by rules that a reload has replaced, and cannot be read by those in force.
             None => Err(Box::new(Problem::new(Code::ProviderInvalidResponse, "the answer cannot be mapped"))),
         },
-        (Err(problem), Some(stale))
+        (Err(problem), Some(Looked { entry: Some(entry), serve: Some(how), .. })) if problem.code.allows_stale() => {
+            // Another call has brought something since.
+            Ok(served(shared, question, entry, how))
+        }
+        (Err(problem), Some(Looked { entry: Some(stale), .. }))
             if problem.code.allows_stale()
                 && now < stale.life.error_until
                 && accepts_stale(&looked.directives, &stale, now) =>
@@ -177,18 +184,20 @@ fn count(shared: &Shared, provider: &str, status: Option<&CacheStatus>) {
 
 /// Joins the call under way for this key or starts one. The flag says that it was another's.
 async fn ask(shared: &Arc<Shared>, question: &Question, directives: &Directives) -> (Landed, bool) {
+    let lost = || Err(Box::new(Problem::new(Code::InternalError, "the call to the provider ended without a result")));
     if directives.no_store {
         // What may not be stored may not be shared either.
-        return (call(shared, question, false).await, false);
+        let (calling, asked) = (shared.clone(), question.clone());
+        #[allow(clippy::disallowed_methods)] // a task of its own, as all calls: a panic in it is told
+        let alone = tokio::spawn(async move { call(&calling, &asked, false).await });
+        return (alone.await.unwrap_or_else(|_| lost()), false);
     }
-    let now = runtime::now();
     // Within the millisecond of a write nobody knows which came first.
     let written = || shared.cache.written_at(&question.subject).map(|at| at.plus(Duration::from_millis(1)));
-    let since = if directives.no_cache { Some(now) } else { written() };
-    let started_since = since.unwrap_or(Time(i64::MIN));
-    let terms = Terms { most: question.max_waiters(), started_since, now };
+    let true_since = written().unwrap_or(Time(i64::MIN));
+    let terms = Terms { most: question.max_waiters(), true_since, confirm: directives.no_cache };
     let fresh = || fresh(shared, question, directives);
-    let (place, collapsed) = match shared.flights.join(&question.key, &terms, fresh) {
+    let (place, collapsed) = match shared.flights.join(&question.key, question.subject.clone(), &terms, fresh) {
         Joined::Found(found) => return (found, true),
         Joined::Waiting(place) => (place, true),
         Joined::Full => {
@@ -200,7 +209,6 @@ async fn ask(shared: &Arc<Shared>, question: &Question, directives: &Directives)
             (place, false)
         }
     };
-    let lost = || Err(Box::new(Problem::new(Code::InternalError, "the call to the provider ended without a result")));
     (landed(place).await.unwrap_or_else(lost), collapsed)
 }
 
@@ -214,19 +222,20 @@ fn fresh(shared: &Shared, question: &Question, directives: &Directives) -> Optio
 
 /// Refreshes behind the answer, unless a call for this key is under way already.
 fn refresh(shared: &Arc<Shared>, question: &Question) {
-    let terms = Terms { most: usize::MAX, started_since: Time(i64::MIN), now: runtime::now() };
+    let terms = Terms { most: usize::MAX, true_since: Time(i64::MIN), confirm: false };
     // One that landed since this request looked has done it already.
     let fresh = || fresh(shared, question, &Directives::default());
-    if let Joined::Leading(landing, _) = shared.flights.join(&question.key, &terms, fresh) {
+    if let Joined::Leading(landing, _) = shared.flights.join(&question.key, question.subject.clone(), &terms, fresh) {
         launch(shared, question, landing);
     }
 }
 
 /// Runs the call apart from every caller; it ends by its own deadline, and nothing needs to wait for it.
 #[allow(clippy::disallowed_methods)]
-fn launch(shared: &Arc<Shared>, question: &Question, landing: Landing<Key, Landed>) {
+fn launch(shared: &Arc<Shared>, question: &Question, mut landing: Landing<Key, Landed, Subject>) {
     let (shared, question) = (shared.clone(), question.clone());
     tokio::spawn(async move {
+        landing.begin(runtime::now).await;
         let result = call(&shared, &question, true).await;
         landing.land(result);
     });

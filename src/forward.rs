@@ -3,11 +3,12 @@
 //! A room of its own because it lives as long as the stream does: it holds the turn at the provider, knows
 //! what a success changes, and tells what may pass. The bytes themselves flow through Pingora.
 
+use crate::cache::Matter;
 use crate::credential::Shown;
 use crate::error::{Code, Outcome, Problem};
 use crate::exchange::{ProviderFailure, ProviderReply};
 use crate::gate::{self, UnderWay};
-use crate::purge::{Mode, Scope};
+use crate::purge::Subject;
 use crate::question::{Asking, Question, Shared};
 use crate::respond;
 use crate::runtime;
@@ -33,8 +34,8 @@ pub enum Change {
     },
     /// Lists: one of the questions they answer.
     Lists(Option<Box<Question>>),
-    /// An agent: all of its sessions.
-    Agent(Scope),
+    /// An agent, with all of its sessions and lists.
+    Agent(Subject),
 }
 
 /// A request on its way.
@@ -54,10 +55,16 @@ pub struct Forward {
     path_and_query: String,
     method: http::Method,
     shown: Shown,
-    /// Connections tried.
+    /// Connections tried, and how many addresses there are to try.
     tries: usize,
+    addresses: usize,
     renewed: bool,
     status: Option<u16>,
+    /// The answer's length is not known beforehand: what is changed may go on changing until it ends.
+    streams: bool,
+    /// A connection to the provider was had.
+    connected: bool,
+    failed: bool,
     begun: Instant,
     _turn: OwnedSemaphorePermit,
     _under_way: UnderWay,
@@ -122,12 +129,12 @@ impl Forward {
         passage: Passage,
     ) -> Outcome<Box<Self>> {
         let (metrics, config) = (&shared.metrics.upstream, &snapshot.providers[provider]);
-        let under_way = gate::begin(metrics, i64::from(snapshot.weir.overload.max_in_flight))?;
+        let under_way = gate::begin(metrics, &config.name, i64::from(snapshot.weir.overload.max_in_flight))?;
         #[allow(clippy::disallowed_methods)] // where the provider's time begins
         let begun = Instant::now();
         let deadline = tokio::time::Instant::now() + config.target.timeout;
         let latest = deadline - config.target.timeout / 2;
-        let turn = gate::pass(metrics, config, &asking.tap, &snapshot.clients[client].id, latest).await?;
+        let turn = gate::pass(metrics, config, &asking.tap(config), &snapshot.clients[client].id, latest).await?;
         let shown = asking.credential.show(&shared.upstream, metrics, deadline).await?;
         Ok(Box::new(Self {
             trace: Trace::new(String::new(), ""),
@@ -143,8 +150,12 @@ impl Forward {
             method: passage.method,
             shown,
             tries: 0,
+            addresses: 0,
             renewed: false,
             status: None,
+            streams: false,
+            connected: false,
+            failed: false,
             begun,
             _turn: turn,
             _under_way: under_way,
@@ -169,9 +180,16 @@ impl Forward {
         }
         let provider = self.provider();
         let peer = self.shared.upstream.peer(&provider.target, self.tries, provider.idle_timeout).await;
-        let peer = peer.map_err(|failure| Box::new(provider.errors.judge_failure(&failure)));
         self.tries += 1;
-        peer
+        let (peer, addresses) = peer.map_err(|failure| self.failed(failure))?;
+        self.addresses = addresses;
+        Ok(peer)
+    }
+
+    /// Whether there is an address that no connection was tried to: nothing was sent, so any request may go there.
+    #[must_use]
+    pub fn has_more_addresses(&self) -> bool {
+        self.tries < self.addresses
     }
 
     /// What is sent instead of what the client sent.
@@ -191,14 +209,17 @@ impl Forward {
     pub fn answered(&mut self, status: u16, headers: &HeaderMap) -> Answered {
         let reply = ProviderReply { status, headers: headers.clone(), body: Bytes::new() };
         self.count(&status.to_string());
-        let refused = status == 401 && self.asking.credential.refused(&self.shown);
-        if refused && !std::mem::replace(&mut self.renewed, true) {
+        if status == 401 && !self.renewed && self.asking.credential.refused(&self.shown) {
+            self.renewed = true;
             return Answered::Again;
         }
         let reply = Ok(reply);
-        gate::learn(self.provider(), &self.asking.tap, &reply);
+        gate::learn(self.provider(), &self.asking.tap(self.provider()), &reply);
         self.status = Some(status);
+        self.streams = !headers.contains_key(header::CONTENT_LENGTH);
+        // One that the client brought is the client's to hear of.
         if status == 401
+            && !self.asking.credential.is_forwarded()
             && let Ok(reply) = &reply
         {
             return Answered::Refuse(Box::new(self.provider().errors.judge(reply, runtime::now())));
@@ -217,30 +238,24 @@ impl Forward {
     fn set(&self, headers: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
         let why = if self.method.is_safe() { "weir; fwd=bypass" } else { "weir; fwd=method" };
         let mut set = respond::passed(&self.snapshot.buckets(self.client, Some(self.provider)), &self.trace, why);
-        let location = headers.get(header::LOCATION).and_then(|location| self.location(location.to_str().ok()?));
+        let location = headers.get(header::LOCATION);
+        let location = location.and_then(|location| here(self.provider(), &self.prefix, location));
         set.extend(location.map(|location| (header::LOCATION, location)));
         set.extend(self.shared_with.iter().cloned());
         set
     }
 
-    /// A place at the provider, as Weir's clients reach it.
-    fn location(&self, location: &str) -> Option<HeaderValue> {
-        let base = self.provider().target.place();
-        let below = match location.strip_prefix(&base) {
-            Some(below) if below.is_empty() || below.starts_with(['/', '?', '#']) => below,
-            _ if location.starts_with('/') && !location.starts_with("//") => {
-                location.strip_prefix(self.provider().target.prefix())?
-            }
-            _ => return None,
-        };
-        HeaderValue::from_str(&format!("{}{below}", self.prefix)).ok()
+    /// A connection to the provider is there.
+    pub fn connected(&mut self) {
+        self.connected = true;
     }
 
     /// No answer came, or not all of it.
     pub fn failed(&mut self, failure: ProviderFailure) -> Box<Problem> {
+        self.failed = true;
         self.count(failure.kind.as_str());
         let problem = self.provider().errors.judge_failure(&failure);
-        gate::learn(self.provider(), &self.asking.tap, &Err(failure));
+        gate::learn(self.provider(), &self.asking.tap(self.provider()), &Err(failure));
         Box::new(problem)
     }
 
@@ -265,26 +280,30 @@ impl Forward {
         let (cache, now) = (&self.shared.cache, runtime::now());
         let lists = match &self.change {
             Change::Nothing => return,
-            Change::Agent(scope) => {
-                self.shared.purge(scope, Mode::Hard, now);
-                return;
-            }
+            Change::Agent(agent) => return cache.write(Matter::Agent(agent.clone()), now),
             Change::Session { session, lists } => {
-                cache.write(Some(&session.key), session.subject.clone(), now);
+                cache.write(Matter::One(session.subject.clone()), now);
                 lists
             }
             Change::Lists(lists) => lists,
         };
         if let Some(lists) = lists {
-            cache.write(None, lists.subject.clone(), now);
+            cache.write(Matter::One(lists.subject.clone()), now);
         }
     }
 
     /// It is over, with or without its answer. What was changed while a stream ran is changed at its end too; of
     /// a request that got no answer nobody knows.
     pub fn finish(&mut self) -> Duration {
-        if self.tries > 0 && self.status.is_none_or(|status| status < 400) {
-            self.changed();
+        match self.status {
+            Some(status) if status < 400 && self.streams => self.changed(),
+            // What was on its way may have arrived.
+            None if self.connected => self.changed(),
+            _ => {}
+        }
+        if self.status.is_none() && !self.failed {
+            // The client hung up.
+            self.count("cancelled");
         }
         let took = self.begun.elapsed();
         self.trace.waited = took;
@@ -300,6 +319,13 @@ impl Forward {
         let detail = format!("{name} refused Weir's credential with 401; check the credentials in its provider file");
         Box::new(Problem::new(Code::ProviderAuthFailed, detail).of(name))
     }
+}
+
+/// A place at the provider, as Weir's clients reach it.
+#[must_use]
+pub fn here(provider: &Provider, prefix: &str, location: &HeaderValue) -> Option<HeaderValue> {
+    let below = provider.target.below(location.to_str().ok()?)?;
+    HeaderValue::from_str(&format!("{prefix}{below}")).ok()
 }
 
 /// Headers for one connection, those that `Connection` names included.

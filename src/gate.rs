@@ -30,12 +30,13 @@ impl Drop for UnderWay {
 ///
 /// # Errors
 /// 503 `overloaded`.
-pub fn begin(metrics: &UpstreamMetrics, most: i64) -> Outcome<UnderWay> {
+pub fn begin(metrics: &UpstreamMetrics, provider: &str, most: i64) -> Outcome<UnderWay> {
     metrics.calls.inc();
     let counted = UnderWay(metrics.calls.clone());
     if metrics.calls.get() <= most {
         return Ok(counted);
     }
+    metrics.refused.with_label_values(&[provider, "overload"]).inc();
     let detail = format!("{most} calls to providers are under way; more are not begun");
     Err(Box::new(Problem::new(Code::Overloaded, detail).retry_after_ms(1000)))
 }
@@ -71,13 +72,20 @@ pub async fn pass(
         provider.breaker.open_until(now).map_or(Ok(()), |until| Err(broken(until, now)))
     };
     open()?;
-    let busy = |wait: Duration| {
-        refuse("capacity", Code::ProviderRateLimited, format!("Weir's capacity for {name} is used up"), wait)
+    let busy = |what, wait: Duration| {
+        refuse(what, Code::ProviderRateLimited, format!("Weir's capacity for {name} is used up"), wait)
     };
     let turn = tap.turn(client, latest, open, busy).await?;
     let now = runtime::now();
     provider.breaker.admit(now).map_err(|until| broken(until, now))?;
     Ok(turn)
+}
+
+/// Whether a request may go out once more: nothing stands against it, and its quota has room. Takes of the quota.
+#[must_use]
+pub fn again(provider: &Provider, tap: &Tap) -> bool {
+    let now = runtime::now();
+    provider.breaker.open_until(now).is_none() && tap.closed_until(now).is_none() && tap.take()
 }
 
 /// What an outcome says of the provider, told while the turn is still held: whoever comes next knows.

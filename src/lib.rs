@@ -34,6 +34,7 @@ pub mod breaker;
 pub mod cache;
 pub mod credential;
 pub mod flight;
+pub mod held;
 pub mod reading;
 pub mod tls;
 pub mod upstream;

@@ -10,6 +10,7 @@ use crate::cursor::Position;
 use crate::error::Outcome;
 use crate::error::{Code, Problem};
 use crate::fetch::{self, Looked, Served};
+use crate::held::Counted;
 use crate::model::{Form, Show, View, write_json};
 use crate::question::{Asking, Question, Shared};
 use crate::route::Page;
@@ -17,6 +18,7 @@ use crate::runtime;
 use crate::runtime::snapshot::Snapshot;
 use crate::template::Values;
 use crate::trace::{CacheStatus, How, Trace};
+use bytes::Bytes;
 use std::sync::Arc;
 
 /// Provider pages read to fill one of ours, after the first.
@@ -97,10 +99,14 @@ impl List<'_> {
     ///
     /// # Errors
     /// The provider's failure; the token stays usable.
-    pub async fn read(&self, start: Position, first: (Question, Looked), trace: &mut Trace) -> Outcome<Vec<u8>> {
+    pub async fn read(&self, start: Position, first: (Question, Looked), trace: &mut Trace) -> Outcome<Bytes> {
         let chosen = self.choose(start, first, trace).await?;
         trace.cache.clone_from(&chosen.status);
-        Ok(self.body(&chosen))
+        // Made for this request alone, so many slow readers would hold as many.
+        Counted::bytes(self.body(&chosen), &self.shared.upstream.budget).ok_or_else(|| {
+            let detail = "as many bytes of answers are under way as may be (overload.max_buffered)";
+            Box::new(Problem::new(Code::Overloaded, detail).retry_after_ms(1000))
+        })
     }
 
     async fn choose(&self, start: Position, first: (Question, Looked), trace: &mut Trace) -> Outcome<Chosen> {

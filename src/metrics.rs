@@ -99,6 +99,8 @@ metrics! {
         duration: HistogramVec("weir_upstream_request_duration_seconds", ["provider", "operation"]; LATENCY),
         /// Calls that were not made, by what stood against them.
         refused: IntCounterVec("weir_upstream_refused_total", ["provider", "reason"]),
+        /// Requests that broke before their answer: sent once more, or not.
+        retries: IntCounterVec("weir_upstream_retries_total", ["provider", "result"]),
         /// Calls to providers under way, those that nobody waits for included.
         calls: IntGauge("weir_upstream_requests_in_flight"),
         /// Whether the provider's breaker is open.

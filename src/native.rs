@@ -11,7 +11,7 @@ use crate::fetch::{self, Looked, Served};
 use crate::forward::Change;
 use crate::model::{Form, Show};
 use crate::mount::{Mounted, has_dots};
-use crate::purge::Scope;
+use crate::purge::Subject;
 use crate::question::{self, Asking, Question, Shared};
 use crate::reading::Operation;
 use crate::respond::Content;
@@ -62,6 +62,12 @@ pub fn way(
     let (config, path) = (&snapshot.providers[provider], mounted.path);
     let ask =
         |list: bool, values: &Values<'_>| Question::new(snapshot, (client, provider), asking.clone(), list, values);
+    if request.method == Method::TRACE {
+        // It gives back what came, which is Weir's credential (RFC 9110, section 9.3.8).
+        let mut problem = Problem::new(Code::MethodNotAllowed, "TRACE is not passed on");
+        problem.allow = Some("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
+        return Err(Box::new(problem));
+    }
     if request.method.is_safe() {
         let read = matches!(request.method, Method::GET | Method::HEAD);
         for (list, operation) in [(false, &config.get_session), (true, &config.list_sessions)] {
@@ -92,9 +98,11 @@ pub fn way(
     let operations = [&config.get_session, &config.list_sessions];
     let agent = operations.into_iter().flatten().find_map(|op| op.template.read_to(Variable::Agent, path));
     Ok(Way::Pass(match agent.and_then(|(captured, _)| captured.agent) {
-        Some(agent) => Change::Agent(Scope::Asked {
+        Some(agent) => Change::Agent(Subject {
+            provider: config.name.clone(),
             credential: asking.credential.identity.clone(),
-            scope: Box::new(Scope::Agent { provider: config.name.clone(), agent }),
+            agent: Some(agent.into()),
+            session: None,
         }),
         None => Change::Nothing,
     }))

@@ -12,7 +12,7 @@ use crate::error::Outcome;
 use crate::error::{Code, Problem};
 use crate::exchange::{Answer, Request};
 use crate::fetch::{self, Looked, Served};
-use crate::forward::{Forward, Passage};
+use crate::forward::{self, Forward, Passage};
 use crate::listing::List;
 use crate::model::{Form, Show, Time};
 use crate::mount::Mounted;
@@ -26,7 +26,7 @@ use crate::runtime::snapshot::Snapshot;
 use crate::runtime::{self, Runtime};
 use crate::template::Values;
 use crate::trace::Trace;
-use bytes::Bytes;
+use http::header;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
@@ -97,8 +97,13 @@ impl Line {
             (Ok(Done::Content(content)), _) => respond::content(request, content, &buckets, &mut trace, runtime::now()),
             (Err(problem), None) => respond::problem(&problem, &buckets, &mut trace, runtime::now()),
             (Err(problem), Some(mounted)) => {
-                let dialect = snapshot.providers[mounted.provider].dialect.as_ref();
-                respond::native(&problem, dialect, &buckets, &mut trace, runtime::now())
+                let provider = &snapshot.providers[mounted.provider];
+                let dialect = provider.dialect.as_ref();
+                let mut answer = respond::native(&problem, dialect, &buckets, &mut trace, runtime::now());
+                for (_, value) in answer.headers.iter_mut().filter(|(name, _)| *name == header::LOCATION) {
+                    *value = forward::here(provider, mounted.prefix, value).unwrap_or_else(|| value.clone());
+                }
+                answer
             }
         };
         answer.headers.extend(shared_with);
@@ -233,7 +238,7 @@ impl Line {
         let start = list.start()?;
         let question = list.question(&start)?;
         let looked = self.look_and_admit(asked, &question)?;
-        let body = Bytes::from(list.read(start, (question, looked), trace).await?);
+        let body = list.read(start, (question, looked), trace).await?;
         Ok(Content { etag: Some(crate::reading::etag(&body)), body })
     }
 

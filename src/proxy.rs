@@ -3,6 +3,7 @@
 //! A room of its own because implementing a framework's trait attracts everything. It makes no
 //! decision: what it may not do is look into a request or an answer.
 
+use crate::error::{Code, Problem};
 use crate::exchange::{Answer, Request};
 use crate::forward::{Answered, Forward};
 use crate::observe::{self, AccessLogger};
@@ -160,6 +161,9 @@ impl ProxyHttp for Gateway {
         way: &mut Way,
     ) -> pingora::Result<()> {
         way.connected = true;
+        if let Some((_, forward)) = &mut way.passed {
+            forward.connected();
+        }
         Ok(())
     }
 
@@ -215,6 +219,12 @@ impl ProxyHttp for Gateway {
         }
     }
 
+    /// Nothing was sent yet: another address will do for any request.
+    fn fail_to_connect(&self, _: &mut Session, _: &HttpPeer, way: &mut Way, mut error: Box<Error>) -> Box<Error> {
+        error.set_retry(way.passed.as_ref().is_some_and(|(_, forward)| forward.has_more_addresses()));
+        error
+    }
+
     /// Sent again is only what was not processed: what may be repeated (RFC 9110, section 9.2.2), where a kept
     /// connection had gone, and what was refused with a token that can be had anew; and only if its body is
     /// still there.
@@ -229,10 +239,6 @@ impl ProxyHttp for Gateway {
         let whole = !session.as_ref().retry_buffer_truncated();
         if way.again {
             error.set_retry(whole);
-            if let (false, Some((_, forward))) = (whole, &mut way.passed) {
-                let problem = forward.refused();
-                way.refused = Some(forward.problem(&problem));
-            }
         } else if way.refused.is_some() || !whole || !session.req_header().method.is_idempotent() {
             error.set_retry(false);
         } else {
@@ -244,16 +250,24 @@ impl ProxyHttp for Gateway {
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, way: &mut Way) -> FailToProxy {
         let gone = FailToProxy { error_code: 0, can_reuse_downstream: false };
         let Some((_, forward)) = &mut way.passed else { return gone };
-        let answer = way.refused.take();
-        if answer.is_none() && *error.esource() == ErrorSource::Downstream {
+        let theirs = *error.esource() == ErrorSource::Downstream;
+        let problem = match error.etype() {
+            _ if way.again => forward.refused(),
+            ErrorType::InvalidHTTPHeader if theirs => {
+                Box::new(Problem::invalid("the request's headers cannot be passed on"))
+            }
+            ErrorType::ReadTimedout if theirs => {
+                Box::new(Problem::new(Code::RequestTimeout, "the request's body stalled for longer than stall_timeout"))
+            }
             // The client hung up, or its body broke off: nobody is there to be told.
-            return gone;
-        }
-        let answer = answer.unwrap_or_else(|| {
-            let failure = passing_failure(&forward.provider().target, error, way.connected);
-            let problem = forward.failed(failure);
-            forward.problem(&problem)
-        });
+            _ if theirs && way.refused.is_none() => return gone,
+            _ if way.refused.is_some() => forward.refused(),
+            _ => {
+                let failure = passing_failure(&forward.provider().target, error, way.connected);
+                forward.failed(failure)
+            }
+        };
+        let answer = way.refused.take().unwrap_or_else(|| forward.problem(&problem));
         if session.response_written().is_some() {
             return gone;
         }

@@ -42,13 +42,6 @@ pub enum Scope {
     Provider(Arc<str>),
     /// All that was asked with these providers' credentials: pairs of provider and identity.
     Credentials(Vec<(Arc<str>, Arc<str>)>),
-    /// Of what another scope touches, that which was asked with this credential.
-    Asked {
-        /// Its identity.
-        credential: Arc<str>,
-        /// The other scope.
-        scope: Box<Scope>,
-    },
     /// Everything.
     All,
 }
@@ -59,7 +52,6 @@ impl Scope {
     pub fn touches(&self, subject: &Subject) -> bool {
         match self {
             Scope::All => true,
-            Scope::Asked { credential, scope } => *credential == subject.credential && scope.touches(subject),
             Scope::Provider(provider) => *provider == subject.provider,
             Scope::Credentials(pairs) => pairs
                 .iter()

@@ -30,7 +30,7 @@ pub struct Shared {
     /// Connections to providers.
     pub upstream: Arc<Upstream>,
     /// Calls under way.
-    pub flights: Flights<Key, Landed>,
+    pub flights: Flights<Key, Landed, Subject>,
 }
 
 impl Shared {
@@ -45,7 +45,7 @@ impl Shared {
     /// wait for them, and nobody who comes later.
     pub fn purge(&self, scope: &Scope, mode: Mode, now: Time) -> u64 {
         let touched = self.cache.purge(scope, mode, now);
-        self.flights.detach();
+        self.flights.detach(|subject| scope.touches(subject));
         touched
     }
 }
@@ -55,11 +55,17 @@ impl Shared {
 pub struct Asking {
     /// What it is shown.
     pub credential: Credential,
-    /// The quota that goes with it.
-    pub tap: Arc<Tap>,
+    /// The quota that goes with it, unless the client brought it.
+    tap: Option<Arc<Tap>>,
 }
 
 impl Asking {
+    /// The quota that goes with it.
+    #[must_use]
+    pub fn tap(&self, provider: &Provider) -> Arc<Tap> {
+        self.tap.clone().unwrap_or_else(|| provider.forwarded.tap(&self.credential))
+    }
+
     /// As whom a client asks a provider, with a request that has these headers.
     ///
     /// # Errors
@@ -67,11 +73,9 @@ impl Asking {
     pub fn of(snapshot: &Snapshot, client: usize, provider: usize, headers: &HeaderMap) -> Outcome<Self> {
         let access = permitted(snapshot, client, provider)?;
         if !access.credential.is_forwarded() {
-            return Ok(Self { credential: access.credential.clone(), tap: access.tap.clone() });
+            return Ok(Self { credential: access.credential.clone(), tap: Some(access.tap.clone()) });
         }
-        let credential = access.credential.of_request(headers)?;
-        let tap = snapshot.providers[provider].forwarded.tap(&credential);
-        Ok(Self { credential, tap })
+        Ok(Self { credential: access.credential.of_request(headers)?, tap: None })
     }
 }
 

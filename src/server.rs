@@ -128,7 +128,7 @@ impl Server {
     async fn serve(self, ready: impl FnOnce()) -> std::io::Result<()> {
         let (stop, stopping) = watch::channel(false);
         let draining = Arc::new(AtomicBool::new(false));
-        let conf = Arc::new(ServerConf { max_retries: 2, ..ServerConf::default() });
+        let conf = Arc::new(ServerConf { max_retries: 8, ..ServerConf::default() });
         let limits = self.runtime.snapshot().weir.limits.clone();
         let proxy = |h2c| {
             let mut proxy = http_proxy(&conf, self.gateway.clone());

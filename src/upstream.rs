@@ -4,6 +4,7 @@
 //! question there and its whole answer back; what the answer means is judged elsewhere.
 
 use crate::exchange::{FailureKind, ProviderFailure, ProviderReply, ProviderRequest};
+use crate::held::{Budget, Held};
 use bytes::{Bytes, BytesMut};
 use http::Uri;
 use http::header;
@@ -16,7 +17,6 @@ use pingora::upstreams::peer::{H1UpgradePolicy, HttpPeer};
 use pingora::{Error, ErrorType};
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
@@ -113,6 +113,21 @@ impl Target {
         &self.prefix
     }
 
+    /// What of a `Location` lies below this place: path and query, with a slash before them.
+    #[must_use]
+    pub fn below(&self, location: &str) -> Option<String> {
+        let place = self.place();
+        let path = location.starts_with('/') && !location.starts_with("//");
+        let base = if path { self.prefix.as_str() } else { place.as_str() };
+        let rest = location.strip_prefix(base)?;
+        match rest.chars().next() {
+            None => Some("/".to_owned()),
+            Some('/') => Some(rest.to_owned()),
+            Some('?' | '#') => Some(format!("/{rest}")),
+            Some(_) => None,
+        }
+    }
+
     /// Host and port as the `Host` header has them.
     #[must_use]
     pub fn authority(&self) -> &str {
@@ -146,35 +161,14 @@ pub type Peer = HttpPeer;
 pub struct Upstream {
     connector: Connector,
     names: Mutex<HashMap<(String, u16), Resolved>>,
-    /// Bytes of bodies being read now, and the most there may be.
-    buffered: AtomicUsize,
-    max_buffered: usize,
+    /// Bytes of answers held.
+    pub budget: Arc<Budget>,
 }
 
 #[derive(Clone)]
 struct Resolved {
     addresses: Arc<[SocketAddr]>,
     at: Instant,
-}
-
-/// Bytes of a body being read, counted for as long as they are held.
-struct Held<'u> {
-    upstream: &'u Upstream,
-    bytes: usize,
-}
-
-impl Held<'_> {
-    /// Counts more; `false` where that would be more than all bodies together may have.
-    fn more(&mut self, bytes: usize) -> bool {
-        self.bytes += bytes;
-        self.upstream.buffered.fetch_add(bytes, Ordering::AcqRel) + bytes <= self.upstream.max_buffered
-    }
-}
-
-impl Drop for Held<'_> {
-    fn drop(&mut self) {
-        self.upstream.buffered.fetch_sub(self.bytes, Ordering::AcqRel);
-    }
 }
 
 fn failure(kind: FailureKind, detail: impl Into<String>) -> ProviderFailure {
@@ -185,12 +179,7 @@ impl Upstream {
     /// No connection yet. Bodies being read at the same time have at most `max_buffered` bytes together.
     #[must_use]
     pub fn new(max_buffered: u64) -> Self {
-        Self {
-            connector: Connector::new(None),
-            names: Mutex::default(),
-            buffered: AtomicUsize::new(0),
-            max_buffered: usize::try_from(max_buffered).unwrap_or(usize::MAX),
-        }
+        Self { connector: Connector::new(None), names: Mutex::default(), budget: Budget::new(max_buffered) }
     }
 
     /// Asks, until the deadline, retries included. A retry is made only if `may_retry`
@@ -220,17 +209,22 @@ impl Upstream {
         }
     }
 
-    /// Where to connect to pass a request on: the name's addresses in turn, by how many were `tried`. A stream may
-    /// be silent for `idle`, either way.
+    /// Where to connect to pass a request on: the name's addresses in turn, by how many were `tried`, and how many
+    /// there are. The provider may be silent for `idle`.
+    ///
+    /// Over HTTP/1.1: on a shared HTTP/2 connection one stalled download holds up all others, an upload is timed
+    /// as silence, and interim answers do not come through (`read_response_header` and the windows in
+    /// pingora-core's `protocols/http/v2/client.rs` and `connectors/http/v2.rs`).
     ///
     /// # Errors
     /// The name has no address.
-    pub async fn peer(&self, target: &Target, tried: usize, idle: Duration) -> Result<Peer, ProviderFailure> {
+    pub async fn peer(&self, target: &Target, tried: usize, idle: Duration) -> Result<(Peer, usize), ProviderFailure> {
         let addresses = self.resolve(target).await?;
         let mut peer = target.peer(addresses[tried % addresses.len()]);
+        peer.options.alpn = ALPN::H1;
         (peer.options.read_timeout, peer.options.write_timeout) = (Some(idle), Some(idle));
         peer.options.http_upstream_request_policy.h1_upgrade = H1UpgradePolicy::Deny;
-        Ok(peer)
+        Ok((peer, addresses.len()))
     }
 
     /// One try. The flag says that it failed before any of the answer came, so that a GET may be
@@ -242,8 +236,7 @@ impl Upstream {
     ) -> Result<ProviderReply, (ProviderFailure, bool)> {
         let addresses = self.resolve(target).await.map_err(|failure| (failure, true))?;
         let (mut session, peer) = self.connect(target, &addresses).await?;
-        let held = Held { upstream: self, bytes: 0 };
-        let result = exchange(&mut session, target, request, held).await;
+        let result = exchange(&mut session, target, request, self.budget.hold()).await;
         if result.is_ok() {
             if let HttpSession::H1(h1) = &mut session {
                 h1.respect_keepalive();
@@ -311,7 +304,7 @@ async fn exchange(
     session: &mut HttpSession,
     target: &Target,
     request: &ProviderRequest,
-    held: Held<'_>,
+    held: Held,
 ) -> Result<ProviderReply, (ProviderFailure, bool)> {
     let header = request_header(target, request, matches!(session, HttpSession::H2(_))).map_err(|error| {
         (failure(FailureKind::Malformed, format!("the request cannot be made: {}", error.etype().as_str())), false)
@@ -369,7 +362,7 @@ async fn final_header(session: &mut HttpSession) -> Result<(u16, http::HeaderMap
     Error::e_explain(ErrorType::InvalidHTTPHeader, "no final answer")
 }
 
-async fn body(session: &mut HttpSession, max: usize, mut held: Held<'_>) -> Result<Bytes, ProviderFailure> {
+async fn body(session: &mut HttpSession, max: usize, mut held: Held) -> Result<Bytes, ProviderFailure> {
     let too_large = || failure(FailureKind::TooLarge, format!("the body is larger than max_body ({max} bytes)"));
     let announced: Option<usize> = session
         .response_header()
@@ -463,6 +456,13 @@ mod tests {
             (read.host.as_str(), read.port, read.authority.as_str(), read.prefix.as_str()),
             ("::1", 8080, "[::1]:8080", "")
         );
+        let below = |location| target("http://h:1/a").unwrap().below(location);
+        assert_eq!(below("http://h:1/a/x?y").as_deref(), Some("/x?y"));
+        assert_eq!(below("/a/x").as_deref(), Some("/x"));
+        assert_eq!((below("http://h:1/a").as_deref(), below("http://h:1/a?b").as_deref()), (Some("/"), Some("/?b")));
+        for elsewhere in ["/ab/x", "http://h:1/ab", "http://h:12/a", "//h:1/a", "/x", "x", "https://h:1/a/x"] {
+            assert_eq!(below(elsewhere), None, "{elsewhere}");
+        }
         for wrong in ["example.com", "ftp://x", "https://", "https://u:p@x", "https://x/?a=b", "not a url", ""] {
             assert!(target(wrong).unwrap_err().contains("is not a base URL"), "{wrong}");
         }

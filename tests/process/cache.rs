@@ -308,7 +308,7 @@ fn capacity_towards_a_provider_is_kept_and_told() {
     assert_eq!(refused.code(), (503, "provider_rate_limited".into()));
     let wait: u64 = refused.header("retry-after").unwrap().parse().unwrap();
     assert!((1700..=1800).contains(&wait), "{wait}");
-    assert_eq!(weir.metric("weir_upstream_refused_total{provider=\"vectara\",reason=\"capacity\"}"), 1.0);
+    assert_eq!(weir.metric("weir_upstream_refused_total{provider=\"vectara\",reason=\"rate\"}"), 1.0);
     assert_eq!(sim.calls(), 2);
     assert_eq!(weir.get("/v1/agents/agt_load_1/sessions").status, 200, "what is stored is served");
 }

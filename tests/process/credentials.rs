@@ -102,12 +102,52 @@ fn a_token_that_is_refused_is_replaced_and_nobody_is_told() {
         weir.metric("weir_upstream_requests_total{operation=\"get_session\",provider=\"vectara\",status=\"401\"}"),
         1.0
     );
-    // The same for what is passed on, its body sent again.
-    revoke();
-    let written =
-        post(&weir, "/vectara/v2/agents/agt_load_1/sessions/ase_agt_load_1_3/events", "{\"type\":\"input_message\"}");
-    assert_eq!((written.status, written.json()["received_bytes"].clone()), (201, json!(24)), "{}", written.json());
-    assert_eq!(tokens(&sim), 3);
+    // A new one that is refused too is not to blame: it is kept, and the refusal is told.
+    sim.answers("agt_load_9", 401, &json!({}), "{}");
+    for _ in 0..5 {
+        assert_eq!(weir.get(&list(9)).code(), (502, "provider_auth_failed".into()));
+    }
+    assert_eq!(tokens(&sim), 2);
+    assert_eq!(weir.get_with(VECTARA, &[("Cache-Control", "no-cache")]).status, 200);
+}
+
+#[test]
+fn what_is_passed_on_is_sent_again_with_a_new_token_if_its_body_is_still_there() {
+    let sim = Sim::start();
+    let revoke = || assert_eq!(send(sim.address, "DELETE", "/_sim/tokens", &[]).status, 200);
+    for (body, status) in
+        [("{\"type\":\"input_message\"}".to_owned(), 201), (format!("\"{}\"", "x".repeat(300_000)), 502)]
+    {
+        let weir = by_token(Config::shipped()).start(&sim);
+        assert_eq!(weir.get(VECTARA).status, 200);
+        revoke();
+        let before = tokens(&sim);
+        let written = post(&weir, "/vectara/v2/agents/agt_load_1/sessions/ase_agt_load_1_3/events", &body);
+        assert_eq!(written.status, status, "{}", written.json());
+        if status == 201 {
+            assert_eq!((written.json()["received_bytes"].clone(), tokens(&sim)), (json!(body.len()), before + 1));
+        } else {
+            assert!(written.json()["messages"][0].as_str().unwrap().contains("refused Weir's credential"));
+        }
+    }
+}
+
+#[test]
+fn a_weir_key_is_never_taken_for_a_credential_that_was_brought() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let sim = Sim::start();
+    let weir = Config::shipped()
+        .clients(BRINGING)
+        .env("VECTARA_BASE_URL", &format!("http://{}", listener.local_addr().unwrap()))
+        .start(&sim);
+    for target in
+        ["/vectara/v2/agents/agt_load_1/sessions/ase_1", "/vectara/v2/agents/agt_load_1/sessions/ase_1/events", VECTARA]
+    {
+        let answer = send(weir.http, "GET", target, &[("x-api-key", "team-a")]);
+        assert_eq!(answer.status, 401, "{target}");
+    }
+    assert!(listener.accept().is_err(), "nobody was asked");
 }
 
 #[test]
@@ -212,7 +252,18 @@ fn a_provider_may_want_every_client_to_bring_its_key() {
     assert_eq!(ask(&[("X-Weir-Key", "open"), ("Authorization", "Bearer sim-token")]).status, 200);
     assert_eq!(ask(&[("X-Weir-Key", "open")]).code(), (401, "unauthorized".into()));
     let wrong = ask(&[("X-Weir-Key", "open"), ("Authorization", "Bearer other")]);
-    assert_eq!(wrong.code(), (502, "provider_auth_failed".into()));
+    assert_eq!(wrong.code(), (401, "unauthorized".into()));
+    let native = send(
+        weir.http,
+        "GET",
+        &format!("/palantir{}", "/api/v2/aipAgents/agents/a/sessions/s/content?preview=true"),
+        &[("X-Weir-Key", "open"), ("Authorization", "Bearer other")],
+    );
+    assert_eq!(
+        (native.status, native.json()["errorName"].clone()),
+        (401, json!("Default:Unauthorized")),
+        "its own, for its own"
+    );
 }
 
 #[test]

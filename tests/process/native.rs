@@ -208,6 +208,20 @@ fn writes_change_what_is_read_next_and_only_for_their_credential() {
     // What fails changes nothing.
     assert_eq!(vectara(&weir, "PATCH", "/v2/agents/agt_none/sessions/ase_agt_load_1_3", Some(&json!({}))).status, 404);
     assert!(hit("open", unified) && hit("open", list));
+    // So has one that was asked for by other parameters, and is not the same entry.
+    let other = format!("/vectara{VECTARA_SESSION}?x=1");
+    assert!(!hit("open", &other) && hit("open", &other));
+    assert_eq!(vectara(&weir, "PATCH", VECTARA_SESSION, Some(&json!({ "name": "again" }))).status, 200);
+    assert_eq!(weir.get(&other).json()["name"], "again");
+    // A write to the agent itself concerns all that is its.
+    assert!(hit("open", &other) && hit("open", neighbour) && hit("open", other_list));
+    vectara(&weir, "POST", "/v2/agents/agt_load_1/sessions", Some(&json!({})));
+    assert!(hit("open", &other) && hit("open", neighbour), "lists alone");
+    sim.answers("/v2/agents/agt_load_1/x", 200, &json!({}), "{}");
+    assert_eq!(vectara(&weir, "PUT", "/v2/agents/agt_load_1/x", None).status, 200);
+    assert!(!hit("open", &other) && !hit("open", neighbour) && !hit("open", list) && hit("open", other_list));
+    assert!(hit("other", unified) && hit("other", list), "another credential's are not touched");
+    assert!(!hit("open", unified));
     // A new session is in the next list; a deleted one is gone from both.
     assert_eq!(
         vectara(&weir, "POST", "/v2/agents/agt_load_1/sessions", Some(&json!({ "key": "ase_fresh" }))).status,
@@ -570,6 +584,8 @@ fn what_goes_upstream_is_the_request_without_the_clients_secrets() {
         assert!(!lower.contains(gone), "{gone}: {head}");
     }
     assert_eq!((answer.status, answer.header("location")), (302, Some("/vectara/v2/next?x=1")));
+    let trace = send(weir.http, "TRACE", "/vectara/v2/x", &[("X-API-Key", "open")]);
+    assert_eq!((trace.status, trace.header("allow").is_some()), (405, true), "it would give back the credential");
     assert_eq!((answer.header("set-cookie"), answer.header("x-hop"), answer.header("x-kept")), (None, None, Some("1")));
 }
 
@@ -618,4 +634,107 @@ fn no_way_of_writing_a_path_shows_what_is_cut() {
     }
     assert!(refused >= 18, "{refused}");
     assert_eq!(agenthuman(&weir, "GET", "/v1/usage", None).status, 200, "other paths pass");
+}
+
+#[test]
+fn a_redirect_of_a_described_read_stays_here() {
+    let sim = Sim::start();
+    let weir = Config::shipped().start(&sim);
+    let location = format!("http://{}/v2/agents/agt_load_1/sessions/ase_2", sim.address);
+    sim.answers("/v2/", 307, &json!({ "location": location }), "{}");
+    let answer = vectara(&weir, "GET", VECTARA_SESSION, None);
+    assert_eq!((answer.status, answer.header("location")), (307, Some("/vectara/v2/agents/agt_load_1/sessions/ase_2")));
+}
+
+#[test]
+fn a_write_that_did_not_arrive_leaves_what_is_stored_for_the_outage() {
+    let sim = Sim::start();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let answering = std::thread::spawn(move || {
+        let mut socket = listener.accept().unwrap().0;
+        let _ = socket.read(&mut [0; 4096]);
+        let body = r#"{"key":"ase_1","agent_key":"agt_1","name":"n","enabled":true}"#;
+        write!(socket, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len()).unwrap();
+    });
+    let weir = Config::shipped()
+        .edit("providers/vectara.yaml", "stale_while_revalidate: 30s", "stale_while_revalidate: 0s")
+        .env("VECTARA_BASE_URL", &format!("http://{address}"))
+        .start(&sim);
+    let target = "/v1/sessions/vectara:agt_1:ase_1";
+    assert_eq!(weir.get(target).status, 200);
+    answering.join().unwrap();
+    weir.make_stale();
+    for path in ["/v2/agents/agt_1/sessions/ase_1", "/v2/agents/agt_1"] {
+        assert_eq!(vectara(&weir, "PATCH", path, Some(&json!({}))).status, 502);
+    }
+    let stale = weir.get(target);
+    assert_eq!((stale.status, status_of(&stale)), (200, "weir; fwd=stale; detail=stale-if-error"));
+}
+
+#[test]
+fn another_address_of_the_name_is_tried() {
+    // `localhost` is [::1] too, where nobody listens.
+    let sim = Sim::start();
+    let weir =
+        Config::shipped().env("VECTARA_BASE_URL", &format!("http://localhost:{}", sim.address.port())).start(&sim);
+    for _ in 0..3 {
+        let answer = vectara(&weir, "POST", &format!("{VECTARA_SESSION}/events"), Some(&json!({})));
+        assert_eq!(answer.status, 201, "{}", answer.json());
+    }
+}
+
+#[test]
+fn who_hangs_up_before_the_answer_ends_the_call_too() {
+    let sim = Sim::start();
+    let weir = Config::shipped().start(&sim);
+    sim.plan(&json!({ "path": "/v2/", "latency_ms": 120_000 }));
+    let caller = open(&weir, &post(&format!("/vectara{VECTARA_SESSION}/events"), &[], "{}"));
+    until("the call is under way", || weir.metric("weir_upstream_requests_in_flight") == 1.0);
+    drop(caller);
+    let begun = Instant::now();
+    until("the call has ended", || weir.metric("weir_upstream_requests_in_flight") == 0.0);
+    assert!(begun.elapsed() < Duration::from_secs(20));
+    let cancelled = "weir_upstream_requests_total{operation=\"native\",provider=\"vectara\",status=\"cancelled\"}";
+    until("and is counted", || weir.metric(cancelled) == 1.0);
+}
+
+/// As real providers are reached: over TLS, by one that would speak HTTP/2.
+#[test]
+fn over_tls_too_events_come_one_by_one_and_large_bodies_pass() {
+    let directory = tempfile::TempDir::new().unwrap();
+    let certificate = directory.path().join("sim.pem");
+    let sim = Sim::with(&["--tls-certificate", certificate.to_str().unwrap()]);
+    let weir = Config::shipped().env("SSL_CERT_FILE", certificate.to_str().unwrap()).start(&sim);
+    assert_eq!(weir.get(VECTARA).status, 200);
+    let stream = format!("/vectara{VECTARA_SESSION}/events");
+    let mut lines = open(&weir, &post(&stream, &[("x-sim-stream", "5,400")], "{\"stream_response\":true}")).lines();
+    let (begun, mut arrived) = (Instant::now(), Vec::new());
+    for line in lines.by_ref().map_while(Result::ok) {
+        if line.starts_with("data: ") {
+            arrived.push(begun.elapsed());
+        }
+    }
+    assert!(arrived.len() == 5 && arrived[4] - arrived[0] > Duration::from_millis(600), "{arrived:?}");
+    let length = 20 << 20;
+    let head = request(
+        "POST",
+        &stream,
+        &[("X-API-Key", "open"), ("Expect", "100-continue"), ("Content-Length", &length.to_string())],
+    );
+    let mut socket = TcpStream::connect(weir.http).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.write_all(&head).unwrap();
+    let mut interim = [0; 25];
+    socket.read_exact(&mut interim).unwrap();
+    assert_eq!(&interim, b"HTTP/1.1 100 Continue\r\n\r\n");
+    socket.write_all(&vec![b'x'; length]).unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).unwrap();
+    assert!(answer.contains(&format!("\"received_bytes\":{length}")), "{answer}");
+    let mut socket =
+        open(&weir, &request("GET", &format!("/vectara{VECTARA_SESSION}/artifacts/art_20"), &[("X-API-Key", "open")]));
+    let mut got = Vec::new();
+    socket.read_to_end(&mut got).unwrap();
+    assert!(got.len() > 20 << 20);
 }
