@@ -112,13 +112,7 @@ impl Entry {
     /// The same answer, stale from `now` on; its windows begin now.
     #[must_use]
     pub fn stale_since(&self, now: Time) -> Self {
-        let mut life = self.life;
-        let early = life.fresh_until.since(now);
-        let sooner = |until: Time| Time(until.0 - i64::try_from(early.as_millis()).unwrap_or(0));
-        life.fresh_until = life.fresh_until.min(now);
-        life.revalidate_until = sooner(life.revalidate_until);
-        life.error_until = sooner(life.error_until);
-        Self { life, stale_from: Some(now), ..self.clone() }
+        Self { life: self.life.stale_since(now), stale_from: Some(now), ..self.clone() }
     }
 
     /// Marks it as one of which the provider wants to be asked each time: never fresh, never stale.
@@ -405,14 +399,7 @@ mod tests {
 
     fn entry(size: usize, seconds: u64) -> Arc<Entry> {
         let until = Time(0).plus(Duration::from_secs(seconds));
-        let life = Lifetime {
-            stored_at: Time(0),
-            age: Duration::ZERO,
-            fresh_until: until,
-            revalidate_until: until,
-            error_until: until,
-            source: TtlSource::Default,
-        };
+        let life = Lifetime::until(Time(0), until, TtlSource::Default);
         Arc::new(Entry {
             subject: Subject { provider: "p".into(), credential: "c".into(), agent: None, session: None },
             stale_from: None,
@@ -493,11 +480,11 @@ mod tests {
         let cache = Cache::new(100_000, Metrics::new().unwrap().cache);
         let key = Key::of(PARTS);
         let mut fresh = Arc::into_inner(entry(10, 60)).unwrap();
-        fresh.life.error_until = Time(660_000);
+        fresh.life = fresh.life.with_windows(Duration::ZERO, Duration::from_secs(600), Some(Time(400_000)));
         cache.store(key.clone(), Arc::new(fresh), cache.ticket(), Time(0));
         assert_eq!(cache.purge(&Scope::All, Mode::Soft, Time(10_000)), 1);
         let life = cache.look(&key).unwrap().life;
-        assert_eq!((life.fresh_until, life.error_until), (Time(10_000), Time(610_000)));
+        assert_eq!((life.fresh_until, life.error_until), (Time(10_000), Time(400_000)), "not past what it must not");
         cache.store(key.clone(), entry(10, 60), cache.ticket(), Time(0));
         assert_eq!(cache.purge(&Scope::All, Mode::Soft, Time(10_000)), 1);
         assert!(cache.look(&key).is_none(), "it had no window");

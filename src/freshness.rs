@@ -51,9 +51,48 @@ pub struct Lifetime {
     pub error_until: Time,
     /// Why `fresh_until` is what it is.
     pub source: TtlSource,
+    /// How long the two windows are, and what they must not go past.
+    windows: Windows,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Windows {
+    revalidate: Duration,
+    error: Duration,
+    never_past: Option<Time>,
 }
 
 impl Lifetime {
+    /// One without windows: fresh until then, and of no use afterwards.
+    #[must_use]
+    pub fn until(stored_at: Time, fresh_until: Time, source: TtlSource) -> Self {
+        let windows = Windows::default();
+        let (age, revalidate_until, error_until) = (Duration::ZERO, fresh_until, fresh_until);
+        Self { stored_at, age, fresh_until, revalidate_until, error_until, source, windows }
+    }
+
+    /// The same with windows in which it may be served stale: while it is refreshed, and on errors. Neither goes
+    /// past `never_past`.
+    #[must_use]
+    pub fn with_windows(mut self, revalidate: Duration, error: Duration, never_past: Option<Time>) -> Self {
+        self.windows = Windows { revalidate, error, never_past };
+        self.fresh_to(self.fresh_until)
+    }
+
+    /// The same, stale from `now` on: its windows begin now.
+    #[must_use]
+    pub fn stale_since(self, now: Time) -> Self {
+        self.fresh_to(self.fresh_until.min(now))
+    }
+
+    fn fresh_to(mut self, fresh_until: Time) -> Self {
+        let cap = |time: Time| self.windows.never_past.map_or(time, |cap| time.min(cap));
+        self.revalidate_until = cap(fresh_until.plus(self.windows.revalidate));
+        self.error_until = cap(fresh_until.plus(self.windows.error));
+        self.fresh_until = fresh_until;
+        self
+    }
+
     /// The whole lifetime since the provider's answer.
     #[must_use]
     pub fn total(&self) -> Duration {
@@ -107,15 +146,10 @@ fn lifetime(
     if cap(fresh_until) < fresh_until {
         (fresh_until, source) = (cap(fresh_until), TtlSource::ExpiresAt);
     }
-    let window = |length| if upstream.must_revalidate { fresh_until } else { cap(fresh_until.plus(length)) };
-    Lifetime {
-        stored_at: now,
-        age: upstream.age,
-        fresh_until,
-        revalidate_until: window(rules.stale_while_revalidate),
-        error_until: window(rules.stale_if_error),
-        source,
-    }
+    let window = |length| if upstream.must_revalidate { Duration::ZERO } else { length };
+    let (revalidate, error) = (window(rules.stale_while_revalidate), window(rules.stale_if_error));
+    let life = Lifetime::until(now, fresh_until, source).with_windows(revalidate, error, never_past);
+    Lifetime { age: upstream.age, ..life }
 }
 
 /// The expiry past which a session must not be served: one that lay ahead, of a session not ended.
@@ -150,15 +184,7 @@ pub fn of_list(rules: &Freshness, sessions: &[Session], now: Time, upstream: Ups
 /// The lifetime of an answer that there is no such thing. Never served stale.
 #[must_use]
 pub fn of_not_found(rules: &Freshness, now: Time) -> Lifetime {
-    let fresh_until = now.plus(rules.not_found);
-    Lifetime {
-        stored_at: now,
-        age: Duration::ZERO,
-        fresh_until,
-        revalidate_until: fresh_until,
-        error_until: fresh_until,
-        source: TtlSource::NotFound,
-    }
+    Lifetime::until(now, now.plus(rules.not_found), TtlSource::NotFound)
 }
 
 #[cfg(test)]

@@ -146,14 +146,7 @@ mod tests {
 
     #[test]
     fn the_headers_of_the_contract() {
-        let life = Lifetime {
-            stored_at: Time(0),
-            age: Duration::ZERO,
-            fresh_until: Time(60_000),
-            revalidate_until: Time(60_000),
-            error_until: Time(60_000),
-            source: TtlSource::Default,
-        };
+        let life = Lifetime::until(Time(0), Time(60_000), TtlSource::Default);
         let at = |how, now: i64| CacheStatus { how, life: Some(life) }.header(Time(now));
         assert_eq!(at(How::Hit, 3000), "weir; hit; ttl=57; detail=default");
         assert_eq!(at(How::Miss(Stored::Yes), 0), "weir; fwd=miss; stored; detail=default");

@@ -8,17 +8,12 @@ fn no_canary_is_seen_anywhere() {
     let sim = Sim::with(&["--agenthuman-key", "canary-credential", "--palantir-token", "canary-token"]);
     let config = Config::shipped()
         .clients(
-            "clients:\n  - { id: one, keys: [ { sha256: SHA(canary-key-one) } ], credentials: { vectara: { header: x-api-key, value: canary-own-credential } } }\n  - { id: two, keys: [ { sha256: SHA(two) } ] }\n",
+            "clients:\n  - { id: one, keys: [ { sha256: SHA(canary-key-one) } ], credentials: { vectara: { header: x-api-key, value: canary-own-credential } } }\n  - { id: two, keys: [ { sha256: SHA(two) } ] }\n  - { id: sees, keys: [ { sha256: SHA(sees) } ], reveal_secrets: true }\n",
         )
         .env("WEIR_ADMIN_TOKEN", "canary-admin-token")
         .env("WEIR_PAGE_TOKEN_KEY", "canary-page-key");
     let weir = config.start(&sim);
     let mut seen: Vec<(String, String)> = Vec::new();
-    let mut ask = |key: &str, target: &str| {
-        let answer = weir.get_as(key, target);
-        let headers: Vec<String> = answer.headers.iter().map(|(n, v)| format!("{n}: {v}")).collect();
-        seen.push((target.to_owned(), headers.join("\n") + &String::from_utf8_lossy(&answer.body)));
-    };
     let native = json!({ "success": true, "session": {
         "session_id": "sess_A", "status": "started", "daily_room": { "url": "u", "name": "n", "token": "canary-room-token" },
         "access_token": "canary-access-token", "session_token": "canary-session-token",
@@ -38,6 +33,19 @@ fn no_canary_is_seen_anywhere() {
         &headers,
         r#"{"session":{"session_id":null,"daily_room":{"token":"canary-unmappable"}}}"#,
     );
+    // Whoever may see the secret sees it, and leaves the view that shows it in the entry that all share.
+    for target in ["/v1/sessions/sess_A", "/v1/sessions/sess_A?include=native", "/agenthuman/v1/sessions/sess_A"] {
+        let shown = weir.get_as("sees", target);
+        assert!(shown.status == 200 && String::from_utf8_lossy(&shown.body).contains("canary-room-token"), "{target}");
+        let cut = send(weir.http, "GET", target, &[("Authorization", "Bearer two")]);
+        assert!(cut.status == 200 && cut.header("cache-status").unwrap().contains("hit"), "{target}");
+        seen.push((target.to_owned(), String::from_utf8_lossy(&cut.body).into_owned()));
+    }
+    let mut ask = |key: &str, target: &str| {
+        let answer = weir.get_as(key, target);
+        let headers: Vec<String> = answer.headers.iter().map(|(n, v)| format!("{n}: {v}")).collect();
+        seen.push((target.to_owned(), headers.join("\n") + &String::from_utf8_lossy(&answer.body)));
+    };
     for key in ["canary-key-one", "two", "canary-wrong-key"] {
         for session in ["sess_A", "sess_B", "sess_C", "sess_D"] {
             ask(key, &format!("/v1/sessions/{session}"));

@@ -221,10 +221,186 @@ fn calls_that_nobody_waits_for_are_bounded_too() {
 fn answers_being_read_are_bounded_together() {
     let sim = Sim::start();
     let weir = Arc::new(Config::shipped().edit("weir.yaml", "max_buffered: 512MiB", "max_buffered: 1MiB").start(&sim));
-    sim.fault("/v2/", 0, &json!({ "kind": "oversize", "bytes": 3_000_000 }));
-    let refused = weir.get(VECTARA);
-    assert_eq!(refused.code(), (503, "overloaded".into()));
-    assert!(refused.json()["detail"].as_str().unwrap().contains("overload.max_buffered"));
+    // Each is below the bound, and together they are above it: what has come of them is held until the deadline.
+    let part = "x".repeat(400_000);
+    let slow = move || {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let part = part.clone();
+        std::thread::spawn(move || {
+            for socket in listener.incoming().take(5) {
+                let (mut socket, part) = (socket.unwrap(), part.clone());
+                std::thread::spawn(move || {
+                    let _ = std::io::Read::read(&mut socket, &mut [0; 4096]);
+                    let _ = std::io::Write::write_all(
+                        &mut socket,
+                        format!("HTTP/1.1 200 OK\r\nContent-Length: 500000\r\n\r\n{part}").as_bytes(),
+                    );
+                    std::thread::sleep(Duration::from_secs(20));
+                });
+            }
+        });
+        address
+    };
+    drop(weir);
+    let weir = Arc::new(
+        Config::shipped()
+            .edit("weir.yaml", "max_buffered: 512MiB", "max_buffered: 1MiB")
+            .env("VECTARA_BASE_URL", &format!("http://{}", slow()))
+            .start(&sim),
+    );
+    let callers: Vec<_> = (0..5)
+        .map(|n| {
+            let weir = weir.clone();
+            std::thread::spawn(move || weir.get(&format!("/v1/sessions/vectara:agt_1:ase_{n}")))
+        })
+        .collect();
+    let codes: Vec<String> = callers.into_iter().map(|caller| caller.join().unwrap().code().1).collect();
+    let shed = codes.iter().filter(|code| *code == "overloaded").count();
+    assert!(shed >= 2 && codes.iter().filter(|code| *code == "provider_timeout").count() >= 1, "{codes:?}");
+    assert_eq!(weir.get(PALANTIR).status, 200, "what was held is given back");
+    let list = weir.get("/v1/sessions?provider=agenthuman&limit=1");
+    assert_eq!(list.status, 200);
+}
+
+#[test]
+fn a_hundred_who_want_confirmation_cause_two_calls() {
+    let sim = Sim::start();
+    let weir = Arc::new(Config::shipped().start(&sim));
+    sim.plan(&json!({ "path": "/v2/", "latency_ms": 1500 }));
+    let first = weir.clone();
+    let first = std::thread::spawn(move || first.get(VECTARA));
+    until("the first is under way", || sim.calls() == 1);
+    let callers: Vec<_> = (0..100)
+        .map(|_| {
+            let weir = weir.clone();
+            std::thread::sleep(Duration::from_millis(3));
+            std::thread::spawn(move || weir.get_with(VECTARA, &[("Cache-Control", "no-cache")]))
+        })
+        .collect();
+    let told: std::collections::BTreeSet<String> =
+        callers.into_iter().map(|caller| caller.join().unwrap().header("cache-status").unwrap().to_owned()).collect();
+    assert_eq!(first.join().unwrap().status, 200);
+    assert_eq!(sim.calls(), 2, "one was asked for after all of them had come: {told:?}");
+}
+
+#[test]
+fn what_is_purged_while_a_request_waits_is_not_served_to_it() {
+    let sim = Sim::start();
+    let weir = Arc::new(
+        Config::shipped()
+            .edit("providers/vectara.yaml", "stale_while_revalidate: 30s", "stale_while_revalidate: 0s")
+            .edit("providers/vectara.yaml", "  timeout: 10s", "  timeout: 3s")
+            .start(&sim),
+    );
+    assert_eq!(weir.get(VECTARA).status, 200);
+    weir.make_stale();
+    sim.fault("/v2/", 0, &json!({ "kind": "hang" }));
+    let waiter = weir.clone();
+    let waiter = std::thread::spawn(move || waiter.get(VECTARA));
+    until("it waits", || sim.calls() == 2);
+    let body = "{\"all\":true}";
+    let head = request("POST", "/cache/purge", &[("Content-Length", &body.len().to_string())]);
+    assert_eq!(raw(weir.admin, &[&head[..], body.as_bytes()].concat()).json()["purged"], 1);
+    assert_eq!(waiter.join().unwrap().code(), (504, "provider_timeout".into()));
+}
+
+#[test]
+fn a_retry_spends_of_the_quota_and_heeds_a_pause() {
+    let sim = Sim::start();
+    let weir = Config::shipped()
+        .edit(
+            "providers/vectara.yaml",
+            "requests: 1000\n    per: 1m\n    burst: 1000",
+            "requests: 1\n    per: 1h\n    burst: 1",
+        )
+        .start(&sim);
+    sim.fault("/v2/", 0, &json!({ "kind": "reset" }));
+    assert_eq!(weir.get(VECTARA).code(), (502, "provider_error".into()));
+    assert_eq!(sim.calls(), 1);
+    assert_eq!(weir.metric("weir_upstream_retries_total{provider=\"vectara\",result=\"refused\"}"), 1.0);
+}
+
+#[test]
+fn a_quiet_client_is_not_behind_all_of_a_busy_ones() {
+    let sim = Sim::start();
+    let weir = Arc::new(
+        Config::shipped()
+            .clients("clients:\n  - { id: busy, keys: [ { sha256: SHA(busy) } ] }\n  - { id: quiet, keys: [ { sha256: SHA(quiet) } ] }\n")
+            .edit("providers/vectara.yaml", "concurrent: 64", "concurrent: 1")
+            .edit("providers/vectara.yaml", "  timeout: 10s", "  timeout: 60s")
+            .start(&sim),
+    );
+    sim.plan(&json!({ "path": "/v2/", "latency_ms": 300 }));
+    let (order, in_flight) = (Arc::new(std::sync::Mutex::new(Vec::new())), |n: u32| f64::from(n));
+    let ask = |key: &'static str, n: usize| {
+        let (weir, order) = (weir.clone(), order.clone());
+        std::thread::spawn(move || {
+            assert_eq!(
+                weir.get_as(key, &format!("/v1/agents/agt_load_{}/sessions?limit=1&enabled={}", n % 10, n < 10)).status,
+                200
+            );
+            order.lock().unwrap().push(key);
+        })
+    };
+    let mut callers = Vec::new();
+    for n in 0..12 {
+        callers.push(ask("busy", n));
+        until("it is in the queue", || {
+            weir.metric("weir_upstream_requests_in_flight") == in_flight(u32::try_from(n).unwrap() + 1)
+        });
+    }
+    callers.push(ask("quiet", 15));
+    callers.into_iter().for_each(|caller| caller.join().unwrap());
+    let place = order.lock().unwrap().iter().position(|key| *key == "quiet").unwrap();
+    assert!(place < 8, "it came {place} of 13");
+}
+
+#[test]
+fn must_revalidate_is_obeyed_and_a_mislabelled_body_is_taken() {
+    let sim = Sim::start();
+    let weir = Config::shipped().start(&sim);
+    session(&sim, "sess_must", &json!({ "cache-control": "max-age=60, must-revalidate" }), json!({}));
+    assert_eq!(weir.get("/v1/sessions/sess_must").status, 200);
+    weir.make_stale();
     sim.forget();
-    assert_eq!(weir.get(VECTARA).status, 200, "what was held is given back");
+    sim.answers("sess_must", 500, &json!({}), "{}");
+    assert_eq!(weir.get("/v1/sessions/sess_must").code(), (502, "provider_error".into()), "never stale");
+    assert_eq!(weir.get_with("/v1/sessions/sess_must", &[("Cache-Control", "max-stale")]).status, 502);
+    session(&sim, "sess_html", &json!({ "content-type": "text/html" }), json!({}));
+    assert_eq!(weir.get("/v1/sessions/sess_html").status, 200, "it is what it should be, whatever it is called");
+}
+
+#[test]
+fn nothing_live_is_served_past_its_expiry_and_age_says_how_old_it_is() {
+    let sim = Sim::start();
+    let weir = Config::shipped().start(&sim);
+    let expires = std::time::SystemTime::now() + Duration::from_secs(4);
+    session(&sim, "sess_soon", &json!({}), json!({ "expiration": at(4) }));
+    let list = json!({ "success": true, "sessions": [ { "session_id": "sess_soon", "status": "started", "expiration": at(4) } ] });
+    assert_eq!(weir.get("/v1/sessions/sess_soon").json()["status"], "active");
+    sim.answers("/v1/sessions", 200, &json!({}), &list.to_string());
+    assert_eq!(weir.get("/v1/sessions?provider=agenthuman").status, 200);
+    weir.make_stale();
+    sim.forget();
+    sim.answers("/v1/sessions", 500, &json!({}), "{}");
+    let (mut ages, mut late) = (Vec::new(), 0);
+    until("it has expired", || {
+        for target in ["/v1/sessions/sess_soon", "/v1/sessions?provider=agenthuman"] {
+            for headers in [&[][..], &[("Cache-Control", "max-stale")][..]] {
+                let answer = weir.get_with(target, headers);
+                let over = std::time::SystemTime::now()
+                    .duration_since(expires)
+                    .is_ok_and(|over| over > Duration::from_secs(1));
+                if answer.status == 200 {
+                    ages.push(answer.header("age").unwrap().parse::<u64>().unwrap());
+                    assert!(!over, "{target} {headers:?}: {:?}", answer.headers);
+                } else {
+                    late += usize::from(over);
+                }
+            }
+        }
+        late >= 8
+    });
+    assert!(ages.windows(2).all(|pair| pair[0] <= pair[1] + 1) && ages.iter().max() >= Some(&1), "{ages:?}");
 }

@@ -349,6 +349,12 @@ impl Weir {
         send(self.http, "GET", target, &all)
     }
 
+    pub fn get_with_key(&self, key: &str, target: &str, headers: &[(&str, &str)]) -> Answer {
+        let mut all = vec![("X-API-Key", key)];
+        all.extend_from_slice(headers);
+        send(self.http, "GET", target, &all)
+    }
+
     pub fn admin(&self, method: &str, path: &str) -> Answer {
         send(self.admin, method, path, &[])
     }
