@@ -17,13 +17,18 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::task::TaskTracker;
 
 /// How a connection by prior knowledge of HTTP/2 begins (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// How long it may take to tell a connection that there is no room for it.
+const REFUSING: Duration = Duration::from_secs(1);
+/// How many are told at the same time.
+pub const MOST_REFUSING: usize = 256;
 
 /// Who is connected.
 #[derive(Default)]
@@ -99,6 +104,8 @@ pub struct Door<A> {
     pub connections: Arc<Connections>,
     /// What is told of them.
     pub metrics: EdgeMetrics,
+    /// How many may be told at the same time that there is no room; others are just closed.
+    pub refusing: Arc<Semaphore>,
 }
 
 /// Accepts connections, each in a task that `tasks` waits for, until it is to stop.
@@ -120,8 +127,13 @@ where
             Err(limit) => {
                 door.metrics.ended.with_label_values(&[limit]).inc();
                 // Under TLS there is nothing that could be told.
-                if door.runtime.snapshot().handshake(door.address).is_none() {
-                    refuse(&socket, limit);
+                if door.runtime.snapshot().handshake(door.address).is_none()
+                    && let Ok(place) = door.refusing.clone().try_acquire_owned()
+                {
+                    tasks.spawn(async move {
+                        let _ = tokio::time::timeout(REFUSING, refuse(socket, limit)).await;
+                        drop(place);
+                    });
                 }
             }
         }
@@ -161,10 +173,16 @@ async fn next(listener: &TcpListener, stopping: &watch::Receiver<bool>) -> Optio
     }
 }
 
-/// Tells one connection too many, as far as it can be told at once.
-fn refuse(socket: &TcpStream, limit: &str) {
+/// Tells one connection too many. What it sends is read past: closed with that unread, it would be reset before it
+/// has read the answer.
+async fn refuse(mut socket: TcpStream, limit: &str) {
     let problem = Problem::new(Code::Overloaded, format!("as many connections are open as may be (limits.{limit})"));
-    let _ = socket.try_write(&watched::answer(&problem.retry_after_ms(1000)));
+    if socket.write_all(&watched::answer(&problem.retry_after_ms(1000))).await.is_ok()
+        && socket.shutdown().await.is_ok()
+    {
+        let mut unwanted = [0; 1024];
+        while matches!(socket.read(&mut unwanted).await, Ok(1..)) {}
+    }
 }
 
 fn plain(socket: TcpStream, peer: SocketAddr) -> Socket {

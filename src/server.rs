@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::task::TaskTracker;
 
 /// Connections that may wait to be accepted.
@@ -149,6 +149,7 @@ impl Server {
                 runtime: self.runtime.clone(),
                 connections: open.clone(),
                 metrics: self.shared.metrics.edge.clone(),
+                refusing: Arc::new(Semaphore::new(accept::MOST_REFUSING)),
             };
             let (tasks, stopping) = (connections.clone(), stopping.clone());
             background.spawn(accept::clients(listen(listener)?, Arc::new(door), tasks, stopping));

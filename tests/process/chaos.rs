@@ -176,6 +176,7 @@ fn nothing_wrong_comes_of_chaos() {
     }
     let (begun, mut random, mut reloads, mut early) = (Instant::now(), Random(99), 0_u64, 0.0);
     let text = weir.config.read("weir.yaml");
+    let mut samples = Vec::new();
     while begun.elapsed() < Duration::from_secs(seconds) {
         let path = ["/v2/", "/api/v2", "/v1/sessions", ""][usize::try_from(random.below(4)).unwrap()];
         sim.fault(path, random.below(6) + 1, &fault(&mut random));
@@ -192,6 +193,9 @@ fn nothing_wrong_comes_of_chaos() {
             } else {
                 weir.config.write("weir.yaml", &format!("{text}# {reloads}\n"));
             }
+        }
+        if samples.len() < usize::try_from(begun.elapsed().as_millis() * 8 / u128::from(seconds * 1000)).unwrap() {
+            samples.push(format!("{:.1}", weir.metric("process_resident_memory_bytes") / 1e6));
         }
         if early == 0.0 && begun.elapsed() > Duration::from_secs(seconds / 4) {
             early = weir.metric("process_resident_memory_bytes");
@@ -211,6 +215,7 @@ fn nothing_wrong_comes_of_chaos() {
     let evicted = weir.metric("weir_cache_evictions_total{cause=\"size\"}");
     let panics = weir.process.stderr.lock().unwrap().iter().filter(|line| line.contains("panicked")).count();
     let counts = counts.lock().unwrap();
+    println!("resident memory by eighths, in MB: {}", samples.join(" "));
     println!("chaos: {seconds} s, {} answers: {:?}", counts.answers.values().sum::<u64>(), counts.answers);
     println!(
         "wrong answers {}, cross-tenant answers {}, unexplained {}, panics {panics}, reloads {reloaded}, evictions {evicted}, resident memory {:.1} MB after a quarter, {:.1} MB at the end",

@@ -11,6 +11,7 @@ mod chaos;
 mod command;
 mod config_faults;
 mod credentials;
+mod edge;
 mod isolation;
 mod limits;
 mod mapping;
