@@ -104,8 +104,14 @@ mod tests {
         for (name, value) in headers {
             map.append(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
-        let request =
-            Request { method: http::Method::GET, path: "/".into(), query: String::new(), headers: map, peer: None };
+        let request = Request {
+            method: http::Method::GET,
+            version: http::Version::HTTP_11,
+            path: "/".into(),
+            query: String::new(),
+            headers: map,
+            peer: None,
+        };
         keys().identify(&request, Time(now)).map_err(|problem| problem.code)
     }
 

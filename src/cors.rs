@@ -73,7 +73,14 @@ mod tests {
     fn request(method: Method, pairs: &[(&'static str, &'static str)]) -> Request {
         let pairs = pairs.iter().map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v)));
         let headers: HeaderMap = pairs.collect();
-        Request { method, path: "/v1/sessions".into(), query: String::new(), headers, peer: None }
+        Request {
+            method,
+            version: http::Version::HTTP_11,
+            path: "/v1/sessions".into(),
+            query: String::new(),
+            headers,
+            peer: None,
+        }
     }
 
     fn cors(origins: &[&str]) -> Cors {

@@ -13,6 +13,8 @@ use std::net::IpAddr;
 pub struct Request {
     /// `GET`, `HEAD`, …
     pub method: http::Method,
+    /// HTTP's.
+    pub version: http::Version,
     /// The path as sent, still percent-encoded.
     pub path: String,
     /// The query as sent, without the `?`.

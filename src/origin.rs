@@ -100,7 +100,14 @@ mod tests {
             map.append(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
         let peer = Some(peer.parse().unwrap());
-        let request = Request { method: Method::GET, path: "/".into(), query: String::new(), headers: map, peer };
+        let request = Request {
+            method: Method::GET,
+            version: http::Version::HTTP_11,
+            path: "/".into(),
+            query: String::new(),
+            headers: map,
+            peer,
+        };
         address(&request, &trusted).unwrap().to_string()
     }
 

@@ -112,6 +112,7 @@ impl Line {
 
     /// Authenticate, and refuse what is too much.
     fn enter(&self, request: &Request, asked: &mut Asked, trace: &mut Trace) -> Outcome<()> {
+        well_formed(request)?;
         let identified = asked.snapshot.keys.identify(request, asked.now);
         asked.client = identified.map_err(|problem| self.failed(asked, request, problem))?;
         trace.client = Some(asked.snapshot.clients[asked.client].id.clone());
@@ -295,6 +296,17 @@ impl Asked {
 
 fn refuse(code: Code, detail: String) -> Outcome<()> {
     Err(Box::new(Problem::new(code, detail)))
+}
+
+/// Refuses what two readers could read in two ways, though Pingora reads it in one (RFC 9112, section 3.2).
+fn well_formed(request: &Request) -> Outcome<()> {
+    let headers = &request.headers;
+    let what = match request.version {
+        http::Version::HTTP_11 if !headers.contains_key(header::HOST) => "a request has a Host",
+        _ if headers.get_all(header::HOST).iter().count() > 1 => "a request has one Host",
+        _ => return Ok(()),
+    };
+    refuse(Code::InvalidRequest, what.to_owned())
 }
 
 /// No route of Weir's own takes a body.

@@ -13,7 +13,7 @@ use crate::trace::Trace;
 use crate::upstream::passing_failure;
 use crate::watched;
 use async_trait::async_trait;
-use http::{HeaderMap, Method, Uri, header};
+use http::{HeaderMap, HeaderValue, Method, Uri, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
@@ -303,11 +303,17 @@ fn nowhere<T>() -> pingora::Result<T> {
 
 fn translate(session: &Session) -> Request {
     let header = session.req_header();
+    let mut headers = header.headers.clone();
+    // HTTP/2 names the host in its `:authority` (RFC 9113, section 8.3.1).
+    if let (Some(authority), false) = (header.uri.authority(), headers.contains_key(header::HOST)) {
+        headers.extend(HeaderValue::from_str(authority.as_str()).ok().map(|host| (header::HOST, host)));
+    }
     Request {
         method: header.method.clone(),
+        version: header.version,
         path: header.uri.path().to_owned(),
         query: header.uri.query().unwrap_or_default().to_owned(),
-        headers: header.headers.clone(),
+        headers,
         peer: session.client_addr().and_then(|address| address.as_inet()).map(std::net::SocketAddr::ip),
     }
 }

@@ -201,6 +201,7 @@ fn nothing_wrong_comes_of_chaos() {
             early = weir.metric("process_resident_memory_bytes");
         }
     }
+    let late = weir.metric("process_resident_memory_bytes");
     // When the faults end, so do the failures: no breaker stays open, no pause lasts.
     sim.forget();
     for target in [VECTARA, PALANTIR, AGENTHUMAN] {
@@ -210,7 +211,6 @@ fn nothing_wrong_comes_of_chaos() {
     }
     stop.store(true, Ordering::SeqCst);
     threads.into_iter().for_each(|thread| thread.join().unwrap());
-    let late = weir.metric("process_resident_memory_bytes");
     let reloaded = weir.metric("weir_config_reloads_total{result=\"success\"}");
     let evicted = weir.metric("weir_cache_evictions_total{cause=\"size\"}");
     let panics = weir.process.stderr.lock().unwrap().iter().filter(|line| line.contains("panicked")).count();

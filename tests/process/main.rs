@@ -1,7 +1,14 @@
 //! Tests with real processes: the gateway, the simulator, and the tools that users have.
 
 // A test may fail, wait and read the clock: that is what it does.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr, clippy::disallowed_methods)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    clippy::disallowed_methods
+)]
 #![allow(unreachable_pub, clippy::needless_pass_by_value)]
 
 mod api;
@@ -12,6 +19,7 @@ mod command;
 mod config_faults;
 mod credentials;
 mod edge;
+mod hygiene;
 mod isolation;
 mod limits;
 mod mapping;
