@@ -1,6 +1,6 @@
 # The front door. `make demo` and `make test` work on a fresh machine with a Rust toolchain, make and a
 # C compiler: what else is needed, `scripts/setup` installs, or says how.
-.PHONY: demo test check chaos fmt setup
+.PHONY: demo test check chaos fuzz fmt setup
 
 # Set up, build, and run the gateway against simulated providers. Ctrl-C ends it.
 demo:
@@ -25,6 +25,15 @@ check:
 chaos:
 	@scripts/setup
 	CHAOS_SECONDS=$${CHAOS_SECONDS:-120} cargo test --locked --test process chaos -- --nocapture
+
+# Each fuzz target for a bounded time (FUZZ_SECONDS, 20). Needs cargo-fuzz, which it says how to get.
+FUZZ_TARGETS = ids router template page_token mapping config cache_control
+fuzz:
+	@scripts/setup
+	@command -v cargo-fuzz >/dev/null || { echo "fuzz: cargo install cargo-fuzz --locked, then again" >&2; exit 1; }
+	@for target in $(FUZZ_TARGETS); do \
+		cargo fuzz run --sanitizer none $$target -- -max_total_time=$${FUZZ_SECONDS:-20} -max_len=4096 -rss_limit_mb=2048 || exit 1; \
+	done
 
 fmt:
 	cargo fmt

@@ -1,0 +1,23 @@
+//! Values in templates: what is rendered is read again as it was, and stays in its place.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use weir::template::{Captured, Template};
+
+fuzz_target!(|input: (String, String, Option<u32>, Option<String>, Option<bool>)| {
+    let (agent, session, limit, page_token, enabled) = input;
+    let mut template = Template::compile("GET /v2/agents/{agent}/sessions/{session}").expect("a template");
+    for (name, value) in [("limit", "{limit}"), ("key", "{page_token}"), ("enabled", "{enabled}")] {
+        template.add_query(name, value).expect("a parameter");
+    }
+    let values = Captured { agent: Some(agent), session: Some(session), limit, page_token, enabled };
+    let Ok(rendered) = template.render(&values.values()) else { return };
+    let (path, query) = rendered.split_once('?').unwrap_or((&rendered, ""));
+    assert_eq!(path.split('/').count(), 6, "{rendered}");
+    let empty = values.agent.as_deref() == Some("") || values.session.as_deref() == Some("");
+    if !empty {
+        assert_eq!(template.read(path, query), Some(values), "{rendered}");
+    }
+    let _ = (template.read_path(&rendered), template.reads_loosely(&rendered));
+    let _ = Template::compile(&rendered);
+});

@@ -1,0 +1,137 @@
+//! What Weir is built from: under which licences, and each library once.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::Command;
+
+/// Licences that may be used and passed on without asking, by their SPDX names.
+const LICENCES: [&str; 11] = [
+    "Apache-2.0",
+    "Apache-2.0 WITH LLVM-exception",
+    "BSD-2-Clause",
+    "BSD-3-Clause",
+    "BSL-1.0",
+    "CC0-1.0",
+    "CDLA-Permissive-2.0",
+    "ISC",
+    "MIT",
+    "Unicode-3.0",
+    "Zlib",
+];
+
+/// Libraries of which several versions are built, and why. Pingora and others have not moved to one yet.
+const SEVERAL: [&str; 15] = [
+    "asn1-rs",
+    "asn1-rs-derive",
+    "base64",
+    "dashmap",
+    "der-parser",
+    "getrandom",
+    "hashbrown",
+    "heck",
+    "indexmap",
+    "oid-registry",
+    "rand_core",
+    "syn",
+    "thiserror",
+    "thiserror-impl",
+    "x509-parser",
+];
+
+fn metadata() -> Value {
+    let output = Command::new(env!("CARGO"))
+        .args([
+            "metadata",
+            "--format-version",
+            "1",
+            "--locked",
+            "--offline",
+            "--filter-platform",
+            "x86_64-unknown-linux-gnu",
+        ])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// Packages that the program itself is built from: what tests need besides is not passed on.
+fn built(metadata: &Value) -> Vec<&Value> {
+    let nodes: BTreeMap<&str, &Value> = metadata["resolve"]["nodes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|node| (node["id"].as_str().unwrap(), node))
+        .collect();
+    let (mut seen, mut next) = (BTreeSet::new(), vec![metadata["resolve"]["root"].as_str().unwrap()]);
+    while let Some(id) = next.pop() {
+        if !seen.insert(id) {
+            continue;
+        }
+        for dependency in nodes[id]["deps"].as_array().unwrap() {
+            // Kind null is a normal dependency.
+            if dependency["dep_kinds"].as_array().unwrap().iter().any(|kind| kind["kind"].is_null()) {
+                next.push(dependency["pkg"].as_str().unwrap());
+            }
+        }
+    }
+    metadata["packages"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|package| seen.contains(package["id"].as_str().unwrap()))
+        .collect()
+}
+
+/// Whether one of the alternatives of an SPDX expression has only licences that may be used.
+fn may_be_used(expression: &str) -> bool {
+    let expression = expression.replace('/', " OR ");
+    let known = |licence: &str| LICENCES.contains(&licence.trim().trim_matches(['(', ')']).trim());
+    let all = |alternative: &str| alternative.trim_matches(['(', ')', ' ']).split(" AND ").all(known);
+    // `A AND (B OR C)`: each part has its alternatives.
+    let parts = |text: &str| text.split(" AND ").all(|part| part.split(" OR ").any(known));
+    expression.split(" OR ").any(all) || parts(&expression)
+}
+
+#[test]
+fn every_licence_may_be_used() {
+    let metadata = metadata();
+    let packages = built(&metadata);
+    assert!(packages.len() > 100, "the tree was read");
+    let wrong: Vec<String> = packages
+        .iter()
+        .filter(|package| !may_be_used(package["license"].as_str().unwrap_or("none")))
+        .map(|package| format!("{} {}: {}", package["name"], package["version"], package["license"]))
+        .collect();
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(
+        may_be_used("MIT OR GPL-3.0")
+            && may_be_used("(MIT OR Apache-2.0) AND Unicode-3.0")
+            && may_be_used("MIT/Apache-2.0")
+    );
+    assert!(!may_be_used("GPL-3.0") && !may_be_used("MIT AND GPL-3.0") && !may_be_used("none"));
+}
+
+#[test]
+fn each_library_is_built_once_but_for_those_that_are_known() {
+    let metadata = metadata();
+    let mut versions: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for package in built(&metadata) {
+        versions.entry(package["name"].as_str().unwrap()).or_default().insert(package["version"].as_str().unwrap());
+    }
+    let several: BTreeMap<&str, BTreeSet<&str>> =
+        versions.into_iter().filter(|(_, versions)| versions.len() > 1).collect();
+    let new: Vec<_> = several.iter().filter(|(name, _)| !SEVERAL.contains(name)).collect();
+    assert!(new.is_empty(), "built in several versions: {new:#?}");
+    let gone: Vec<_> = SEVERAL.iter().filter(|name| !several.contains_key(*name)).collect();
+    assert!(gone.is_empty(), "no longer several: {gone:?}");
+}
+
+#[test]
+fn no_code_of_ours_is_unsafe() {
+    let manifest = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")).unwrap();
+    assert!(manifest.contains("unsafe_code = \"forbid\""));
+}
