@@ -341,3 +341,94 @@ fn pages_of_known_origins_may_read_and_others_may_not() {
     let none = Config::shipped().start(&sim);
     assert_eq!(send(none.http, "OPTIONS", VECTARA, &preflight).status, 401);
 }
+
+/// HTTP/2 as an attacker speaks it: frames by hand (RFC 9113).
+mod frames {
+    pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+    pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+    }
+
+    /// A GET of `/v1/providers` with this key, as literals without indexing (RFC 7541, section 6.2.2).
+    pub fn get(stream: u32, key: &str) -> Vec<u8> {
+        let mut block = vec![0x82, 0x86];
+        for (name, value) in [(":path", "/v1/providers"), (":authority", "a"), ("x-api-key", key)] {
+            block.push(0);
+            for text in [name, value] {
+                block.push(u8::try_from(text.len()).unwrap());
+                block.extend_from_slice(text.as_bytes());
+            }
+        }
+        frame(1, 5, stream, &block)
+    }
+
+    /// Kinds of the frames in what came.
+    pub fn kinds(mut bytes: &[u8]) -> Vec<u8> {
+        let mut kinds = Vec::new();
+        while let Some((head, rest)) = bytes.split_at_checked(9) {
+            kinds.push(head[3]);
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+            bytes = rest.get(length..).unwrap_or_default();
+        }
+        kinds
+    }
+}
+
+#[test]
+fn who_resets_streams_faster_than_they_can_be_answered_loses_the_connection() {
+    let sim = Sim::start();
+    let weir = Config::shipped().edit("weir.yaml", "    # h2c: true ", "    h2c: true ").start(&sim);
+    let connect = || {
+        let mut socket = TcpStream::connect(weir.http).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        socket.write_all(&[frames::PREFACE, &frames::frame(4, 0, 0, &[])].concat()).unwrap();
+        socket
+    };
+    const GOAWAY: u8 = 7;
+    // Well-behaved first: headers come back, and no farewell.
+    let mut socket = connect();
+    socket.write_all(&frames::get(1, "open")).unwrap();
+    let (mut got, mut buffer) = (Vec::new(), [0; 4096]);
+    while !frames::kinds(&got).contains(&1) {
+        let n = socket.read(&mut buffer).unwrap();
+        assert!(n > 0, "it was closed");
+        got.extend_from_slice(&buffer[..n]);
+    }
+    assert!(!frames::kinds(&got).contains(&GOAWAY));
+    // Rapid reset (CVE-2023-44487).
+    let mut socket = connect();
+    let flood: Vec<u8> = (0..5000_u32)
+        .flat_map(|n| [frames::get(2 * n + 1, "open"), frames::frame(3, 0, 2 * n + 1, &[0, 0, 0, 8])].concat())
+        .collect();
+    let _ = socket.write_all(&flood);
+    let mut got = Vec::new();
+    let _ = socket.read_to_end(&mut got);
+    assert!(frames::kinds(&got).contains(&GOAWAY), "{:?}", frames::kinds(&got));
+    // A header list over the limit is refused on its stream; others go on.
+    let mut socket = connect();
+    let mut block = vec![0x82, 0x86, 0x00, 5];
+    block.extend_from_slice(b":path\x01/");
+    let large = "y".repeat(100);
+    for n in 0..1200 {
+        let name = format!("x-{n}");
+        block.push(0);
+        block.push(u8::try_from(name.len()).unwrap());
+        block.extend_from_slice(name.as_bytes());
+        block.push(100);
+        block.extend_from_slice(large.as_bytes());
+    }
+    let parts: Vec<&[u8]> = block.chunks(16_000).collect();
+    for (n, part) in parts.iter().enumerate() {
+        let last = if n + 1 == parts.len() { 4 } else { 0 };
+        let bytes = if n == 0 { frames::frame(1, 1 | last, 1, part) } else { frames::frame(9, last, 1, part) };
+        let _ = socket.write_all(&bytes);
+    }
+    let mut got = Vec::new();
+    let _ = socket.read_to_end(&mut got);
+    let kinds = frames::kinds(&got);
+    assert!(kinds.contains(&GOAWAY) || kinds.contains(&3) || kinds.contains(&1), "{kinds:?}");
+    assert!(!String::from_utf8_lossy(&got).contains("\"providers\""));
+    assert_eq!(weir.get(VECTARA).status, 200, "others go on");
+}
