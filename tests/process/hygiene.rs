@@ -220,6 +220,7 @@ fn under_attack(what: &str, attack: impl Fn(&Weir, usize) -> Option<TcpStream>) 
         let answered = weir.metric(
             "weir_http_requests_total{client=\"open\",provider=\"agenthuman\",route=\"/v1/sessions\",status=\"200\"}",
         );
+        std::thread::sleep(Duration::from_millis(300));
         std::mem::replace(&mut before_last, answered) == answered
     });
     let during = p99();
