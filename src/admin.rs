@@ -7,6 +7,7 @@ use crate::error::{Code, Problem};
 use crate::observe;
 use crate::purge::{Mode, Scope};
 use crate::question::Shared;
+use crate::route::Name;
 use crate::runtime::reload::Reloaded;
 use crate::runtime::snapshot::Snapshot;
 use crate::runtime::{self, Runtime};
@@ -214,7 +215,8 @@ fn purge_wanted(snapshot: &Snapshot, body: &[u8]) -> Result<(Scope, Mode), Probl
     let scope = match (name.as_str(), &value) {
         ("all", Value::Bool(true)) => Scope::All,
         ("session", Value::String(id)) => {
-            let (position, agent, session) = snapshot.routes.session_id(id).map_err(|problem| *problem)?;
+            let Name { provider: position, agent, session } =
+                snapshot.routes.session_id(id).map_err(|problem| *problem)?;
             Scope::Session { provider: provider(position), agent, session }
         }
         ("agent", Value::String(id)) => {

@@ -16,6 +16,7 @@ use crate::runtime;
 use crate::trace::{CacheStatus, How, Stored, Trace};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::time::{Instant as Latest, timeout_at};
 
 /// What the cache has for a question, and what the client's directives make of it.
 pub struct Looked {
@@ -101,11 +102,18 @@ fn current(shared: &Shared, question: &Question, entry: Arc<Entry>, now: Time) -
 }
 
 /// Answers a question: from what was looked up if that will do, else from the provider, else from
-/// what is stale if the provider fails.
+/// what is stale if the provider fails. Waits at most until `latest`, if that is given: one who asks for several
+/// answers does not wait for each as long as for one.
 ///
 /// # Errors
 /// The provider's failure, or 504 `not_cached`.
-pub async fn obtain(shared: &Arc<Shared>, question: &Question, looked: Looked, trace: &mut Trace) -> Outcome<Served> {
+pub async fn obtain(
+    shared: &Arc<Shared>,
+    question: &Question,
+    looked: Looked,
+    latest: Option<Latest>,
+    trace: &mut Trace,
+) -> Outcome<Served> {
     if let (Some(entry), Some(how)) = (&looked.entry, looked.serve) {
         if matches!(how, How::Stale("stale-while-revalidate")) && !looked.directives.only_if_cached {
             refresh(shared, question);
@@ -118,7 +126,11 @@ pub async fn obtain(shared: &Arc<Shared>, question: &Question, looked: Looked, t
     let asked_at = runtime::now();
     #[allow(clippy::disallowed_methods)] // how long a caller waits is told to its trace
     let asked = Instant::now();
-    let (result, collapsed) = ask(shared, question, &looked.directives).await;
+    let asking = ask(shared, question, &looked.directives);
+    let (result, collapsed) = match latest {
+        None => asking.await,
+        Some(latest) => timeout_at(latest, asking).await.unwrap_or_else(|_| (Err(too_late(question)), false)),
+    };
     trace.waited += asked.elapsed();
     // Read after the wait: a stale answer must not outlive its last moment meanwhile.
     let now = runtime::now();
@@ -163,6 +175,13 @@ pub async fn obtain(shared: &Arc<Shared>, question: &Question, looked: Looked, t
             Err(problem)
         }
     }
+}
+
+/// The call goes on, for others and for the cache.
+fn too_late(question: &Question) -> Box<Problem> {
+    let name = &question.provider().name;
+    let detail = format!("{name} did not answer within the deadline of all that this request asks for");
+    Box::new(Problem::new(Code::ProviderTimeout, detail).of(name))
 }
 
 fn served(shared: &Shared, question: &Question, entry: Arc<Entry>, how: How) -> Served {

@@ -237,7 +237,7 @@ impl Forward {
 
     fn set(&self, headers: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
         let why = if self.method.is_safe() { "weir; fwd=bypass" } else { "weir; fwd=method" };
-        let mut set = respond::passed(&self.snapshot.buckets(self.client, Some(self.provider)), &self.trace, why);
+        let mut set = respond::passed(&self.snapshot.buckets(self.client, &[self.provider]), &self.trace, why);
         let location = headers.get(header::LOCATION);
         let location = location.and_then(|location| here(self.provider(), &self.prefix, location));
         set.extend(location.map(|location| (header::LOCATION, location)));
@@ -263,7 +263,7 @@ impl Forward {
     #[must_use]
     pub fn problem(&mut self, problem: &Problem) -> crate::exchange::Answer {
         let (snapshot, now) = (self.snapshot.clone(), runtime::now());
-        let buckets = snapshot.buckets(self.client, Some(self.provider));
+        let buckets = snapshot.buckets(self.client, &[self.provider]);
         let dialect = snapshot.providers[self.provider].dialect.as_ref();
         let mut answer = respond::native(problem, dialect, &buckets, &mut self.trace, now);
         answer.headers.extend(self.shared_with.iter().cloned());

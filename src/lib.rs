@@ -4,6 +4,7 @@
 //! checks it. See `docs/ARCHITECTURE.md`.
 
 // 0 vocabulary
+pub mod endpoints;
 pub mod error;
 pub mod exchange;
 pub mod json;
@@ -20,10 +21,12 @@ pub mod cors;
 pub mod cursor;
 pub mod dialect;
 pub mod fault;
+pub mod fields;
 pub mod freshness;
 pub mod mapping;
 pub mod mount;
 pub mod origin;
+pub mod parameters;
 pub mod purge;
 pub mod ratelimit;
 pub mod route;
@@ -41,6 +44,7 @@ pub mod upstream;
 // 4 runtime
 pub mod runtime;
 // 5 one answer, 6 answers, 7 the line (trace: 3)
+pub mod batch;
 pub mod call;
 pub mod fetch;
 pub mod forward;
@@ -51,6 +55,7 @@ pub mod pipeline;
 pub mod question;
 pub mod respond;
 pub mod trace;
+pub mod watching;
 // 8 edges
 pub mod accept;
 pub mod admin;

@@ -1,27 +1,32 @@
-//! One page of a list, put together from the provider's own pages.
+//! One page of a list, merged out of the pages of its sources.
 //!
 //! A room of its own because a client's page and a provider's page are not the same: pages are asked
 //! of a provider always in one size, so that they are shared by all who walk the list, and a token
-//! holds where in them the next page begins.
+//! holds where in each source the next page begins. A source's own order is never changed; one that fails is
+//! named, and read from the same place the next time.
 
 use crate::cache::Kind;
 use crate::conditional::Directives;
-use crate::cursor::Position;
-use crate::error::Outcome;
-use crate::error::{Code, Problem};
+use crate::cursor::{Position, Reached};
+use crate::error::{Code, Outcome, Problem};
 use crate::fetch::{self, Looked, Served};
 use crate::held::Counted;
-use crate::model::{Form, Show, View, write_json};
+use crate::model::{Form, Item, Show, Time, View, write_json};
+use crate::parameters::Page;
 use crate::question::{Asking, Question, Shared};
-use crate::route::Page;
+use crate::route::Source;
 use crate::runtime;
 use crate::runtime::snapshot::Snapshot;
 use crate::template::Values;
 use crate::trace::{CacheStatus, How, Trace};
 use bytes::Bytes;
+use futures_util::future::join_all;
+use serde_json::{Value, json};
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
 
-/// Provider pages read to fill one of ours, after the first.
+/// Pages of a source read to fill one of ours, after its first.
 const MAX_FURTHER_PAGES: usize = 5;
 
 /// A list to read, for one client.
@@ -32,186 +37,365 @@ pub struct List<'l> {
     pub snapshot: &'l Arc<Snapshot>,
     /// The client's position.
     pub client: usize,
-    /// The provider's position.
-    pub provider: usize,
-    /// The agent, where the provider has agents.
-    pub agent: Option<&'l str>,
-    /// What of it.
+    /// The path's template: a token is good for one path.
+    pub path: &'static str,
+    /// What of the list.
     pub page: &'l Page,
-    /// As whom the provider is asked.
-    pub asking: Asking,
+    /// Where its sessions come from, and as whom each is asked.
+    pub sources: Vec<(&'l Source, Asking)>,
     /// The client's directives.
     pub directives: Directives,
 }
 
-/// Sessions chosen from provider pages.
-struct Chosen {
-    parts: Vec<(Arc<View>, usize)>,
-    next: Option<Position>,
+/// A source as it is read for one page.
+pub struct Reader {
+    /// Its place among the sources.
+    number: usize,
+    reached: Reached,
+    /// The provider's page that `reached` is in, and the token of the one after it.
+    page: Option<(Arc<View>, Option<String>)>,
+    /// The first question and what the cache had for it.
+    first: Option<(Question, Looked)>,
+    /// Pages that may still be read.
+    left: usize,
     total: Option<u64>,
     status: Option<CacheStatus>,
+    failed: Option<Box<Problem>>,
+}
+
+/// What a reader has to give next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Head {
+    /// This session of its page.
+    Session(usize, Option<Time>),
+    /// Nobody knows before its next page is read.
+    Unread,
+    /// As `Unread`, and no more pages may be read for this one of ours.
+    Spent,
+    /// Nothing: it has ended or failed.
+    Nothing,
 }
 
 impl List<'_> {
-    /// Where the page begins: the token's position, or the start.
+    /// Readers that begin where the token says, or at the start; each with what the cache has for its first page.
     ///
     /// # Errors
-    /// 400 for a token that is not this list's.
-    pub fn start(&self) -> Outcome<Position> {
-        let size = self.snapshot.providers[self.provider].list_sessions.as_ref().map_or(0, |op| op.max_limit);
-        let Some(token) = &self.page.token else { return Ok(Position { page_token: None, size, offset: 0 }) };
-        let binding = self.binding();
-        let binding: Vec<&str> = binding.iter().map(String::as_str).collect();
-        match self.snapshot.signer.open(&binding, token) {
-            Ok(mut positions) if positions.len() == 1 => Ok(positions.remove(0)),
-            Ok(_) => Err(Box::new(Problem::invalid("page_token is of another list; start again without it"))),
-            Err(why) => Err(Box::new(Problem::invalid(why))),
+    /// 400 for a token that is not this list's, or an id that no path can hold.
+    pub fn start(&self) -> Outcome<Vec<Reader>> {
+        let places = match &self.page.token {
+            None => self.sources.iter().map(|(source, _)| Reached::At(self.beginning(source))).collect(),
+            Some(token) => {
+                let places = self.snapshot.signer.open(&self.binding(), token);
+                places.map_err(|why| Box::new(Problem::invalid(why)))?
+            }
+        };
+        if places.len() != self.sources.len() {
+            return Err(Box::new(Problem::invalid("page_token is of another list; start again without it")));
         }
+        let now = runtime::now();
+        let reader = |(number, reached): (usize, Reached)| {
+            let first = match &reached {
+                Reached::End { .. } => None,
+                Reached::At(position) => {
+                    let question = self.question(number, position)?;
+                    let looked = fetch::look(self.shared, &question, self.directives, now);
+                    Some((question, looked))
+                }
+            };
+            let total = if let Reached::End { total } = reached { total } else { None };
+            let left = MAX_FURTHER_PAGES + 1;
+            Ok(Reader { number, reached, page: None, first, left, total, status: None, failed: None })
+        };
+        places.into_iter().enumerate().map(reader).collect()
+    }
+
+    fn beginning(&self, source: &Source) -> Position {
+        let size = self.snapshot.providers[source.provider].list_sessions.as_ref().map_or(0, |op| op.max_limit);
+        Position { page_token: None, size, offset: 0 }
     }
 
     /// What a token of this list may be used for.
-    fn binding(&self) -> [String; 5] {
-        [
+    fn binding(&self) -> Vec<String> {
+        let time = |at: Option<Time>| at.map(|at| at.0.to_string()).unwrap_or_default();
+        let filter = &self.page.filter;
+        let mut binding = vec![
             self.snapshot.clients[self.client].id.to_string(),
-            self.snapshot.providers[self.provider].name.to_string(),
-            self.agent.unwrap_or_default().to_owned(),
-            self.page.status.map(|s| s.as_str().to_owned()).unwrap_or_default(),
+            self.path.to_owned(),
+            filter.status.map(|s| s.as_str().to_owned()).unwrap_or_default(),
             self.page.enabled.map(|e| e.to_string()).unwrap_or_default(),
-        ]
+            time(filter.created_after),
+            time(filter.created_before),
+        ];
+        for (source, _) in &self.sources {
+            binding.push(self.snapshot.providers[source.provider].name.to_string());
+            binding.push(source.agent.clone().unwrap_or_default());
+        }
+        binding
     }
 
-    /// The question for the provider's page at a position.
-    ///
-    /// # Errors
-    /// 400 for an id that no path can hold.
-    pub fn question(&self, at: &Position) -> Outcome<Question> {
+    /// The question for a source's page at a position.
+    fn question(&self, number: usize, at: &Position) -> Outcome<Question> {
+        let (source, asking) = &self.sources[number];
         let values = Values {
-            agent: self.agent,
+            agent: source.agent.as_deref(),
             session: None,
             limit: (at.size > 0).then_some(at.size),
             page_token: at.page_token.as_deref(),
             enabled: self.page.enabled,
         };
-        Question::new(self.snapshot, (self.client, self.provider), self.asking.clone(), true, &values)
+        Question::new(self.snapshot, (self.client, source.provider), asking.clone(), true, &values)
     }
 
-    /// Reads the page that begins at `start`, of which the first lookup is done, as a JSON body.
+    /// Reads the page as a JSON body.
     ///
     /// # Errors
-    /// The provider's failure; the token stays usable.
-    pub async fn read(&self, start: Position, first: (Question, Looked), trace: &mut Trace) -> Outcome<Bytes> {
-        let chosen = self.choose(start, first, trace).await?;
-        trace.cache.clone_from(&chosen.status);
+    /// The failure of a source where none answers, or where none may fail; the token stays usable.
+    pub async fn read(&self, mut readers: Vec<Reader>, trace: &mut Trace) -> Outcome<Bytes> {
+        let timeouts = self.sources.iter().map(|(source, _)| self.snapshot.providers[source.provider].target.timeout);
+        let latest = Instant::now() + timeouts.max().unwrap_or(Duration::ZERO);
+        let chosen = self.merge(&mut readers, latest, trace).await?;
+        trace.cache = together(&readers);
+        self.judge(&readers)?;
         // Made for this request alone, so many slow readers would hold as many.
-        Counted::bytes(self.body(&chosen), &self.shared.upstream.budget).ok_or_else(|| {
+        let body = self.body(&chosen, &readers)?;
+        Counted::bytes(body, &self.shared.upstream.budget).ok_or_else(|| {
             let detail = "as many bytes of answers are under way as may be (overload.max_buffered)";
             Box::new(Problem::new(Code::Overloaded, detail).retry_after_ms(1000))
         })
     }
 
-    async fn choose(&self, start: Position, first: (Question, Looked), trace: &mut Trace) -> Outcome<Chosen> {
-        let form = if self.page.native { Form::WithNative } else { Form::Unified };
-        let show = Show { secrets: self.snapshot.clients[self.client].reveal_secrets, form };
+    /// Chooses sessions, newest first, and moves the readers on. What is not known is read, from all sources that it is
+    /// not known of at the same time.
+    async fn merge(
+        &self,
+        readers: &mut [Reader],
+        latest: Instant,
+        trace: &mut Trace,
+    ) -> Outcome<Vec<(Arc<View>, usize)>> {
         let limit = self.page.limit as usize;
-        let mut chosen = Chosen { parts: Vec::with_capacity(limit), next: None, total: None, status: None };
-        let (mut at, mut asked) = (start, Some(first));
-        for _ in 0..=MAX_FURTHER_PAGES {
-            let (question, looked) = match asked.take() {
-                Some(asked) => asked,
-                None => {
-                    let question = self.question(&at)?;
-                    let looked = fetch::look(self.shared, &question, self.directives, runtime::now());
-                    (question, looked)
-                }
-            };
-            let Served { entry, status } = fetch::obtain(self.shared, &question, looked, trace).await?;
-            chosen.status = Some(worse(chosen.status.take(), status));
-            let (next, total) = match &entry.kind {
-                Kind::Page { next, total } => (next, *total),
-                Kind::NotFound(problem) => {
-                    trace.cache = chosen.status;
-                    return Err(problem.clone());
-                }
-                Kind::Session => {
-                    return Err(Box::new(Problem::new(Code::InternalError, "a session where a list was stored")));
-                }
-            };
-            let view = fetch::view(self.shared, &question, &entry, show, runtime::now())?;
-            chosen.total = total.filter(|_| self.page.status.is_none());
-            let more = chosen.take(&view, &mut at, limit, self.page.status);
-            chosen.next = match (more, next) {
-                (true, _) => Some(at.clone()),
-                (false, Some(token)) => Some(Position { page_token: Some(token.clone()), size: at.size, offset: 0 }),
-                (false, None) => None,
-            };
-            match &chosen.next {
-                Some(next) if chosen.parts.len() < limit => at = next.clone(),
-                _ => break,
+        let mut chosen = Vec::with_capacity(limit);
+        loop {
+            let heads: Vec<Head> = readers.iter_mut().map(|reader| reader.head(&self.page.filter)).collect();
+            if chosen.len() == limit {
+                return Ok(chosen);
             }
+            if heads.contains(&Head::Unread) {
+                self.read_pages(readers, &heads, latest, trace).await?;
+                continue;
+            }
+            // What a source has next cannot be known for now: the order of what all have next cannot either.
+            if heads.contains(&Head::Spent) {
+                return Ok(chosen);
+            }
+            let Some((number, item)) = newest(&heads) else { return Ok(chosen) };
+            let reader = &mut readers[number];
+            chosen.extend(reader.page.as_ref().map(|(view, _)| (view.clone(), item)));
+            reader.pass(item);
         }
-        Ok(chosen)
     }
 
-    fn body(&self, chosen: &Chosen) -> Vec<u8> {
-        let provider = &self.snapshot.providers[self.provider].name;
-        let sessions: usize =
-            chosen.parts.iter().map(|(view, item)| view.items[*item].end - view.items[*item].start + 1).sum();
-        let mut out = Vec::with_capacity(sessions + 512);
+    async fn read_pages(
+        &self,
+        readers: &mut [Reader],
+        heads: &[Head],
+        latest: Instant,
+        trace: &mut Trace,
+    ) -> Outcome<()> {
+        let unread = readers.iter_mut().zip(heads).filter(|(_, head)| **head == Head::Unread);
+        let waits = join_all(unread.map(|(reader, _)| self.read_page(reader, latest))).await;
+        trace.waited += waits.into_iter().max().unwrap_or_default();
+        match readers.iter().find_map(|reader| reader.failed.as_ref()).filter(|_| self.page.deny_partial) {
+            None => Ok(()),
+            Some(problem) => {
+                trace.cache = together(readers);
+                Err(problem.clone())
+            }
+        }
+    }
+
+    /// Reads the page in which a source goes on; how long it waited for the provider.
+    async fn read_page(&self, reader: &mut Reader, latest: Instant) -> Duration {
+        let mut trace = Trace::new(String::new(), self.path);
+        reader.left -= 1;
+        let read = self.ask(reader, latest, &mut trace).await;
+        if let Some(status) = trace.cache {
+            reader.status = Some(worse(reader.status.take(), status));
+        }
+        if let Err(problem) = read {
+            // It is gone for good: there is nothing to take up again.
+            if problem.code.is_not_found() {
+                reader.reached = Reached::End { total: None };
+            }
+            reader.failed = Some(problem);
+        }
+        trace.waited
+    }
+
+    async fn ask(&self, reader: &mut Reader, latest: Instant, trace: &mut Trace) -> Outcome<()> {
+        let Reached::At(at) = &reader.reached else { return Ok(()) };
+        let (question, looked) = match reader.first.take() {
+            Some(first) => first,
+            None => {
+                let question = self.question(reader.number, at)?;
+                let looked = fetch::look(self.shared, &question, self.directives, runtime::now());
+                (question, looked)
+            }
+        };
+        let Served { entry, status } = fetch::obtain(self.shared, &question, looked, Some(latest), trace).await?;
+        trace.cache = Some(status);
+        let (next, total) = match &entry.kind {
+            Kind::Page { next, total } => (next, *total),
+            Kind::NotFound(problem) => return Err(problem.clone()),
+            Kind::Session => {
+                return Err(Box::new(Problem::new(Code::InternalError, "a session where a list was stored")));
+            }
+        };
+        let form = if self.page.shape.native { Form::WithNative } else { Form::Unified };
+        let show = Show { secrets: self.snapshot.clients[self.client].reveal_secrets, form };
+        let view = fetch::view(self.shared, &question, &entry, show, runtime::now())?;
+        (reader.total, reader.page) = (total, Some((view, next.clone())));
+        Ok(())
+    }
+
+    /// Where no source that had something left has answered, their failure is the answer: of several, one that may
+    /// pass comes first.
+    fn judge(&self, readers: &[Reader]) -> Outcome<()> {
+        let answered = readers.iter().any(|reader| reader.failed.is_none() && reader.status.is_some());
+        let mut failures: Vec<&Problem> = readers.iter().filter_map(|reader| reader.failed.as_deref()).collect();
+        failures.sort_by_key(|problem| problem.code.status() < 500);
+        match failures.first() {
+            Some(problem) if !answered => Err(Box::new(Problem::clone(problem))),
+            _ => Ok(()),
+        }
+    }
+
+    fn body(&self, chosen: &[(Arc<View>, usize)], readers: &[Reader]) -> Outcome<Vec<u8>> {
+        let item = |(view, item): &(Arc<View>, usize)| -> Item { view.items[*item].clone() };
+        let bytes: usize = chosen.iter().map(item).map(|item| item.end - item.start + 1).sum();
+        let mut out = Vec::with_capacity(bytes + 512);
         out.extend_from_slice(b"{\"sessions\":[");
-        for (position, (view, item)) in chosen.parts.iter().enumerate() {
+        for (position, part) in chosen.iter().enumerate() {
             if position > 0 {
                 out.push(b',');
             }
-            let item = &view.items[*item];
-            out.extend_from_slice(&view.body[item.start..item.end]);
+            let Item { start, end, .. } = item(part);
+            let session = &part.0.body[start..end];
+            match &self.page.shape.fields {
+                None => out.extend_from_slice(session),
+                Some(fields) => fields.cut(session, &mut out)?,
+            }
         }
-        let binding = self.binding();
-        let binding: Vec<&str> = binding.iter().map(String::as_str).collect();
-        let token = chosen.next.as_ref().map(|next| self.snapshot.signer.seal(&binding, std::slice::from_ref(next)));
         out.extend_from_slice(b"],\"next_page_token\":");
-        write_json(&mut out, &token);
+        write_json(&mut out, &self.next_token(readers));
         out.extend_from_slice(b",\"total_count\":");
-        write_json(&mut out, &chosen.total);
-        out.extend_from_slice(b",\"partial\":false,\"sources\":");
-        let age = chosen.status.as_ref().and_then(|s| s.life).map_or(0, |life| life.age(runtime::now()).as_secs());
-        let state = match chosen.status.as_ref().map(|s| s.how) {
-            Some(How::Hit) => "cached",
-            Some(How::Stale(_) | How::StaleOnError { .. }) => "stale",
-            _ => "fresh",
-        };
-        let source = serde_json::json!([{
-            "provider": &**provider, "agent": self.agent, "state": state, "age_seconds": age, "error": null,
-        }]);
-        write_json(&mut out, &source);
+        let total: Option<u64> = readers.iter().map(|reader| reader.total.filter(|_| reader.failed.is_none())).sum();
+        write_json(&mut out, &total.filter(|_| self.page.filter.is_open()));
+        out.extend_from_slice(b",\"partial\":");
+        write_json(&mut out, &readers.iter().any(|reader| reader.failed.is_some()));
+        out.extend_from_slice(b",\"sources\":");
+        let now = runtime::now();
+        write_json(&mut out, &readers.iter().map(|reader| self.row(reader, now)).collect::<Vec<_>>());
         out.push(b'}');
-        out
+        Ok(out)
+    }
+
+    fn next_token(&self, readers: &[Reader]) -> Option<String> {
+        let places: Vec<Reached> = readers.iter().map(|reader| reader.reached.clone()).collect();
+        let more = places.iter().any(|place| matches!(place, Reached::At(_)));
+        more.then(|| self.snapshot.signer.seal(&self.binding(), &places))
+    }
+
+    /// How a source did.
+    fn row(&self, reader: &Reader, now: Time) -> Value {
+        let source = self.sources[reader.number].0;
+        let status = reader.status.as_ref().filter(|_| reader.failed.is_none());
+        let state = match (&reader.failed, status.map(|status| status.how)) {
+            (Some(problem), _) if problem.code == Code::ProviderRateLimited => "rate_limited",
+            (Some(_), _) => "failed",
+            (None, None) => "exhausted",
+            (None, Some(How::Hit)) => "cached",
+            (None, Some(How::Stale(_) | How::StaleOnError { .. })) => "stale",
+            (None, Some(_)) => "fresh",
+        };
+        json!({
+            "provider": &*self.snapshot.providers[source.provider].name,
+            "agent": source.agent,
+            "state": state,
+            "age_seconds": status.and_then(|status| status.life).map(|life| life.age(now).as_secs()),
+            "error": reader.failed.as_ref().map(|problem| problem.to_value(None)),
+        })
     }
 }
 
-impl Chosen {
-    /// Takes what fits from a provider's page, and moves `at` on. Says whether the page has more.
-    fn take(
-        &mut self,
-        view: &Arc<View>,
-        at: &mut Position,
-        limit: usize,
-        status: Option<crate::model::Status>,
-    ) -> bool {
-        for (position, item) in view.items.iter().enumerate().skip(at.offset as usize) {
-            if self.parts.len() == limit {
-                return true;
+impl Reader {
+    /// Whether its first page is in the cache, if it has one to read.
+    #[must_use]
+    pub fn is_hit(&self) -> Option<bool> {
+        self.first.as_ref().map(|(_, looked)| looked.is_hit())
+    }
+
+    /// What it has next that passes, past what does not; at a page's end it moves on to the next.
+    fn head(&mut self, filter: &crate::parameters::Filter) -> Head {
+        loop {
+            let Reached::At(at) = &mut self.reached else { return Head::Nothing };
+            let Some((view, next)) = &self.page else {
+                return match self.left {
+                    _ if self.failed.is_some() => Head::Nothing,
+                    0 => Head::Spent,
+                    _ => Head::Unread,
+                };
+            };
+            let rest = view.items.iter().enumerate().skip(at.offset as usize);
+            let found = rest.into_iter().find(|(_, item)| filter.takes(item.status, item.created_at));
+            if let Some((position, item)) = found {
+                at.offset = u32::try_from(position).unwrap_or(u32::MAX);
+                return Head::Session(position, item.created_at);
             }
-            at.offset = u32::try_from(position + 1).unwrap_or(u32::MAX);
-            if status.is_none_or(|status| item.status == status) {
-                self.parts.push((view.clone(), position));
-            }
+            self.reached = match next {
+                Some(token) => Reached::At(Position { page_token: Some(token.clone()), size: at.size, offset: 0 }),
+                None => Reached::End { total: self.total },
+            };
+            self.page = None;
         }
-        false
+    }
+
+    /// Moves past a session of its page that was given.
+    fn pass(&mut self, item: usize) {
+        if let Reached::At(at) = &mut self.reached {
+            at.offset = u32::try_from(item + 1).unwrap_or(u32::MAX);
+        }
     }
 }
 
-/// Of several pages: a hit only if all were, and the times of the one that ends first.
-fn worse(one: Option<CacheStatus>, other: CacheStatus) -> CacheStatus {
+/// Whose head is the newest: one that does not say when it was made comes first, so that it blocks nothing; of
+/// equals, that of the source named first.
+fn newest(heads: &[Head]) -> Option<(usize, usize)> {
+    let mut best: Option<(Option<Time>, usize, usize)> = None;
+    for (number, head) in heads.iter().enumerate() {
+        let Head::Session(item, made) = *head else { continue };
+        let newer = best.is_none_or(|(than, ..)| match (made, than) {
+            (_, None) => false,
+            (None, Some(_)) => true,
+            (Some(made), Some(than)) => made > than,
+        });
+        if newer {
+            best = Some((made, number, item));
+        }
+    }
+    best.map(|(_, number, item)| (number, item))
+}
+
+/// How the cache took part in all that was read. What is partial is good for this moment only.
+fn together(readers: &[Reader]) -> Option<CacheStatus> {
+    let all = readers.iter().filter_map(|reader| reader.status.clone());
+    let failed = readers.iter().any(|reader| reader.failed.is_some());
+    let status = all.fold(None, |one, other| Some(worse(one, other)))?;
+    Some(CacheStatus { life: status.life.filter(|_| !failed), ..status })
+}
+
+/// Of several answers: a hit only if all were, and the times of the one that ends first.
+#[must_use]
+pub fn worse(one: Option<CacheStatus>, other: CacheStatus) -> CacheStatus {
     let rank = |status: &CacheStatus| match status.how {
         How::Hit => 0,
         How::Collapsed(_) => 1,

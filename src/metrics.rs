@@ -55,6 +55,10 @@ metrics! {
         overhead: HistogramVec("weir_overhead_seconds", ["route"]; LATENCY),
         /// Decisions of clients' rate-limit policies.
         rate_limit: IntCounterVec("weir_rate_limit_requests_total", ["client", "policy", "decision"]),
+        /// Clients that watch a session now.
+        watchers: IntGauge("weir_watchers"),
+        /// Events sent to clients that watch a session.
+        watch_events: IntCounterVec("weir_watch_events_total", ["provider", "event"]),
         /// Access log lines that could not be written because their reader was too slow.
         access_log_dropped: IntCounter("weir_access_log_dropped_total"),
     }

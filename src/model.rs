@@ -331,6 +331,8 @@ pub struct Item {
     pub end: usize,
     /// Its state, for filters.
     pub status: Status,
+    /// When it was made, for filters and for merging.
+    pub created_at: Option<Time>,
 }
 
 /// Appends a value as JSON. Writing to a `Vec` cannot fail, and neither can the types we write.

@@ -138,7 +138,7 @@ pub async fn read(
     trace: &mut Trace,
 ) -> Outcome<Content> {
     let show = Show { secrets, form: Form::Native };
-    match fetch::obtain(shared, question, looked, trace).await {
+    match fetch::obtain(shared, question, looked, None, trace).await {
         Ok(Served { entry, status }) => {
             trace.cache = Some(status);
             if let Kind::NotFound(problem) = &entry.kind {

@@ -3,10 +3,11 @@
 //! `answer` is the line; every step stands in its own room. It knows neither sockets nor Pingora,
 //! and decides nothing that another room could.
 
+use crate::batch::Batch;
+use crate::batch::Job;
 use crate::cache::Kind;
 use crate::conditional::{self, Directives};
 use crate::config::edge::{Limits, counted_as};
-use crate::config::weir::Charge;
 use crate::cors;
 use crate::error::Outcome;
 use crate::error::{Code, Problem};
@@ -18,16 +19,16 @@ use crate::model::{Form, Show, Time};
 use crate::mount::Mounted;
 use crate::native::{self, Way};
 use crate::origin;
+use crate::parameters::Shape;
 use crate::question::{self, Asking, Question, Shared};
-use crate::ratelimit::{self, Bucket, Refusal};
+use crate::ratelimit::{self, Bucket, Cost, Due, Refusal};
 use crate::respond::{self, Content};
-use crate::route::{NO_ROUTE, Page, Route, Routed};
+use crate::route::{NO_ROUTE, Name, Route, Routed, Source};
 use crate::runtime::snapshot::Snapshot;
 use crate::runtime::{self, Runtime};
-use crate::template::Values;
 use crate::trace::Trace;
+use crate::watching::{self, Begun, Watched, Watching, Wish};
 use http::header;
-use std::num::NonZeroU32;
 use std::sync::Arc;
 
 /// All that the line needs.
@@ -36,6 +37,7 @@ pub struct Line {
     pub runtime: Arc<Runtime>,
     /// Cache, connections, metrics.
     pub shared: Arc<Shared>,
+    watched: Arc<Watched>,
 }
 
 /// What becomes of a request.
@@ -44,28 +46,42 @@ pub enum Handled {
     Answered(Answer),
     /// It goes on to the provider, and its answer comes back from there.
     Passed(Box<Forward>),
+    /// Its answer begins with this, whose body is what is watched.
+    Watching(Answer, Box<Watching>),
 }
 
 enum Done {
     Content(Content),
     Passed(Box<Forward>),
+    Watching(Box<Watching>),
+    /// There is nothing to say, now or later.
+    Nothing,
 }
 
 /// Label of browsers' questions whether they may ask.
 const PREFLIGHT: &str = "preflight";
 /// Label of requests that are passed on.
 const NATIVE: &str = "native";
+/// Label of the provider of requests that go to several.
+const SEVERAL: &str = "several";
 
 /// Who asks for what, once that is known.
 struct Asked {
     snapshot: Arc<Snapshot>,
     client: usize,
-    provider: Option<usize>,
+    /// Whom it goes to, each once.
+    providers: Vec<usize>,
     directives: Directives,
     now: Time,
 }
 
 impl Line {
+    /// A line on what is in force and what all requests share.
+    #[must_use]
+    pub fn new(runtime: Arc<Runtime>, shared: Arc<Shared>) -> Self {
+        Self { runtime, shared, watched: Arc::default() }
+    }
+
     /// Answers a request: authenticate → route and permit → admit → cache → [fetch] → respond; or passes it on.
     pub async fn handle(&self, request: &Request, request_id: String) -> (Handled, Trace) {
         let (snapshot, now) = (self.runtime.snapshot(), runtime::now());
@@ -78,13 +94,13 @@ impl Line {
         let mut trace = Trace::new(request_id, NO_ROUTE);
         let mut asked = Asked {
             client: usize::MAX,
-            provider: None,
+            providers: Vec::new(),
             directives: conditional::directives(&request.headers),
             snapshot: snapshot.clone(),
             now,
         };
         let outcome = match &mounted {
-            None => self.line(request, &mut asked, &mut trace).await.map(Done::Content),
+            None => self.line(request, &mut asked, &mut trace).await,
             Some(mounted) => self.native(request, mounted, &mut asked, &mut trace).await,
         };
         let buckets = asked.buckets();
@@ -94,6 +110,12 @@ impl Line {
                 forward.shared_with = shared_with;
                 return (Handled::Passed(forward), trace);
             }
+            (Ok(Done::Watching(watching)), _) => {
+                let mut answer = respond::events(&buckets, &mut trace);
+                answer.headers.extend(shared_with);
+                return (Handled::Watching(answer, watching), trace);
+            }
+            (Ok(Done::Nothing), _) => respond::nothing(&buckets, &mut trace),
             (Ok(Done::Content(content)), _) => respond::content(request, content, &buckets, &mut trace, runtime::now()),
             (Err(problem), None) => respond::problem(&problem, &buckets, &mut trace, runtime::now()),
             (Err(problem), Some(mounted)) => {
@@ -149,7 +171,7 @@ impl Line {
         (trace.route, trace.provider) = (NATIVE, Some(asked.snapshot.providers[provider].name.clone()));
         self.enter(request, asked, trace)?;
         native::permitted(&asked.snapshot, asked.client, provider)?;
-        asked.provider = Some(provider);
+        asked.providers = vec![provider];
         let who = (asked.client, provider);
         let asking = Asking::of(&asked.snapshot, asked.client, provider, &request.headers)?;
         match native::way(&asked.snapshot, who, &asking, mounted, request)? {
@@ -160,7 +182,7 @@ impl Line {
                 native::read(&self.shared, &question, looked, secrets, trace).await.map(Done::Content)
             }
             Way::Pass(change) => {
-                self.admit(asked, false)?;
+                self.admit(asked, &[(Some(provider), Cost::one(false))])?;
                 let question_mark = if request.query.is_empty() { "" } else { "?" };
                 let passage = Passage {
                     change,
@@ -173,25 +195,36 @@ impl Line {
         }
     }
 
-    async fn line(&self, request: &Request, asked: &mut Asked, trace: &mut Trace) -> Outcome<Content> {
+    async fn line(&self, request: &Request, asked: &mut Asked, trace: &mut Trace) -> Outcome<Done> {
         self.enter(request, asked, trace)?;
         body_within_limits(request, &asked.snapshot.weir.limits)?;
-        let route = asked.route(request, trace)?;
-        match route {
+        let routed = asked.route(request, trace)?;
+        match routed.route {
             Route::Providers => {
-                self.admit(asked, true)?;
-                Ok(respond::providers(&asked.snapshot, asked.client, asked.now))
+                self.admit(asked, &[(None, Cost::one(true))])?;
+                Ok(Done::Content(respond::providers(&asked.snapshot, asked.client, asked.now)))
             }
-            Route::Session { provider, agent, session, native } => {
-                let values = Values { agent: agent.as_deref(), session: Some(&session), ..Values::default() };
-                let asking = Asking::of(&asked.snapshot, asked.client, provider, &request.headers)?;
-                let question = Question::new(&asked.snapshot, (asked.client, provider), asking, false, &values)?;
-                self.session(asked, &question, native, trace).await
+            Route::Session { name, shape } => {
+                let question = watching::question(&asked.snapshot, asked.client, &name, request)?;
+                self.session(asked, &question, &shape, trace).await.map(Done::Content)
             }
-            Route::List { provider, agent, page } => {
-                let asking = Asking::of(&asked.snapshot, asked.client, provider, &request.headers)?;
-                self.list(asked, asking, (provider, agent.as_deref()), &page, trace).await
+            Route::Watch { name, shape } => self.watch(request, asked, &name, shape, trace).await,
+            Route::List { sources, page } => {
+                let asking =
+                    |source: &Source| Asking::of(&asked.snapshot, asked.client, source.provider, &request.headers);
+                let sources = sources.iter().map(|source| Ok((source, asking(source)?)));
+                let list = List {
+                    shared: &self.shared,
+                    snapshot: &asked.snapshot,
+                    client: asked.client,
+                    path: routed.endpoint.path,
+                    page: &page,
+                    sources: sources.collect::<Outcome<_>>()?,
+                    directives: asked.directives,
+                };
+                self.list(asked, &list, trace).await.map(Done::Content)
             }
+            Route::Batch { ids, shape } => self.batch(request, asked, (&ids, &shape), trace).await.map(Done::Content),
         }
     }
 
@@ -205,41 +238,73 @@ impl Line {
         Err(Box::new(Problem::new(Code::Overloaded, detail).retry_after_ms(1000)))
     }
 
-    async fn session(&self, asked: &Asked, question: &Question, native: bool, trace: &mut Trace) -> Outcome<Content> {
+    async fn session(&self, asked: &Asked, question: &Question, shape: &Shape, trace: &mut Trace) -> Outcome<Content> {
         let looked = self.look_and_admit(asked, question)?;
-        let Served { entry, status } = fetch::obtain(&self.shared, question, looked, trace).await?;
+        let Served { entry, status } = fetch::obtain(&self.shared, question, looked, None, trace).await?;
         trace.cache = Some(status);
         if let Kind::NotFound(problem) = &entry.kind {
             return Err(problem.clone());
         }
-        let form = if native { Form::WithNative } else { Form::Unified };
+        let form = if shape.native { Form::WithNative } else { Form::Unified };
         let show = Show { secrets: asked.snapshot.clients[asked.client].reveal_secrets, form };
         let view = fetch::view(&self.shared, question, &entry, show, asked.now)?;
-        Ok(Content { body: view.body.clone(), etag: Some(view.etag.clone()) })
+        let Some(fields) = &shape.fields else {
+            return Ok(Content { body: view.body.clone(), etag: Some(view.etag.clone()) });
+        };
+        let mut body = Vec::with_capacity(view.body.len());
+        fields.cut(&view.body, &mut body)?;
+        Ok(Content { etag: Some(crate::reading::etag(&body)), body: body.into() })
     }
 
-    async fn list(
+    async fn watch(
         &self,
+        request: &Request,
         asked: &Asked,
-        asking: Asking,
-        (provider, agent): (usize, Option<&str>),
-        page: &Page,
+        name: &Name,
+        shape: Shape,
         trace: &mut Trace,
-    ) -> Outcome<Content> {
-        let list = List {
+    ) -> Outcome<Done> {
+        let question = watching::question(&asked.snapshot, asked.client, name, request)?;
+        let looked = self.look_and_admit(asked, &question)?;
+        let wish = Wish {
+            runtime: &self.runtime,
             shared: &self.shared,
+            watched: &self.watched,
             snapshot: &asked.snapshot,
             client: asked.client,
-            provider,
-            agent,
-            page,
-            asking,
-            directives: asked.directives,
+            request,
+            shape,
         };
-        let start = list.start()?;
-        let question = list.question(&start)?;
-        let looked = self.look_and_admit(asked, &question)?;
-        let body = list.read(start, (question, looked), trace).await?;
+        Ok(match wish.begin(question, looked, trace).await? {
+            Begun::Watching(watching) => Done::Watching(watching),
+            Begun::Over => Done::Nothing,
+        })
+    }
+
+    async fn list(&self, asked: &Asked, list: &List<'_>, trace: &mut Trace) -> Outcome<Content> {
+        let readers = list.start()?;
+        let costs = readers.iter().zip(&list.sources);
+        let costs =
+            costs.filter_map(|(reader, (source, _))| Some((Some(source.provider), Cost::one(reader.is_hit()?))));
+        self.admit(asked, &costs.collect::<Vec<_>>())?;
+        let body = list.read(readers, trace).await?;
+        Ok(Content { etag: Some(crate::reading::etag(&body)), body })
+    }
+
+    async fn batch(
+        &self,
+        request: &Request,
+        asked: &mut Asked,
+        (ids, shape): (&[(String, Outcome<Name>)], &Shape),
+        trace: &mut Trace,
+    ) -> Outcome<Content> {
+        let snapshot = asked.snapshot.clone();
+        let batch = Batch { shared: &self.shared, snapshot: &snapshot, client: asked.client, ids, shape };
+        let (jobs, places) = batch.jobs(&request.headers, asked.directives);
+        let costs: Vec<_> = jobs.iter().map(Job::cost).collect();
+        asked.goes_to(costs.iter().filter_map(|(provider, _)| *provider), trace);
+        self.admit(asked, &costs)?;
+        let body = batch.read(jobs, &places, trace).await?;
         Ok(Content { etag: Some(crate::reading::etag(&body)), body })
     }
 
@@ -247,50 +312,77 @@ impl Line {
     /// in it before the request is admitted.
     fn look_and_admit(&self, asked: &Asked, question: &Question) -> Outcome<Looked> {
         let looked = fetch::look(&self.shared, question, asked.directives, asked.now);
-        self.admit(asked, looked.is_hit())?;
+        self.admit(asked, &[(asked.providers.first().copied(), Cost::one(looked.is_hit()))])?;
         Ok(looked)
     }
 
-    fn admit(&self, asked: &Asked, hit: bool) -> Outcome<()> {
+    /// Takes from all policies or from none. What is asked of a provider costs at the client's own policies and at
+    /// those for this provider.
+    fn admit(&self, asked: &Asked, costs: &[(Option<usize>, Cost)]) -> Outcome<()> {
         let client = &asked.snapshot.clients[asked.client];
-        let buckets = asked.buckets();
-        let charged = |charge| charge == Charge::All || !hit;
-        let decision = ratelimit::admit(&buckets, charged, NonZeroU32::MIN, &client.gate);
+        let sum = |at: Option<usize>| {
+            let those = costs.iter().filter(|(provider, _)| at.is_none() || *provider == at);
+            those.fold(Cost { all: 0, misses: 0 }, |sum, (_, cost)| sum + *cost)
+        };
+        let own = std::iter::once((sum(None), &client.buckets));
+        let access =
+            asked.providers.iter().filter_map(|at| Some((sum(Some(*at)), &client.access[*at].as_ref()?.buckets)));
+        let due = |(cost, bucket): (Cost, _)| -> Option<Due<'_>> {
+            let bucket: &Bucket = bucket;
+            Some(Due { bucket, cost: cost.under(bucket.limiter.policy.charge)? })
+        };
+        let all = own.chain(access).flat_map(|(cost, buckets)| buckets.iter().map(move |bucket| (cost, bucket)));
+        let dues: Vec<Due<'_>> = all.filter_map(due).collect();
+        let decision = ratelimit::admit(&dues, &client.gate);
         let violated = match &decision {
             Err(Refusal::Limited { policies, .. }) => policies.as_slice(),
             _ => &[],
         };
-        for bucket in buckets.iter().filter(|bucket| charged(bucket.limiter.policy.charge)) {
+        for Due { bucket, .. } in &dues {
             let policy = &bucket.limiter.policy.name;
             let word = if violated.contains(policy) { "limited" } else { "allowed" };
             if decision.is_ok() || word == "limited" {
                 self.shared.metrics.http.rate_limit.with_label_values(&[&*client.id, policy, word]).inc();
             }
         }
-        decision.map_err(|refusal| respond::refusal(&client.id, &buckets, refusal))
+        decision.map_err(|refusal| respond::refusal(&client.id, &asked.buckets(), refusal))
     }
 }
 
 impl Asked {
     /// Route and permit.
-    fn route(&mut self, request: &Request, trace: &mut Trace) -> Outcome<Route> {
+    fn route(&mut self, request: &Request, trace: &mut Trace) -> Outcome<Routed> {
         let routed = self.snapshot.routes.route(&request.method, &request.path, &request.query);
-        let Routed { label, route } = routed.map_err(|(label, problem)| {
+        let routed = routed.map_err(|(label, problem)| {
             trace.route = label;
             problem
         })?;
-        trace.route = label;
-        if let Route::Session { provider, .. } | Route::List { provider, .. } = route {
-            trace.provider = Some(self.snapshot.providers[provider].name.clone());
+        trace.route = routed.endpoint.path;
+        let providers = routed.route.providers();
+        self.goes_to(providers.iter().copied(), trace);
+        for provider in providers {
             question::permitted(&self.snapshot, self.client, provider)?;
-            self.provider = Some(provider);
         }
-        Ok(route)
+        Ok(routed)
     }
 
-    /// The policies that apply: the client's, and its for this provider.
+    /// Remembers whom it goes to.
+    fn goes_to(&mut self, providers: impl Iterator<Item = usize>, trace: &mut Trace) {
+        for provider in providers {
+            if !self.providers.contains(&provider) {
+                self.providers.push(provider);
+            }
+        }
+        trace.provider = match self.providers.as_slice() {
+            [] => None,
+            [one] => Some(self.snapshot.providers[*one].name.clone()),
+            _ => Some(SEVERAL.into()),
+        };
+    }
+
+    /// The policies that apply: the client's, and its for these providers.
     fn buckets(&self) -> Vec<&Bucket> {
-        self.snapshot.buckets(self.client, self.provider)
+        self.snapshot.buckets(self.client, &self.providers)
     }
 }
 

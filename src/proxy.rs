@@ -12,8 +12,10 @@ use crate::runtime;
 use crate::trace::Trace;
 use crate::upstream::passing_failure;
 use crate::watched;
+use crate::watching::Watching;
 use async_trait::async_trait;
-use http::{HeaderMap, HeaderValue, Method, Uri, header};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Uri, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
@@ -120,6 +122,14 @@ impl ProxyHttp for Gateway {
         let (handled, mut trace) = self.line.handle(&request, request_id).await;
         let answer = match handled {
             Handled::Answered(answer) => answer,
+            Handled::Watching(answer, watching) => {
+                let took = started.elapsed();
+                // It is bounded apart from requests that have an end.
+                way.in_flight = None;
+                let written = stream(session, &request, answer, watching, &mut trace).await;
+                self.observe(&request.method, &trace, took);
+                return written.map(|()| true);
+            }
             Handled::Passed(mut forward) => {
                 forward.trace = trace;
                 way.passed = Some((started, forward));
@@ -322,6 +332,44 @@ fn translate(session: &Session) -> Request {
 fn keep_alive(session: &mut Session, idle: Duration) {
     if session.get_keepalive().is_some() {
         session.set_keepalive(Some(idle.as_secs().max(1)));
+    }
+}
+
+/// Writes an answer that goes on until what is watched ends, or the client goes.
+async fn stream(
+    session: &mut Session,
+    request: &Request,
+    answer: Answer,
+    mut watching: Box<Watching>,
+    trace: &mut Trace,
+) -> pingora::Result<()> {
+    let mut header = ResponseHeader::build(answer.status, Some(answer.headers.len() + 2))?;
+    for (name, value) in answer.headers {
+        header.append_header(name, value)?;
+    }
+    match request.version {
+        Version::HTTP_11 => header.insert_header(header::TRANSFER_ENCODING, "chunked")?,
+        // Its end is the connection's.
+        Version::HTTP_10 => session.set_keepalive(None),
+        _ => {}
+    }
+    let head_only = request.method == Method::HEAD;
+    session.write_response_header(Box::new(header), head_only).await?;
+    if head_only {
+        return Ok(());
+    }
+    loop {
+        let part = tokio::select! {
+            part = watching.next() => part,
+            // What comes now is no part of this request: it has gone, or speaks out of turn.
+            _ = session.as_downstream_mut().read_body_or_idle(true) => return Ok(()),
+        };
+        trace.bytes += part.as_ref().map_or(0, Bytes::len);
+        let over = part.is_none();
+        session.write_response_body(part, over).await?;
+        if over {
+            return Ok(());
+        }
     }
 }
 

@@ -17,6 +17,7 @@ use crate::trace::Stored;
 use crate::upstream::Upstream;
 use http::HeaderMap;
 use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
 
 /// How a call ended, for everyone who waited for it.
 pub type Landed = Result<(Arc<Entry>, Stored), Box<Problem>>;
@@ -31,6 +32,8 @@ pub struct Shared {
     pub upstream: Arc<Upstream>,
     /// Calls under way.
     pub flights: Flights<Key, Landed, Subject>,
+    /// Cancelled when Weir shuts down: answers without an end come to it then.
+    pub stopping: CancellationToken,
 }
 
 impl Shared {
@@ -38,7 +41,8 @@ impl Shared {
     #[must_use]
     pub fn new(metrics: Metrics, max_bytes: u64, max_buffered: u64) -> Self {
         let cache = Cache::new(max_bytes, metrics.cache.clone());
-        Self { metrics, cache, upstream: Arc::new(Upstream::new(max_buffered)), flights: Flights::default() }
+        let upstream = Arc::new(Upstream::new(max_buffered));
+        Self { metrics, cache, upstream, flights: Flights::default(), stopping: CancellationToken::new() }
     }
 
     /// Purges what the scope touches; how many entries that were. Calls under way answer those who

@@ -187,29 +187,65 @@ pub enum Refusal {
     },
 }
 
-/// Admits a request of this cost under all buckets that `charged` says apply, or takes from none.
+/// What a request costs: one for each answer that it needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cost {
+    /// Under a policy that charges every answer.
+    pub all: u32,
+    /// Under one that charges only what the cache could not answer.
+    pub misses: u32,
+}
+
+impl Cost {
+    /// Of one answer.
+    #[must_use]
+    pub fn one(hit: bool) -> Self {
+        Self { all: 1, misses: u32::from(!hit) }
+    }
+
+    /// Under a policy that charges so; `None` where it is free.
+    #[must_use]
+    pub fn under(self, charge: Charge) -> Option<NonZeroU32> {
+        NonZeroU32::new(match charge {
+            Charge::All => self.all,
+            Charge::Misses => self.misses,
+        })
+    }
+}
+
+impl std::ops::Add for Cost {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { all: self.all + other.all, misses: self.misses + other.misses }
+    }
+}
+
+/// What a request takes from a bucket.
+pub struct Due<'b, C: Clock<Instant = Nanos> = Ticker> {
+    /// Which.
+    pub bucket: &'b Bucket<C>,
+    /// How much.
+    pub cost: NonZeroU32,
+}
+
+/// Admits a request under all buckets that it takes from, or takes from none.
 /// `gate` is the client's own: it makes asking all and then taking from all one step.
 ///
 /// # Errors
 /// The refusal; nothing was taken.
-pub fn admit<C: Clock<Instant = Nanos>>(
-    buckets: &[&Bucket<C>],
-    charged: impl Fn(Charge) -> bool,
-    cost: NonZeroU32,
-    gate: &Mutex<()>,
-) -> Result<(), Refusal> {
-    let applying = || buckets.iter().filter(|bucket| charged(bucket.limiter.policy.charge));
+pub fn admit<C: Clock<Instant = Nanos>>(dues: &[Due<'_, C>], gate: &Mutex<()>) -> Result<(), Refusal> {
     // A poisoned gate guards nothing that could be half done.
     let _one_at_a_time = gate.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let mut policies = Vec::new();
     let mut retry_after = Duration::ZERO;
-    for bucket in applying() {
+    for Due { bucket, cost } in dues {
         let limiter = &bucket.limiter;
-        match limiter.ask(&bucket.key, cost, false) {
+        match limiter.ask(&bucket.key, *cost, false) {
             Ok(true) => {}
             Ok(false) => {
                 policies.push(limiter.policy.name.clone());
-                retry_after = retry_after.max(limiter.wait_for(&bucket.key, cost));
+                retry_after = retry_after.max(limiter.wait_for(&bucket.key, *cost));
             }
             Err(_) => {
                 let (policy, burst) = (limiter.policy.name.clone(), limiter.policy.burst.get());
@@ -220,8 +256,8 @@ pub fn admit<C: Clock<Instant = Nanos>>(
     if !policies.is_empty() {
         return Err(Refusal::Limited { policies, retry_after });
     }
-    for bucket in applying() {
-        let _ = bucket.limiter.ask(&bucket.key, cost, true);
+    for Due { bucket, cost } in dues {
+        let _ = bucket.limiter.ask(&bucket.key, *cost, true);
     }
     Ok(())
 }
@@ -260,7 +296,13 @@ mod tests {
     }
 
     fn admit_one(buckets: &[&Bucket<FakeRelativeClock>]) -> Result<(), Refusal> {
-        admit(buckets, |_| true, NonZeroU32::MIN, &Mutex::new(()))
+        admit_all(buckets, Cost::one(false))
+    }
+
+    fn admit_all(buckets: &[&Bucket<FakeRelativeClock>], cost: Cost) -> Result<(), Refusal> {
+        let due = |bucket: &&'_ Bucket<FakeRelativeClock>| cost.under(bucket.limiter.policy.charge);
+        let dues: Vec<_> = buckets.iter().filter_map(|b| Some(Due { bucket: *b, cost: due(b)? })).collect();
+        admit(&dues, &Mutex::new(()))
     }
 
     #[test]
@@ -325,20 +367,19 @@ mod tests {
     fn hits_are_free_under_a_policy_that_charges_misses() {
         let clock = FakeRelativeClock::default();
         let misses = bucket(&policy("misses", 1, 60, 1, Charge::Misses), &clock);
-        let gate = Mutex::new(());
         for _ in 0..5 {
-            assert!(admit(&[&misses], |c| c == Charge::All, NonZeroU32::MIN, &gate).is_ok());
+            assert!(admit_all(&[&misses], Cost::one(true)).is_ok());
         }
-        assert!(admit(&[&misses], |_| true, NonZeroU32::MIN, &gate).is_ok());
-        assert!(admit(&[&misses], |_| true, NonZeroU32::MIN, &gate).is_err());
-        assert!(admit(&[&misses], |c| c == Charge::All, NonZeroU32::MIN, &gate).is_ok());
+        assert!(admit_all(&[&misses], Cost::one(false)).is_ok());
+        assert!(admit_all(&[&misses], Cost::one(false)).is_err());
+        assert!(admit_all(&[&misses], Cost::one(true)).is_ok());
     }
 
     #[test]
     fn a_cost_above_the_burst_can_never_be_admitted() {
         let clock = FakeRelativeClock::default();
         let bucket = bucket(&policy("p", 10, 60, 10, Charge::All), &clock);
-        let cost = |n: u32| admit(&[&bucket], |_| true, n.try_into().unwrap(), &Mutex::new(()));
+        let cost = |n: u32| admit_all(&[&bucket], Cost { all: n, misses: 0 });
         assert_eq!(cost(11), Err(Refusal::TooCostly { policy: "p".into(), burst: 10 }));
         assert_eq!(cost(8), Ok(()));
         let Err(Refusal::Limited { retry_after, .. }) = cost(4) else { panic!("admitted") };
@@ -353,7 +394,7 @@ mod tests {
         let limiter = Arc::new(Limiter::new(&policy("p", 10, 10, 10, Charge::All), clock.clone()));
         for n in 0..100 {
             let bucket = Bucket { limiter: limiter.clone(), key: format!("client{n}").into() };
-            assert!(admit(&[&bucket], |_| true, NonZeroU32::MIN, &Mutex::new(())).is_ok());
+            assert!(admit_one(&[&bucket]).is_ok());
         }
         limiter.sweep();
         assert_eq!(limiter.tracked(), 100);

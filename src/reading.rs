@@ -209,7 +209,8 @@ impl Reading<'_> {
             let start = body.len();
             let metadata = mapping.object(Field::Metadata, cut);
             session.write(&mut body, show, mapping.secret_fields(), metadata, Some(cut));
-            items.push(Item { start, end: body.len(), status: session.status });
+            let (end, status, created_at) = (body.len(), session.status, session.created_at);
+            items.push(Item { start, end, status, created_at });
         }
         let body = Bytes::from(body.into_boxed_slice());
         View { etag: etag(&body), body, items }

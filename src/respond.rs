@@ -115,6 +115,27 @@ pub fn native(
     answer
 }
 
+/// How an answer that is server-sent events begins.
+#[must_use]
+pub fn events(buckets: &[&Bucket], trace: &mut Trace) -> Answer {
+    let mut headers: Headers = vec![
+        (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+    ];
+    common(&mut headers, buckets, trace, None);
+    trace.status = 200;
+    Answer { status: 200, headers, body: Bytes::new() }
+}
+
+/// 204: a browser that is answered so does not ask for events again (WHATWG HTML, section 9.2.3).
+#[must_use]
+pub fn nothing(buckets: &[&Bucket], trace: &mut Trace) -> Answer {
+    let mut headers: Headers = vec![(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))];
+    common(&mut headers, buckets, trace, None);
+    trace.status = 204;
+    Answer { status: 204, headers, body: Bytes::new() }
+}
+
 /// The answer to a browser that asks whether it may ask.
 #[must_use]
 pub fn preflight(mut headers: Vec<(HeaderName, HeaderValue)>, trace: &mut Trace) -> Answer {
@@ -160,6 +181,8 @@ fn caching(headers: &mut Headers, trace: &Trace, now: Time) {
         if !asked || age > 0 {
             headers.push((header::AGE, age.into()));
         }
+    } else {
+        headers.push((header::CACHE_CONTROL, HeaderValue::from_static("no-store")));
     }
     headers.push((CACHE_STATUS, text(&status.header(now))));
 }

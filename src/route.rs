@@ -6,77 +6,94 @@
 use crate::config::decode::unknown;
 use crate::config::faults::{At, Faults};
 use crate::config::provider::{self, Provider};
+use crate::endpoints::{self, Answers, Endpoint, MAX_BATCH, MAX_ID, MAX_SOURCES};
 use crate::error::Outcome;
 use crate::error::{Code, Problem};
-use crate::model::Status;
+use crate::parameters::{Page, Parameters, Shape};
 use crate::pattern;
 use http::Method;
 use percent_encoding::percent_decode_str;
 use regex::Regex;
 use std::sync::Arc;
 
-/// The longest id, in bytes after decoding.
-const MAX_ID: usize = 256;
+/// A session by its provider's own ids.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Name {
+    /// The provider's position.
+    pub provider: usize,
+    /// The agent, where the provider has agents.
+    pub agent: Option<String>,
+    /// The provider's own id.
+    pub session: String,
+}
+
+/// Where sessions of a list come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// The provider's position.
+    pub provider: usize,
+    /// The agent, where the provider has agents.
+    pub agent: Option<String>,
+}
 
 /// What a request is for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Route {
     /// One session.
     Session {
-        /// The provider's position.
-        provider: usize,
-        /// The agent, where the provider has agents.
-        agent: Option<String>,
-        /// The provider's own id.
-        session: String,
-        /// `include=native`
-        native: bool,
+        /// Which.
+        name: Name,
+        /// How it is shown.
+        shape: Shape,
+    },
+    /// A session as it changes.
+    Watch {
+        /// Which.
+        name: Name,
+        /// How it is shown.
+        shape: Shape,
+    },
+    /// Sessions by their ids.
+    Batch {
+        /// Each as asked, and which it is, or why it is none.
+        ids: Vec<(String, Outcome<Name>)>,
+        /// How they are shown.
+        shape: Shape,
     },
     /// A page of sessions.
     List {
-        /// The provider's position.
-        provider: usize,
-        /// The agent, where the provider has agents.
-        agent: Option<String>,
-        /// What of it.
+        /// Of which.
+        sources: Vec<Source>,
+        /// What of them.
         page: Page,
     },
     /// What is configured.
     Providers,
 }
 
-/// A list's parameters.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Page {
-    /// Sessions wanted, 1 to 100.
-    pub limit: u32,
-    /// Our token, as sent.
-    pub token: Option<String>,
-    /// Only sessions in this state.
-    pub status: Option<Status>,
-    /// Only sessions that are, or are not, switched on.
-    pub enabled: Option<bool>,
-    /// `include=native`
-    pub native: bool,
+impl Route {
+    /// Positions of the providers that it goes to as a whole. A batch is judged id by id.
+    #[must_use]
+    pub fn providers(&self) -> Vec<usize> {
+        match self {
+            Route::Session { name, .. } | Route::Watch { name, .. } => vec![name.provider],
+            Route::List { sources, .. } => sources.iter().map(|source| source.provider).collect(),
+            Route::Batch { .. } | Route::Providers => Vec::new(),
+        }
+    }
 }
 
 /// A route and the template that names it in metrics and logs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Routed {
-    /// Its path template.
-    pub label: &'static str,
+    /// Its path, parameters and answer.
+    pub endpoint: &'static Endpoint,
     /// The route.
     pub route: Route,
 }
 
 /// Label of requests that fit no route.
 pub const NO_ROUTE: &str = "none";
-const SESSION: &str = "/v1/sessions/{id}";
-const AGENT_SESSION: &str = "/v1/agents/{agent}/sessions/{session}";
-const AGENT_SESSIONS: &str = "/v1/agents/{agent}/sessions";
-const SESSIONS: &str = "/v1/sessions";
-const PROVIDERS: &str = "/v1/providers";
-
 /// All providers' patterns, compiled.
 #[derive(Debug, Default)]
 pub struct Table {
@@ -133,50 +150,65 @@ impl Table {
         Self { providers: providers.iter().map(|provider| compile(provider, faults)).collect() }
     }
 
+    /// The endpoint of a path.
+    ///
+    /// # Errors
+    /// 404 where there is none.
+    pub fn endpoint(path: &str) -> Outcome<(&'static Endpoint, Vec<&str>)> {
+        let found = endpoints::ALL.iter().find_map(|endpoint| Some((*endpoint, endpoint.read(path)?)));
+        found.ok_or_else(|| {
+            let detail = "there is nothing at this path; the API is under /v1/";
+            Box::new(Problem::new(Code::NotFound, detail))
+        })
+    }
+
     /// The route of a request.
     ///
     /// # Errors
     /// 400, 404 or 405, with words that say what would be right. With the route's label where the
     /// path is known.
     pub fn route(&self, method: &Method, path: &str, query: &str) -> Result<Routed, (&'static str, Box<Problem>)> {
-        let segments: Vec<&str> = path.strip_prefix('/').unwrap_or(path).split('/').collect();
-        let label = match segments.as_slice() {
-            ["v1", "sessions"] => SESSIONS,
-            ["v1", "sessions", id] if !id.is_empty() => SESSION,
-            ["v1", "agents", agent, "sessions"] if !agent.is_empty() => AGENT_SESSIONS,
-            ["v1", "agents", agent, "sessions", id] if !agent.is_empty() && !id.is_empty() => AGENT_SESSION,
-            ["v1", "providers"] => PROVIDERS,
-            _ => {
-                return Err((
-                    NO_ROUTE,
-                    Box::new(Problem::new(Code::NotFound, "there is nothing at this path; the API is under /v1/")),
-                ));
-            }
-        };
+        let (endpoint, places) = Self::endpoint(path).map_err(|problem| (NO_ROUTE, problem))?;
+        let label = endpoint.path;
         if *method != Method::GET && *method != Method::HEAD {
             let mut problem = Problem::new(Code::MethodNotAllowed, format!("{label} answers GET and HEAD"));
             problem.allow = Some("GET, HEAD");
             return Err((label, Box::new(problem)));
         }
-        let route = match (label, segments.as_slice()) {
-            (SESSIONS, _) => self.sessions(query),
-            (SESSION, [.., id]) => self.session(id, query),
-            (AGENT_SESSIONS, [.., agent, _]) => self.agent_sessions(agent, query),
-            (AGENT_SESSION, [.., agent, _, id]) => self.agent_session(agent, id, query),
-            _ => Parameters::parse(query, &[]).map(|_| Route::Providers),
-        };
-        route.map(|route| Routed { label, route }).map_err(|problem| (label, problem))
+        let route = Parameters::parse(query, endpoint).and_then(|parameters| self.read(endpoint, &places, &parameters));
+        route.map(|route| Routed { endpoint, route }).map_err(|problem| (label, problem))
     }
 
-    /// Provider, agent and session that a session's id names, as it stands in a path.
+    fn read(&self, endpoint: &Endpoint, places: &[&str], parameters: &Parameters) -> Outcome<Route> {
+        match (endpoint.answers, places) {
+            (Answers::Session | Answers::Events, [id]) => {
+                let (name, shape) = (self.session_id(id)?, parameters.shape()?);
+                self.gets(name.provider)?;
+                Ok(match endpoint.answers {
+                    Answers::Events => Route::Watch { name, shape },
+                    _ => Route::Session { name, shape },
+                })
+            }
+            (Answers::Session, [agent, id]) => self.agent_session(agent, id, parameters),
+            (Answers::Page, [agent]) => self.agent_sessions(agent, parameters),
+            (Answers::Page, _) => self.sessions(parameters),
+            (Answers::Batch, _) => self.batch(parameters),
+            _ => Ok(Route::Providers),
+        }
+    }
+
+    /// The session that an id names, as it stands in a path.
     ///
     /// # Errors
     /// 400 or 404, with words that say what would be right.
-    pub fn session_id(&self, id: &str) -> Outcome<(usize, Option<String>, String)> {
-        let id = decoded(id, "session id")?;
+    pub fn session_id(&self, id: &str) -> Outcome<Name> {
+        self.name(decoded(id, "session id")?)
+    }
+
+    fn name(&self, id: String) -> Outcome<Name> {
         match id.split_once(':') {
             Some((name, rest)) => self.unified(name, rest),
-            None => Ok((self.bare(&id)?, None, id)),
+            None => Ok(Name { provider: self.bare(&id)?, agent: None, session: id }),
         }
     }
 
@@ -194,16 +226,8 @@ impl Table {
         Ok((provider, agent.to_owned()))
     }
 
-    fn session(&self, id: &str, query: &str) -> Outcome<Route> {
-        let parameters = Parameters::parse(query, &["include"])?;
-        let native = parameters.native()?;
-        let (provider, agent, session) = self.session_id(id)?;
-        self.operation(provider, self.providers[provider].gets, "read one session")?;
-        Ok(Route::Session { provider, agent, session, native })
-    }
-
     /// `provider:agent:session` or `provider:session`.
-    fn unified(&self, name: &str, rest: &str) -> Outcome<(usize, Option<String>, String)> {
+    fn unified(&self, name: &str, rest: &str) -> Outcome<Name> {
         let provider = self.named(name)?;
         let patterns = &self.providers[provider];
         let (agent, session) = match (patterns.has_agents, rest.split_once(':')) {
@@ -214,7 +238,7 @@ impl Table {
             (false, _) => (None, rest),
         };
         self.accept(provider, agent, Some(session))?;
-        Ok((provider, agent.map(str::to_owned), session.to_owned()))
+        Ok(Name { provider, agent: agent.map(str::to_owned), session: session.to_owned() })
     }
 
     /// The provider of a session id that stands alone.
@@ -238,49 +262,98 @@ impl Table {
         }
     }
 
-    fn agent_session(&self, agent: &str, session: &str, query: &str) -> Outcome<Route> {
-        let parameters = Parameters::parse(query, &["include", "provider"])?;
-        let native = parameters.native()?;
+    fn agent_session(&self, agent: &str, session: &str, parameters: &Parameters) -> Outcome<Route> {
+        let shape = parameters.shape()?;
         let (agent, session) = (decoded(agent, "agent id")?, decoded(session, "session id")?);
         let provider = self.settle(&agent, Some(&session), parameters.get("provider"))?;
-        self.operation(provider, self.providers[provider].gets, "read one session")?;
-        Ok(Route::Session { provider, agent: Some(agent), session, native })
+        self.gets(provider)?;
+        Ok(Route::Session { name: Name { provider, agent: Some(agent), session }, shape })
     }
 
-    fn agent_sessions(&self, agent: &str, query: &str) -> Outcome<Route> {
-        let parameters =
-            Parameters::parse(query, &["include", "provider", "limit", "page_token", "status", "enabled"])?;
+    fn agent_sessions(&self, agent: &str, parameters: &Parameters) -> Outcome<Route> {
         let page = parameters.page()?;
         let agent = decoded(agent, "agent id")?;
         let provider = self.settle(&agent, None, parameters.get("provider"))?;
-        self.list(provider, Some(agent), page)
+        self.list(vec![Source { provider, agent: Some(agent) }], page)
     }
 
-    fn sessions(&self, query: &str) -> Outcome<Route> {
-        let parameters =
-            Parameters::parse(query, &["include", "provider", "limit", "page_token", "status", "enabled"])?;
+    /// Every `agent=` is a source, and so is every `provider=` without agents.
+    fn sessions(&self, parameters: &Parameters) -> Outcome<Route> {
         let page = parameters.page()?;
-        let Some(name) = parameters.get("provider") else {
-            return Err(invalid(
-                "name a source: provider=NAME for a provider without agents; an agent's sessions are at /v1/agents/AGENT/sessions",
-            ));
-        };
-        let provider = self.named(name)?;
-        if self.providers[provider].has_agents {
-            return Err(invalid(format!(
-                "{name} lists sessions by agent: ask for /v1/agents/AGENT/sessions?provider={name}"
-            )));
+        let named: Vec<usize> = parameters.all("provider").map(|name| self.named(name)).collect::<Outcome<_>>()?;
+        let with_agents = |provider: &&usize| self.providers[**provider].has_agents;
+        let whose: Vec<usize> = named.iter().filter(with_agents).copied().collect();
+        let mut sources = Vec::new();
+        for agent in parameters.all("agent") {
+            let (provider, agent) = self.agent(agent, &whose)?;
+            sources.push(Source { provider, agent: Some(agent) });
         }
-        self.list(provider, None, page)
+        for provider in named {
+            let patterns = &self.providers[provider];
+            if !patterns.has_agents {
+                sources.push(Source { provider, agent: None });
+            } else if !sources.iter().any(|source| source.provider == provider) {
+                let name = &patterns.name;
+                return Err(invalid(format!("{name} lists sessions by agent: add agent={name}:AGENT for each")));
+            }
+        }
+        if sources.is_empty() {
+            return Err(invalid(
+                "name sources: agent=AGENT for each agent, provider=NAME for each provider without agents",
+            ));
+        }
+        self.list(sources, page)
     }
 
-    fn list(&self, provider: usize, agent: Option<String>, page: Page) -> Outcome<Route> {
-        let patterns = &self.providers[provider];
-        self.operation(provider, patterns.lists, "list sessions")?;
-        if page.enabled.is_some() && !patterns.takes_enabled {
-            return Err(invalid(format!("{} has no filter enabled; status= works for every provider", patterns.name)));
+    /// An agent of a list: `provider:agent`, or an id whose provider its pattern tells, or else one of those named.
+    fn agent(&self, id: &str, whose: &[usize]) -> Outcome<(usize, String)> {
+        let id = checked(id.to_owned(), "agent id")?;
+        if id.contains(':') {
+            return self.agent_id(&id);
         }
-        Ok(Route::List { provider, agent, page })
+        let told = self.recognised(Some(&id), None);
+        let accepting = |provider: &&usize| fits(self.providers[**provider].accept.agent.as_ref(), &id);
+        let accepting: Vec<usize> = whose.iter().filter(accepting).copied().collect();
+        match (told.as_slice(), accepting.as_slice()) {
+            ([], [one]) => {
+                self.accept(*one, Some(&id), None)?;
+                Ok((*one, id))
+            }
+            ([], _) => Err(invalid(format!("{id:?} tells no provider; write agent=PROVIDER:{id}"))),
+            _ => Ok((self.settle(&id, None, None)?, id)),
+        }
+    }
+
+    fn batch(&self, parameters: &Parameters) -> Outcome<Route> {
+        let shape = parameters.shape()?;
+        let named = |id: &str| {
+            let name = checked(id.to_owned(), "session id").and_then(|id| self.name(id));
+            (id.to_owned(), name.and_then(|name| self.gets(name.provider).map(|()| name)))
+        };
+        let ids: Vec<_> = parameters.all("id").map(named).collect();
+        if !(1..=MAX_BATCH).contains(&ids.len()) {
+            return Err(invalid(format!("{} ids are given; give id=ID once for each, 1 to {MAX_BATCH}", ids.len())));
+        }
+        Ok(Route::Batch { ids, shape })
+    }
+
+    fn list(&self, sources: Vec<Source>, page: Page) -> Outcome<Route> {
+        if sources.len() > MAX_SOURCES {
+            return Err(invalid(format!("{} sources; at most {MAX_SOURCES} in one list", sources.len())));
+        }
+        for (position, source) in sources.iter().enumerate() {
+            let patterns = &self.providers[source.provider];
+            self.operation(source.provider, patterns.lists, "list sessions")?;
+            if page.enabled.is_some() && !patterns.takes_enabled {
+                let name = &patterns.name;
+                return Err(invalid(format!("{name} has no filter enabled; status= works for every provider")));
+            }
+            if sources[..position].contains(source) {
+                let agent = source.agent.as_ref().map(|agent| format!("'s agent {agent}")).unwrap_or_default();
+                return Err(invalid(format!("{}{agent} is given twice; give each source once", patterns.name)));
+            }
+        }
+        Ok(Route::List { sources, page })
     }
 
     /// The provider of an agent's id: the one asked for, or the one whose patterns tell it.
@@ -353,6 +426,10 @@ impl Table {
         })
     }
 
+    fn gets(&self, provider: usize) -> Outcome<()> {
+        self.operation(provider, self.providers[provider].gets, "read one session")
+    }
+
     fn operation(&self, provider: usize, has: bool, what: &str) -> Outcome<()> {
         let name = &self.providers[provider].name;
         if has { Ok(()) } else { Err(invalid(format!("{name} is not configured to {what}"))) }
@@ -376,83 +453,18 @@ fn decoded(segment: &str, what: &str) -> Outcome<String> {
     let id = percent_decode_str(segment)
         .decode_utf8()
         .map_err(|_| invalid(format!("the {what} is not UTF-8 when percent-decoded")))?;
+    checked(id.into_owned(), what)
+}
+
+/// An id that can stand in a path.
+fn checked(id: String, what: &str) -> Outcome<String> {
     if id.len() > MAX_ID {
         return Err(invalid(format!("the {what} is longer than {MAX_ID} bytes")));
     }
     if let Some(bad) = id.chars().find(|c| c.is_control() || matches!(c, '/' | '\\' | '?' | '#' | '%' | ' ')) {
         return Err(invalid(format!("the {what} holds {bad:?}, which no provider's ids have")));
     }
-    Ok(id.into_owned())
-}
-
-/// A query's parameters, each known and given once.
-#[derive(Debug)]
-struct Parameters(Vec<(String, String)>);
-
-impl Parameters {
-    fn parse(query: &str, known: &[&str]) -> Outcome<Self> {
-        let mut all: Vec<(String, String)> = Vec::new();
-        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let (name, value) = (form_decoded(name)?, form_decoded(value)?);
-            if !known.contains(&name.as_str()) {
-                return Err(invalid(unknown("parameter", &name, known.iter().copied())));
-            }
-            if all.iter().any(|(other, _)| *other == name) {
-                return Err(invalid(format!("{name} is given twice; give it once")));
-            }
-            all.push((name, value));
-        }
-        Ok(Self(all))
-    }
-
-    fn get(&self, name: &str) -> Option<&str> {
-        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
-    }
-
-    fn native(&self) -> Outcome<bool> {
-        match self.get("include") {
-            None => Ok(false),
-            Some("native") => Ok(true),
-            Some(other) => {
-                Err(invalid(format!("include={other} is unknown; include=native adds the provider's own object")))
-            }
-        }
-    }
-
-    fn page(&self) -> Outcome<Page> {
-        let limit = self.get("limit").map_or(Some(10), |text| {
-            let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-            text.parse().ok().filter(|limit| digits && (1..=100).contains(limit))
-        });
-        let status = self.get("status").map(|text| {
-            Status::parse(text).ok_or_else(|| invalid(unknown("status", text, Status::ALL.iter().map(|s| s.as_str()))))
-        });
-        let enabled = self.get("enabled").map(|text| match text {
-            "true" => Ok(true),
-            "false" => Ok(false),
-            _ => Err(invalid(format!("enabled={text} is neither true nor false"))),
-        });
-        let token = self.get("page_token").map(str::to_owned);
-        if token.as_deref() == Some("") {
-            return Err(invalid("page_token is empty; leave it out for the first page"));
-        }
-        Ok(Page {
-            limit: limit.ok_or_else(|| invalid("limit is a whole number from 1 to 100"))?,
-            token,
-            status: status.transpose()?,
-            enabled: enabled.transpose()?,
-            native: self.native()?,
-        })
-    }
-}
-
-fn form_decoded(text: &str) -> Outcome<String> {
-    let spaced = text.replace('+', " ");
-    let decoded = percent_decode_str(&spaced).decode_utf8();
-    decoded
-        .map(std::borrow::Cow::into_owned)
-        .map_err(|_| invalid("a query parameter is not UTF-8 when percent-decoded"))
+    Ok(id)
 }
 
 #[cfg(test)]
@@ -494,8 +506,12 @@ mod tests {
             .map_err(|(_, p)| (p.code.status(), p.detail))
     }
 
+    fn name(provider: usize, agent: Option<&str>, session: &str) -> Name {
+        Name { provider, agent: agent.map(Into::into), session: session.into() }
+    }
+
     fn session(provider: usize, agent: Option<&str>, session: &str) -> Route {
-        Route::Session { provider, agent: agent.map(Into::into), session: session.into(), native: false }
+        Route::Session { name: name(provider, agent, session), shape: Shape::default() }
     }
 
     #[test]
@@ -538,16 +554,17 @@ mod tests {
             ("/v1/sessions/sess_1?inclde=native", 400, "did you mean \"include\""),
             ("/v1/agents/plain/sessions", 400, "add provider="),
             ("/v1/agents/plain/sessions?provider=without", 400, "has no agents"),
-            ("/v1/agents/agt_a/sessions?limit=0", 400, "from 1 to 100"),
-            ("/v1/agents/agt_a/sessions?limit=101", 400, "from 1 to 100"),
-            ("/v1/agents/agt_a/sessions?limit=%2B5", 400, "from 1 to 100"),
-            ("/v1/agents/agt_a/sessions?limit=", 400, "from 1 to 100"),
-            ("/v1/agents/agt_a/sessions?limit=5&limit=6", 400, "given twice"),
-            ("/v1/agents/agt_a/sessions?status=activ", 400, "did you mean \"active\""),
-            ("/v1/agents/agt_a/sessions?enabled=yes", 400, "neither true nor false"),
-            ("/v1/agents/agt_a/sessions?page_token=", 400, "leave it out"),
-            ("/v1/sessions", 400, "name a source"),
+            ("/v1/sessions", 400, "name sources"),
             ("/v1/sessions?provider=with", 400, "by agent"),
+            ("/v1/sessions?provider=with&provider=without", 400, "by agent"),
+            ("/v1/sessions?agent=plain", 400, "write agent=PROVIDER:plain"),
+            ("/v1/sessions?agent=without:x", 400, "has no agents"),
+            ("/v1/sessions?agent=with:agt_a&agent=agt_a", 400, "given twice"),
+            ("/v1/sessions?provider=without&provider=without", 400, "given twice"),
+            ("/v1/sessions?agent=agt_a&provider=without&enabled=true", 400, "without has no filter"),
+            ("/v1/sessions:batchGet", 400, "0 ids are given"),
+            ("/v1/sessions:batchGet?ids=sess_1", 400, "did you mean \"id\""),
+            ("/v1/sessions/ase_1/watch", 400, "needs the agent too"),
             ("/v1/sessions?provider=without&enabled=true", 400, "has no filter"),
             ("/v1/providers?x=1", 400, "unknown parameter"),
             ("/v1/sessions/", 404, "nothing at this path"),
@@ -560,24 +577,49 @@ mod tests {
         assert_eq!(get(&format!("/v1/sessions/{}", "x".repeat(300))).unwrap_err().0, 400);
     }
 
+    fn sources(target: &str) -> Vec<(usize, Option<String>)> {
+        match get(target) {
+            Ok(Route::List { sources, .. }) => sources.into_iter().map(|s| (s.provider, s.agent)).collect(),
+            other => panic!("{target}: {other:?}"),
+        }
+    }
+
     #[test]
-    fn a_list_and_its_parameters() {
-        let page = Page { limit: 25, token: None, status: Some(Status::Active), enabled: Some(true), native: true };
-        assert_eq!(
-            get("/v1/agents/agt_a/sessions?limit=25&status=active&enabled=true&include=native"),
-            Ok(Route::List { provider: 0, agent: Some("agt_a".into()), page })
-        );
-        let page = Page { limit: 10, token: Some("a+b c".into()), status: None, enabled: None, native: false };
-        assert_eq!(
-            get("/v1/sessions?provider=without&page_token=a%2Bb+c"),
-            Ok(Route::List { provider: 1, agent: None, page })
-        );
+    fn a_list_and_its_sources() {
+        let agent = |provider, agent: &str| (provider, Some(agent.to_owned()));
+        assert_eq!(sources("/v1/agents/agt_a/sessions?limit=25&enabled=true"), [agent(0, "agt_a")]);
+        assert_eq!(sources("/v1/sessions?provider=without"), [(1, None)]);
+        let both = [agent(0, "agt_a"), agent(0, "plain"), (1, None)];
+        assert_eq!(sources("/v1/sessions?agent=agt_a&provider=without&agent=with%3Aplain"), both);
+        assert_eq!(sources("/v1/sessions?agent=agt_a&provider=without&provider=with&agent=plain"), both);
+        let many = |count: usize| (0..count).map(|n| format!("agent=agt_{}&", "a".repeat(n))).collect::<String>();
+        let few: String = ('a'..='z').map(|c| format!("agent=agt_{c}&")).collect();
+        assert_eq!(sources(&format!("/v1/sessions?{few}")).len(), 26);
+        assert!(get(&format!("/v1/sessions?{}", many(60))).is_err());
+    }
+
+    #[test]
+    fn a_batch_judges_each_id() {
+        let Ok(Route::Batch { ids, .. }) =
+            get("/v1/sessions%3AbatchGet?id=sess_1&id=nobody:x&id=with:agt_a:ase_1&id=sess_1")
+        else {
+            panic!("no batch")
+        };
+        let ids: Vec<_> = ids.into_iter().map(|(id, name)| (id, name.map_err(|p| p.code))).collect();
+        let sess = ("sess_1".to_owned(), Ok(name(1, None, "sess_1")));
+        assert_eq!(ids[0], sess);
+        assert_eq!(ids[1], ("nobody:x".to_owned(), Err(Code::ProviderNotFound)));
+        assert_eq!(ids[2].1, Ok(name(0, Some("agt_a"), "ase_1")));
+        assert_eq!(ids[3], sess);
+        assert!(get(&format!("/v1/sessions:batchGet?{}", "id=1&".repeat(101))).is_err());
+        assert!(matches!(get("/v1/sessions/sess_1/watch"), Ok(Route::Watch { .. })));
     }
 
     #[test]
     fn another_method_is_405_on_a_known_path_only() {
         let (label, problem) = table().route(&Method::POST, "/v1/sessions/sess_1", "").unwrap_err();
-        assert_eq!((label, problem.code, problem.allow), (SESSION, Code::MethodNotAllowed, Some("GET, HEAD")));
+        assert_eq!((label, problem.code), ("/v1/sessions/{id}", Code::MethodNotAllowed));
+        assert_eq!(problem.allow, Some("GET, HEAD"));
         assert_eq!(table().route(&Method::POST, "/nowhere", "").unwrap_err().1.code, Code::NotFound);
         assert!(table().route(&Method::HEAD, "/v1/sessions/sess_1", "").is_ok());
     }

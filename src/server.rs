@@ -92,7 +92,7 @@ impl Server {
         let mut prefix = [0; 4];
         getrandom::fill(&mut prefix).map_err(|e| system(&e))?;
         let prefix = prefix.iter().map(|byte| format!("{byte:02x}")).collect();
-        let line = Arc::new(Line { runtime: runtime.clone(), shared: shared.clone() });
+        let line = Arc::new(Line::new(runtime.clone(), shared.clone()));
         let gateway = Gateway::new(line, AccessLogger::new(std::io::stdout()), prefix);
         Ok(Self { runtime, shared, gateway, listeners, admin })
     }
@@ -165,6 +165,7 @@ impl Server {
         tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }
         draining.store(true, Ordering::Release);
         stop.send_replace(true);
+        self.shared.stopping.cancel();
         connections.close();
         let grace = self.runtime.snapshot().weir.grace;
         let (open, begun) = (connections.len(), tokio::time::Instant::now());

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// Rooms by floor, from the ground up. A file imports only from floors below its own room's.
 const FLOORS: &[&[&str]] = &[
-    &["exchange", "json", "jsonpath", "metrics", "model", "pattern"],
+    &["endpoints", "exchange", "json", "jsonpath", "metrics", "model", "pattern"],
     &["error"],
     &["config"],
     &[
@@ -18,16 +18,18 @@ const FLOORS: &[&[&str]] = &[
         "cursor",
         "dialect",
         "fault",
+        "fields",
         "freshness",
         "mapping",
         "mount",
         "origin",
         "purge",
         "ratelimit",
-        "route",
         "template",
         "turns",
     ],
+    &["parameters"],
+    &["route"],
     &["breaker", "cache", "flight", "held", "reading", "tls", "trace"],
     &["upstream"],
     &["credential"],
@@ -35,7 +37,8 @@ const FLOORS: &[&[&str]] = &[
     &["gate", "question"],
     &["call"],
     &["fetch"],
-    &["listing", "respond"],
+    &["listing", "respond", "watching"],
+    &["batch"],
     &["forward"],
     &["native"],
     &["pipeline"],

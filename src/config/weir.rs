@@ -57,11 +57,13 @@ pub struct Overload {
     pub max_waiters: u32,
     /// Bytes of providers' answers being read at the same time.
     pub max_buffered: u64,
+    /// Clients that watch a session at the same time.
+    pub max_watchers: u32,
 }
 
 impl Default for Overload {
     fn default() -> Self {
-        Self { max_in_flight: 20_000, max_waiters: 10_000, max_buffered: 512 << 20 }
+        Self { max_in_flight: 20_000, max_waiters: 10_000, max_buffered: 512 << 20, max_watchers: 10_000 }
     }
 }
 
@@ -170,6 +172,9 @@ fn overload(node: &Node, cx: &mut Cx<'_>) -> Option<Overload> {
     }
     if let Some(most) = fields.optional("max_waiters", cx, decode::positive) {
         all.max_waiters = most.get();
+    }
+    if let Some(most) = fields.optional("max_watchers", cx, decode::positive) {
+        all.max_watchers = most.get();
     }
     if let Some(most) = fields.optional("max_buffered", cx, decode::size) {
         all.max_buffered = most;

@@ -182,12 +182,12 @@ impl Snapshot {
         self.providers.iter().find(|p| &*p.name == name)
     }
 
-    /// The policies that apply to a client: its own, and its for a provider.
+    /// The policies that apply to a client: its own, and its for these providers.
     #[must_use]
-    pub fn buckets(&self, client: usize, provider: Option<usize>) -> Vec<&Bucket> {
+    pub fn buckets(&self, client: usize, providers: &[usize]) -> Vec<&Bucket> {
         let Some(client) = self.clients.get(client) else { return Vec::new() };
-        let access = provider.and_then(|provider| client.access[provider].as_ref());
-        client.buckets.iter().chain(access.into_iter().flat_map(|access| &access.buckets)).collect()
+        let access = providers.iter().filter_map(|provider| client.access[*provider].as_ref());
+        client.buckets.iter().chain(access.flat_map(|access| &access.buckets)).collect()
     }
 
     fn access_before(&self, client: &str, provider: &str) -> Option<&Access> {

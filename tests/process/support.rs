@@ -187,6 +187,11 @@ impl Sim {
         self.fault(path, 0, &json!({ "kind": "answer", "status": status, "headers": headers, "body": body }));
     }
 
+    /// Sessions by agent, in place of those made up.
+    pub fn sessions(&self, by_agent: &Value) {
+        self.control("POST", "/_sim/sessions", &by_agent.to_string());
+    }
+
     pub fn forget(&self) {
         self.control("DELETE", "/_sim/faults", "");
     }

@@ -164,6 +164,10 @@ async fn answer(sim: Arc<Sim>, request: Request<Incoming>) -> Result<Response<fa
     let path = parts.uri.path().to_owned();
     if path.starts_with("/_sim/") {
         let body = Limited::new(body, 64 << 20).collect().await.map_err(|_| Abort("no body"))?.to_bytes();
+        if path == "/_sim/sessions" {
+            let status = if sim.world.replace(&body) { 200 } else { 400 };
+            return Ok(Reply::new(status, "{}".into()).whole());
+        }
         return Ok(sim.control.handle(&parts.method, &path, &body));
     }
     let query = Query::parse(parts.uri.query().unwrap_or_default());

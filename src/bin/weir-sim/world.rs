@@ -28,6 +28,8 @@ pub(crate) struct World {
 /// What was changed since the start.
 #[derive(Default)]
 struct Changes {
+    /// By agent: these sessions in this order, in place of those made up.
+    replaced: BTreeMap<String, Vec<Value>>,
     made: u64,
     /// By agent; empty where there are none.
     created: Vec<(String, Value)>,
@@ -56,6 +58,13 @@ impl World {
         changes.made
     }
 
+    /// Takes sessions of tests: `{"AGENT": [SESSION, …], …}`, as the provider shows them; the agent is empty where there
+    /// are none. They replace those that were made up, until an empty object comes.
+    pub(crate) fn replace(&self, body: &[u8]) -> bool {
+        let replaced = serde_json::from_slice(body);
+        replaced.map(|replaced| self.changes().replaced = replaced).is_ok()
+    }
+
     pub(crate) fn create(&self, agent: &str, session: Value) {
         self.changes().created.insert(0, (agent.to_owned(), session));
     }
@@ -71,6 +80,7 @@ impl World {
     /// An agent's sessions as they are now: those made since first.
     pub(crate) fn now(&self, agent: &str, field: &str, sessions: Vec<Value>) -> Vec<Value> {
         let changes = self.changes();
+        let sessions = changes.replaced.get(agent).cloned().unwrap_or(sessions);
         let created = changes.created.iter().filter(|(of, _)| of == agent).map(|(_, session)| session.clone());
         let all = created.chain(sessions);
         all.filter_map(|session| changes.apply(field, session)).collect()
