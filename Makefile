@@ -27,7 +27,7 @@ chaos:
 	CHAOS_SECONDS=$${CHAOS_SECONDS:-120} cargo test --locked --test process chaos -- --nocapture
 
 # Each fuzz target for a bounded time (FUZZ_SECONDS, 20). Needs cargo-fuzz, which it says how to get.
-FUZZ_TARGETS = ids router template page_token mapping config cache_control
+FUZZ_TARGETS = head ids router template page_token mapping config cache_control
 fuzz:
 	@scripts/setup
 	@command -v cargo-fuzz >/dev/null || { echo "fuzz: cargo install cargo-fuzz --locked, then again" >&2; exit 1; }

@@ -1,13 +1,14 @@
-//! Connections: counted, shaken hands with, and handed to the app.
+//! Connections: counted, shaken hands with, and handed to the gateway.
 //!
 //! A room of its own because what comes before the first request is where floods are stopped: at a connection
 //! too many, a handshake that stalls, a header that never ends.
 
 use crate::config::edge::counted_as;
 use crate::error::{Code, Problem};
+use crate::gateway::Gateway;
 use crate::metrics::EdgeMetrics;
 use crate::runtime::Runtime;
-use crate::watched::{self, Ended};
+use crate::wire;
 use pingora::apps::ServerApp;
 use pingora::protocols::ALPN;
 use pingora::protocols::l4::stream::Stream as Socket;
@@ -91,13 +92,13 @@ impl Drop for Counted {
 }
 
 /// A listener of clients, and what its connections are handed to.
-pub struct Door<A> {
+pub struct Door {
     /// As configured: TLS is found by it.
     pub address: SocketAddr,
-    /// HTTP/1, and HTTP/2 over TLS.
-    pub app: Arc<A>,
-    /// HTTP/2 by prior knowledge, where this listener takes it.
-    pub h2c: Option<Arc<A>>,
+    /// What answers.
+    pub gateway: Arc<Gateway>,
+    /// Whether this listener takes HTTP/2 by prior knowledge.
+    pub h2c: bool,
     /// What is in force.
     pub runtime: Arc<Runtime>,
     /// All connections of all doors.
@@ -109,10 +110,7 @@ pub struct Door<A> {
 }
 
 /// Accepts connections, each in a task that `tasks` waits for, until it is to stop.
-pub async fn clients<A>(listener: TcpListener, door: Arc<Door<A>>, tasks: TaskTracker, stopping: watch::Receiver<bool>)
-where
-    A: ServerApp + Send + Sync + 'static,
-{
+pub async fn clients(listener: TcpListener, door: Arc<Door>, tasks: TaskTracker, stopping: watch::Receiver<bool>) {
     while let Some((socket, peer)) = next(&listener, &stopping).await {
         let limits = &door.runtime.snapshot().weir.limits;
         let most = (limits.connections, limits.connections_per_address);
@@ -177,9 +175,7 @@ async fn next(listener: &TcpListener, stopping: &watch::Receiver<bool>) -> Optio
 /// has read the answer.
 async fn refuse(mut socket: TcpStream, limit: &str) {
     let problem = Problem::new(Code::Overloaded, format!("as many connections are open as may be (limits.{limit})"));
-    if socket.write_all(&watched::answer(&problem.retry_after_ms(1000))).await.is_ok()
-        && socket.shutdown().await.is_ok()
-    {
+    if socket.write_all(&wire::answer(&problem.retry_after_ms(1000))).await.is_ok() && socket.shutdown().await.is_ok() {
         let mut unwanted = [0; 1024];
         while matches!(socket.read(&mut unwanted).await, Ok(1..)) {}
     }
@@ -194,14 +190,14 @@ fn plain(socket: TcpStream, peer: SocketAddr) -> Socket {
     stream
 }
 
-impl<A: ServerApp + Send + Sync + 'static> Door<A> {
+impl Door {
     async fn serve(&self, mut socket: TcpStream, peer: SocketAddr, stopping: watch::Receiver<bool>) {
         let snapshot = self.runtime.snapshot();
         let limits = &snapshot.weir.limits;
-        if let Some(app) = &self.h2c {
+        if self.h2c {
             match tokio::time::timeout(limits.header_timeout, speaks_h2(&socket)).await {
                 Ok(true) => {
-                    app.process_new(Box::new(plain(socket, peer)), &stopping).await;
+                    self.gateway.process_new(Box::new(plain(socket, peer)), &stopping).await;
                     return;
                 }
                 Ok(false) => {}
@@ -209,7 +205,7 @@ impl<A: ServerApp + Send + Sync + 'static> Door<A> {
                     self.ended("header_timeout");
                     let problem =
                         Problem::new(Code::RequestTimeout, "the connection did not begin within header_timeout");
-                    let _ = socket.write_all(&watched::answer(&problem)).await;
+                    let _ = socket.write_all(&wire::answer(&problem)).await;
                     return;
                 }
             }
@@ -224,20 +220,13 @@ impl<A: ServerApp + Send + Sync + 'static> Door<A> {
             },
         };
         if stream.selected_alpn_proto() == Some(ALPN::H2) {
-            self.app.process_new(stream, &stopping).await;
+            self.gateway.process_new(stream, &stopping).await;
             return;
         }
-        let metrics = self.metrics.clone();
-        let tell = Arc::new(move |ended| {
-            let label = if ended == Ended::Idle { "idle_timeout" } else { "header_timeout" };
-            metrics.ended.with_label_values(&[label]).inc();
-        });
-        let mut stop = stopping.clone();
-        let told_to_stop = async move {
-            let _ = stop.wait_for(|stop| *stop).await;
-        };
-        let serve = |stream| self.app.process_new(stream, &stopping);
-        watched::watch(stream, limits, told_to_stop, tell, serve).await;
+        // A connection may outlive many snapshots.
+        let limits = limits.clone();
+        drop(snapshot);
+        self.gateway.serve(stream, peer.ip(), &limits, &stopping).await;
     }
 
     fn ended(&self, why: &str) {

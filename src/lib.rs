@@ -23,6 +23,7 @@ pub mod dialect;
 pub mod fault;
 pub mod fields;
 pub mod freshness;
+pub mod head;
 pub mod mapping;
 pub mod mount;
 pub mod origin;
@@ -59,9 +60,10 @@ pub mod watching;
 // 8 edges
 pub mod accept;
 pub mod admin;
+pub mod gateway;
 pub mod observe;
 pub mod proxy;
-pub mod watched;
+pub mod wire;
 // 9 assembly
 pub mod command;
 pub mod server;

@@ -167,8 +167,15 @@ impl Metrics {
             cache.evictions.with_label_values(&[cause]);
         }
         let edge = EdgeMetrics::register(&registry)?;
-        for reason in ["connections", "connections_per_address", "header_timeout", "idle_timeout", "tls", "tls_timeout"]
-        {
+        for reason in [
+            "connections",
+            "connections_per_address",
+            "header_timeout",
+            "idle_timeout",
+            "malformed",
+            "tls",
+            "tls_timeout",
+        ] {
             edge.ended.with_label_values(&[reason]);
         }
         for decision in ["told", "limited"] {

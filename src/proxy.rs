@@ -1,46 +1,51 @@
-//! Pingora's side of the line: translate a request, hand it over, write the answer or let it stream.
+//! Pingora's side of what is passed on: delegate each turn of a stream to `forward`.
 //!
 //! A room of its own because implementing a framework's trait attracts everything. It makes no
 //! decision: what it may not do is look into a request or an answer.
 
 use crate::error::{Code, Problem};
-use crate::exchange::{Answer, Request};
+use crate::exchange::Answer;
 use crate::forward::{Answered, Forward};
 use crate::observe::{self, AccessLogger};
-use crate::pipeline::{Handled, Line};
+use crate::pipeline::Line;
 use crate::runtime;
 use crate::trace::Trace;
 use crate::upstream::passing_failure;
-use crate::watched;
-use crate::watching::Watching;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Uri, Version, header};
+use http::{Method, Uri, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
+use pingora::protocols::http::ServerSession;
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorSource, ErrorType};
 use prometheus::IntGauge;
+use std::cell::Cell;
+use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// The app that Pingora calls. A copy is the same one.
-#[derive(Clone)]
-pub struct Gateway {
-    line: Arc<Line>,
-    logger: Arc<AccessLogger>,
-    /// Begins every request id made here; random, so that several Weirs do not make the same.
-    prefix: Arc<str>,
-    next: Arc<AtomicU64>,
+tokio::task_local! {
+    /// The request that this task passes on: Pingora makes its context without being told of what.
+    static WAY: Cell<Option<Way>>;
 }
 
-/// One request, as far as it has come.
+/// What Pingora calls where a request is passed on. A copy is the same one.
+#[derive(Clone)]
+pub struct Passing {
+    /// Where it came from.
+    pub line: Arc<Line>,
+    /// Where its end is told.
+    pub logger: Arc<AccessLogger>,
+}
+
+/// One request on its way, as far as it has come.
 #[derive(Default)]
 pub struct Way {
-    in_flight: Option<InFlight>,
-    /// When it began, and where it is passed on to, if it is.
+    /// It counts as in flight as long as this lives.
+    _in_flight: Option<InFlight>,
+    /// When it began, and where it is passed on to.
     passed: Option<(Instant, Box<Forward>)>,
     /// What the client is told instead of an answer of the provider's.
     refused: Option<Answer>,
@@ -50,42 +55,34 @@ pub struct Way {
     again: bool,
 }
 
-impl Gateway {
-    /// A gateway on a line.
+impl Way {
+    /// A request that began then and goes there.
     #[must_use]
-    pub fn new(line: Arc<Line>, logger: AccessLogger, prefix: String) -> Self {
-        Self { line, logger: Arc::new(logger), prefix: prefix.into(), next: Arc::new(AtomicU64::new(1)) }
+    pub fn new(started: Instant, in_flight: InFlight, forward: Box<Forward>) -> Self {
+        Self { _in_flight: Some(in_flight), passed: Some((started, forward)), ..Self::default() }
     }
 
-    /// The client's own id where it is valid: 1 to 128 characters that need no quoting anywhere.
-    fn request_id(&self, headers: &HeaderMap) -> String {
-        let sent = headers.get("x-request-id").and_then(|value| value.to_str().ok());
-        let valid = |id: &&str| {
-            (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~:+/=".contains(&b))
-        };
-        match sent.filter(valid) {
-            Some(id) => id.to_owned(),
-            None => format!("{}-{:08x}", self.prefix, self.next.fetch_add(1, Ordering::Relaxed)),
-        }
+    /// Passes it on: `stream` has Pingora do so.
+    pub async fn go<F: Future>(self, stream: F) -> F::Output {
+        WAY.scope(Cell::new(Some(self)), stream).await
     }
+}
 
-    /// For each part of a body or an answer, and for the next request.
-    fn timeouts(&self) -> (Duration, Duration) {
-        let limits = &self.line.runtime.snapshot().weir.limits;
-        (limits.stall_timeout, limits.idle_timeout)
-    }
-
-    fn observe(&self, method: &Method, trace: &Trace, took: Duration) {
+impl Passing {
+    /// Tells that a request is over.
+    pub fn observe(&self, method: &Method, trace: &Trace, took: Duration) {
         let mode = self.line.runtime.snapshot().weir.access_log;
         observe::request(&self.line.shared.metrics, &self.logger, mode, method, trace, took, runtime::now());
     }
 }
 
 /// Counts a request as in flight for as long as it lives, however it ends.
-struct InFlight(IntGauge);
+pub struct InFlight(IntGauge);
 
 impl InFlight {
-    fn begin(gauge: &IntGauge) -> Self {
+    /// One more.
+    #[must_use]
+    pub fn begin(gauge: &IntGauge) -> Self {
         gauge.inc();
         Self(gauge.clone())
     }
@@ -98,56 +95,15 @@ impl Drop for InFlight {
 }
 
 #[async_trait]
-impl ProxyHttp for Gateway {
+impl ProxyHttp for Passing {
     type CTX = Way;
 
     fn new_ctx(&self) -> Way {
-        Way::default()
+        WAY.try_with(Cell::take).ok().flatten().unwrap_or_default()
     }
 
     /// None: the default is a compression module, which costs on every hit.
     fn init_downstream_modules(&self, _: &mut HttpModules) {}
-
-    async fn request_filter(&self, session: &mut Session, way: &mut Way) -> pingora::Result<bool> {
-        #[allow(clippy::disallowed_methods)] // where a request's time begins
-        let started = Instant::now();
-        way.in_flight = Some(InFlight::begin(&self.line.shared.metrics.http.in_flight));
-        let request = translate(session);
-        let request_id = self.request_id(&request.headers);
-        watched::header_came();
-        let (stall, idle) = self.timeouts();
-        session.as_downstream_mut().set_write_timeout(Some(stall));
-        session.as_downstream_mut().set_read_timeout(Some(stall));
-        keep_alive(session, idle);
-        let (handled, mut trace) = self.line.handle(&request, request_id).await;
-        let answer = match handled {
-            Handled::Answered(answer) => answer,
-            Handled::Watching(answer, watching) => {
-                let took = started.elapsed();
-                // It is bounded apart from requests that have an end.
-                way.in_flight = None;
-                let written = stream(session, &request, answer, watching, &mut trace).await;
-                self.observe(&request.method, &trace, took);
-                return written.map(|()| true);
-            }
-            Handled::Passed(mut forward) => {
-                forward.trace = trace;
-                way.passed = Some((started, forward));
-                return Ok(false);
-            }
-        };
-        // A body is not wanted here: what is not read by the answer's end ends the connection.
-        session.as_downstream_mut().set_close_on_response_before_downstream_finish(true);
-        if request.method == Method::HEAD {
-            trace.bytes = 0;
-        }
-        if trace.error == Some("internal_error") {
-            observe::say(&format!("internal error, request id {}, route {}", trace.request_id, trace.route));
-        }
-        let written = write(session, &request.method, answer).await;
-        self.observe(&request.method, &trace, started.elapsed());
-        written.map(|()| true)
-    }
 
     async fn upstream_peer(&self, _: &mut Session, way: &mut Way) -> pingora::Result<Box<HttpPeer>> {
         let Some((_, forward)) = &mut way.passed else { return nowhere() };
@@ -283,12 +239,11 @@ impl ProxyHttp for Gateway {
         }
         let (method, status) = (session.req_header().method.clone(), answer.status);
         session.as_downstream_mut().set_close_on_response_before_downstream_finish(true);
-        let _ = write(session, &method, answer).await;
+        let _ = write(session.as_downstream_mut(), &method, answer).await;
         FailToProxy { error_code: status, can_reuse_downstream: false }
     }
 
     async fn logging(&self, session: &mut Session, _: Option<&Error>, way: &mut Way) {
-        watched::request_ended();
         if let Some((started, mut forward)) = way.passed.take() {
             forward.finish();
             forward.trace.bytes = session.body_bytes_sent();
@@ -311,77 +266,24 @@ fn nowhere<T>() -> pingora::Result<T> {
     Error::e_explain(ErrorType::InternalError, "this request is not passed on")
 }
 
-fn translate(session: &Session) -> Request {
-    let header = session.req_header();
-    let mut headers = header.headers.clone();
-    // HTTP/2 names the host in its `:authority` (RFC 9113, section 8.3.1).
-    if let (Some(authority), false) = (header.uri.authority(), headers.contains_key(header::HOST)) {
-        headers.extend(HeaderValue::from_str(authority.as_str()).ok().map(|host| (header::HOST, host)));
-    }
-    Request {
-        method: header.method.clone(),
-        version: header.version,
-        path: header.uri.path().to_owned(),
-        query: header.uri.query().unwrap_or_default().to_owned(),
-        headers,
-        peer: session.client_addr().and_then(|address| address.as_inet()).map(std::net::SocketAddr::ip),
-    }
+/// Writes an answer by Pingora's means.
+///
+/// # Errors
+/// The client is gone, or takes nothing for too long.
+pub async fn write(session: &mut ServerSession, method: &Method, mut answer: Answer) -> pingora::Result<()> {
+    let body = if *method == Method::HEAD { Bytes::new() } else { std::mem::take(&mut answer.body) };
+    write_head(session, answer).await?;
+    session.write_response_body(body, true).await
 }
 
-/// Pingora would keep a connection that was used once for ever.
-fn keep_alive(session: &mut Session, idle: Duration) {
-    if session.get_keepalive().is_some() {
-        session.set_keepalive(Some(idle.as_secs().max(1)));
-    }
-}
-
-/// Writes an answer that goes on until what is watched ends, or the client goes.
-async fn stream(
-    session: &mut Session,
-    request: &Request,
-    answer: Answer,
-    mut watching: Box<Watching>,
-    trace: &mut Trace,
-) -> pingora::Result<()> {
+/// Writes how an answer begins.
+///
+/// # Errors
+/// The client is gone, or takes nothing for too long.
+pub async fn write_head(session: &mut ServerSession, answer: Answer) -> pingora::Result<()> {
     let mut header = ResponseHeader::build(answer.status, Some(answer.headers.len() + 2))?;
     for (name, value) in answer.headers {
         header.append_header(name, value)?;
     }
-    match request.version {
-        Version::HTTP_11 => header.insert_header(header::TRANSFER_ENCODING, "chunked")?,
-        // Its end is the connection's.
-        Version::HTTP_10 => session.set_keepalive(None),
-        _ => {}
-    }
-    let head_only = request.method == Method::HEAD;
-    session.write_response_header(Box::new(header), head_only).await?;
-    if head_only {
-        return Ok(());
-    }
-    loop {
-        let part = tokio::select! {
-            part = watching.next() => part,
-            // What comes now is no part of this request: it has gone, or speaks out of turn.
-            _ = session.as_downstream_mut().read_body_or_idle(true) => return Ok(()),
-        };
-        trace.bytes += part.as_ref().map_or(0, Bytes::len);
-        let over = part.is_none();
-        session.write_response_body(part, over).await?;
-        if over {
-            return Ok(());
-        }
-    }
-}
-
-async fn write(session: &mut Session, method: &Method, answer: Answer) -> pingora::Result<()> {
-    let mut header = ResponseHeader::build(answer.status, Some(answer.headers.len() + 2))?;
-    for (name, value) in answer.headers {
-        header.append_header(name, value)?;
-    }
-    let no_body = *method == Method::HEAD || answer.body.is_empty();
-    session.write_response_header(Box::new(header), no_body).await?;
-    if !no_body {
-        session.write_response_body(Some(answer.body), true).await?;
-    }
-    Ok(())
+    session.write_response_header(Box::new(header)).await
 }

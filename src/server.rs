@@ -5,19 +5,15 @@
 
 use crate::accept::{self, Connections, Door};
 use crate::admin::{self, Admin};
-use crate::config::edge::{Limits, Listener};
+use crate::config::edge::Listener;
 use crate::config::faults::Fault;
 use crate::config::load::Source;
+use crate::gateway::Gateway;
 use crate::metrics::Metrics;
 use crate::observe::{self, AccessLogger};
 use crate::pipeline::Line;
-use crate::proxy::Gateway;
 use crate::question::Shared;
 use crate::runtime::{self, Runtime, reload};
-use pingora::apps::{HttpServerOptions, ServerApp};
-use pingora::protocols::http::v2::server::H2Options;
-use pingora::proxy::http_proxy;
-use pingora::server::configuration::ServerConf;
 use socket2::{Domain, Socket, Type};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -56,7 +52,7 @@ pub enum StartError {
 pub struct Server {
     runtime: Arc<Runtime>,
     shared: Arc<Shared>,
-    gateway: Gateway,
+    gateway: Arc<Gateway>,
     listeners: Vec<(Listener, std::net::TcpListener)>,
     admin: std::net::TcpListener,
 }
@@ -93,7 +89,8 @@ impl Server {
         getrandom::fill(&mut prefix).map_err(|e| system(&e))?;
         let prefix = prefix.iter().map(|byte| format!("{byte:02x}")).collect();
         let line = Arc::new(Line::new(runtime.clone(), shared.clone()));
-        let gateway = Gateway::new(line, AccessLogger::new(std::io::stdout()), prefix);
+        let gateway = Gateway::new(line, AccessLogger::new(std::io::stdout()), prefix, &snapshot.weir.limits);
+        let gateway = Arc::new(gateway);
         Ok(Self { runtime, shared, gateway, listeners, admin })
     }
 
@@ -128,24 +125,14 @@ impl Server {
     async fn serve(self, ready: impl FnOnce()) -> std::io::Result<()> {
         let (stop, stopping) = watch::channel(false);
         let draining = Arc::new(AtomicBool::new(false));
-        let conf = Arc::new(ServerConf { max_retries: 8, ..ServerConf::default() });
-        let limits = self.runtime.snapshot().weir.limits.clone();
-        let proxy = |h2c| {
-            let mut proxy = http_proxy(&conf, self.gateway.clone());
-            proxy.handle_init_modules();
-            proxy.server_options = Some(server_options(&limits, h2c));
-            proxy.h2_options = Some(h2_options(&limits));
-            Arc::new(proxy)
-        };
-        let (app, h2c) = (proxy(false), proxy(true));
         let open = Arc::<Connections>::default();
         let admin = Admin { runtime: self.runtime.clone(), shared: self.shared.clone(), draining: draining.clone() };
         let (connections, background) = (TaskTracker::new(), TaskTracker::new());
         for (config, listener) in self.listeners {
             let door = Door {
                 address: config.address,
-                app: app.clone(),
-                h2c: config.h2c.then(|| h2c.clone()),
+                gateway: self.gateway.clone(),
+                h2c: config.h2c,
                 runtime: self.runtime.clone(),
                 connections: open.clone(),
                 metrics: self.shared.metrics.edge.clone(),
@@ -169,11 +156,7 @@ impl Server {
         connections.close();
         let grace = self.runtime.snapshot().weir.grace;
         let (open, begun) = (connections.len(), tokio::time::Instant::now());
-        let drained = tokio::time::timeout(grace, async {
-            app.cleanup().await;
-            h2c.cleanup().await;
-            connections.wait().await;
-        });
+        let drained = tokio::time::timeout(grace, connections.wait());
         let (drained, took) = (drained.await.is_ok(), begun.elapsed().as_millis());
         drop(never);
         observe::say(&match drained {
@@ -184,28 +167,6 @@ impl Server {
         });
         Ok(())
     }
-}
-
-fn server_options(limits: &Limits, h2c: bool) -> HttpServerOptions {
-    let mut options = HttpServerOptions::default();
-    options.h2c = h2c;
-    options.keepalive_request_limit = Some(limits.requests_per_connection);
-    options.h2_idle_timeout = Some(limits.idle_timeout);
-    options
-}
-
-/// Streams, header lists and resets of an HTTP/2 connection. A client that resets what it asked for faster than
-/// it can be answered (CVE-2023-44487), or makes us reset (CVE-2025-8671), loses its connection.
-fn h2_options(limits: &Limits) -> H2Options {
-    let mut options = H2Options::default();
-    options
-        .max_concurrent_streams(limits.h2_streams)
-        .max_header_list_size(u32::try_from(limits.header_bytes + limits.url_bytes).unwrap_or(u32::MAX))
-        .max_pending_accept_reset_streams(20)
-        .max_concurrent_reset_streams(limits.h2_streams as usize)
-        .max_local_error_reset_streams(Some(100))
-        .max_send_buffer_size(256 << 10);
-    options
 }
 
 fn bind(address: SocketAddr) -> Result<std::net::TcpListener, StartError> {

@@ -195,6 +195,63 @@ fn what_a_provider_sends_that_is_not_for_clients_stays_here() {
     }
 }
 
+#[test]
+fn pipelined_requests_are_answered_in_their_order_up_to_one_that_ends_the_connection() {
+    let sim = Sim::start();
+    let weir = Config::shipped().start(&sim);
+    let one = |id: u32, more: &str| format!("GET /v1/sessions/sess_SIM{id:08} HTTP/1.1\r\n{KEY}{more}\r\n");
+    let many: String = (1..=40).map(|id| one(id, "")).collect();
+    let got = exchange(&weir, format!("{many}{}{}", one(41, "Connection: close\r\n"), one(42, "")).as_bytes());
+    assert_eq!(statuses(&got), [200; 41]);
+    let at = |id: u32| {
+        got.find(&format!("\"provider_session_id\":\"sess_SIM{id:08}\"")).unwrap_or_else(|| panic!("{id}: {got}"))
+    };
+    assert!((1..41).all(|id| at(id) < at(id + 1)) && !got.contains("sess_SIM00000042"));
+    // Passed on in between: its body is read by Pingora, and what stands behind it ends the connection.
+    let post = format!(
+        "POST /vectara/v2/agents/agt_load_1/sessions/ase_1/events HTTP/1.1\r\n{KEY}Content-Length: 2\r\n\r\n{{}}"
+    );
+    let got = exchange(&weir, format!("{}{post}", one(1, "")).as_bytes());
+    assert_eq!(statuses(&got).len(), 2, "{got}");
+    // One at a time, the connection goes on after what was passed on.
+    let mut socket = TcpStream::connect(weir.http).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let head = format!("HEAD /vectara/v2/agents/agt_load_1 HTTP/1.1\r\n{KEY}\r\n");
+    for request in [head.as_str(), &format!("HEAD /v1/providers HTTP/1.1\r\n{KEY}\r\n"), &head, &head] {
+        socket.write_all(request.as_bytes()).unwrap();
+        let (mut got, mut buffer) = (Vec::new(), [0; 4096]);
+        while !got.ends_with(b"\r\n\r\n") {
+            let n = socket.read(&mut buffer).unwrap();
+            assert!(n > 0, "it was closed: {}", String::from_utf8_lossy(&got));
+            got.extend_from_slice(&buffer[..n]);
+        }
+        assert!(got.starts_with(b"HTTP/1.1 "), "{}", String::from_utf8_lossy(&got));
+    }
+}
+
+#[test]
+fn what_is_no_request_is_told_so_and_counted() {
+    let sim = Sim::start();
+    let weir = Config::shipped().start(&sim);
+    let told = exchange(&weir, format!("GET /a<b HTTP/1.1\r\n{KEY}\r\n").as_bytes());
+    assert!(told.starts_with("HTTP/1.1 400 ") && told.contains("\"code\":\"invalid_request\""), "{told}");
+    let many: String = (0..300).map(|n| format!("x-{n}: y\r\n")).collect();
+    let told = exchange(&weir, format!("GET / HTTP/1.1\r\n{many}\r\n").as_bytes());
+    assert!(told.starts_with("HTTP/1.1 431 ") && told.contains("request_too_large"), "{told}");
+    let endless = format!("GET / HTTP/1.1\r\nx: {}", "y".repeat(100_000));
+    let told = exchange(&weir, endless.as_bytes());
+    assert!(told.starts_with("HTTP/1.1 431 "), "{told}");
+    let told = exchange(&weir, format!("CONNECT a:443 HTTP/1.1\r\n{KEY}\r\n").as_bytes());
+    assert!(told.starts_with("HTTP/1.1 405 ") && told.contains("\r\nAllow: GET, "), "{told}");
+    assert_eq!(weir.metric("weir_connections_ended_total{reason=\"malformed\"}"), 4.0);
+    // Whoever sends a body that nobody wants can read why, though much of it is still on its way.
+    let body = format!("POST /v1/providers HTTP/1.1\r\n{KEY}Content-Length: 60000\r\n\r\n{}", "x".repeat(60_000));
+    for _ in 0..20 {
+        let told = exchange(&weir, body.as_bytes());
+        assert!(told.starts_with("HTTP/1.1 405 ") && told.contains("connection: close"), "{told}");
+    }
+}
+
 /// Others' latency while so many connections do something slowly, as a ratio to the same without them.
 fn under_attack(what: &str, attack: impl Fn(&Weir, usize) -> Option<TcpStream>) {
     let sim = Sim::start();

@@ -1,0 +1,289 @@
+//! Where requests come in, whatever they are spoken in: each is read, asked of the line, and answered or
+//! passed on.
+//!
+//! A room of its own because HTTP/1 and HTTP/2 differ in how bytes come and go, and in nothing else. It makes no
+//! decision about a request.
+
+use crate::config::edge::Limits;
+use crate::error::{Code, Problem};
+use crate::exchange::{Answer, Request};
+use crate::metrics::EdgeMetrics;
+use crate::observe::{self, AccessLogger};
+use crate::pipeline::{Handled, Line};
+use crate::proxy::{self, InFlight, Passing, Way};
+use crate::runtime;
+use crate::trace::Trace;
+use crate::watching::Watching;
+use crate::wire::{Came, Wire};
+use async_trait::async_trait;
+use http::{HeaderMap, HeaderValue, Method, header};
+use pingora::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream};
+use pingora::protocols::Stream;
+use pingora::protocols::http::ServerSession;
+use pingora::protocols::http::v1::server::HttpSession;
+use pingora::protocols::http::v2::server::H2Options;
+use pingora::proxy::{HttpProxy, http_proxy};
+use pingora::server::configuration::ServerConf;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+
+/// Answers requests.
+pub struct Gateway {
+    passing: Passing,
+    /// Streams what is passed on.
+    proxy: Arc<HttpProxy<Passing>>,
+    options: HttpServerOptions,
+    h2: H2Options,
+    metrics: EdgeMetrics,
+    /// Begins every request id made here; random, so that several Weirs do not make the same.
+    prefix: String,
+    next: AtomicU64,
+}
+
+/// What becomes of a request.
+enum Asked {
+    /// It has an answer, to be written.
+    Answered(Answer, Begun),
+    /// It is passed on.
+    Passed(Way),
+    /// Its answer goes on until what is watched ends, or the client goes.
+    Watching(Answer, Box<Watching>, Trace, Duration),
+}
+
+/// A request that is being answered.
+struct Begun {
+    started: Instant,
+    trace: Trace,
+    _in_flight: InFlight,
+}
+
+impl Gateway {
+    /// A gateway on a line.
+    #[must_use]
+    pub fn new(line: Arc<Line>, logger: AccessLogger, prefix: String, limits: &Limits) -> Self {
+        let metrics = line.shared.metrics.edge.clone();
+        let passing = Passing { line, logger: Arc::new(logger) };
+        let conf = Arc::new(ServerConf { max_retries: 8, ..ServerConf::default() });
+        let mut proxy = http_proxy(&conf, passing.clone());
+        proxy.handle_init_modules();
+        let mut options = HttpServerOptions::default();
+        (options.h2c, options.h2_idle_timeout) = (true, Some(limits.idle_timeout));
+        let (proxy, h2, next) = (Arc::new(proxy), h2_options(limits), AtomicU64::new(1));
+        Self { passing, proxy, options, h2, metrics, prefix, next }
+    }
+
+    /// Asks the line.
+    async fn ask(&self, request: &Request) -> Asked {
+        #[allow(clippy::disallowed_methods)] // where a request's time begins
+        let started = Instant::now();
+        let line = &self.passing.line;
+        let in_flight = InFlight::begin(&line.shared.metrics.http.in_flight);
+        let (handled, mut trace) = line.handle(request, self.request_id(&request.headers)).await;
+        match handled {
+            Handled::Answered(answer) => {
+                if request.method == Method::HEAD {
+                    trace.bytes = 0;
+                }
+                if trace.error == Some("internal_error") {
+                    observe::say(&format!("internal error, request id {}, route {}", trace.request_id, trace.route));
+                }
+                Asked::Answered(answer, Begun { started, trace, _in_flight: in_flight })
+            }
+            // It is bounded apart from requests that have an end: it is in flight no longer.
+            Handled::Watching(answer, watching) if request.method != Method::HEAD => {
+                Asked::Watching(answer, watching, trace, started.elapsed())
+            }
+            Handled::Watching(answer, _) => Asked::Answered(answer, Begun { started, trace, _in_flight: in_flight }),
+            Handled::Passed(mut forward) => {
+                forward.trace = trace;
+                Asked::Passed(Way::new(started, in_flight, forward))
+            }
+        }
+    }
+
+    /// Its answer was written, or nobody took it.
+    fn ended(&self, request: &Request, begun: &Begun) {
+        self.passing.observe(&request.method, &begun.trace, begun.started.elapsed());
+    }
+
+    /// The client's own id where it is valid: 1 to 128 characters that need no quoting anywhere.
+    fn request_id(&self, headers: &HeaderMap) -> String {
+        let sent = headers.get("x-request-id").and_then(|value| value.to_str().ok());
+        let valid = |id: &&str| {
+            (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~:+/=".contains(&b))
+        };
+        match sent.filter(valid) {
+            Some(id) => id.to_owned(),
+            None => format!("{}-{:08x}", self.prefix, self.next.fetch_add(1, Ordering::Relaxed)),
+        }
+    }
+
+    /// Serves an HTTP/1 connection to its end.
+    pub async fn serve(&self, stream: Stream, peer: IpAddr, limits: &Limits, stopping: &watch::Receiver<bool>) {
+        let mut wire = Wire::new(stream, limits, stopping.clone());
+        for left in (0..limits.requests_per_connection).rev() {
+            let head = match wire.head(Some(peer)).await {
+                Came::Head(head) => head,
+                Came::End => return,
+                Came::Idle => return self.cut(wire, "idle_timeout", None).await,
+                Came::Malformed(problem) => return self.cut(wire, "malformed", Some(*problem)).await,
+                Came::Late => {
+                    let detail = "the request's header did not come within header_timeout";
+                    let problem = Problem::new(Code::RequestTimeout, detail);
+                    return self.cut(wire, "header_timeout", Some(problem)).await;
+                }
+            };
+            let request = &head.request;
+            match self.ask(request).await {
+                Asked::Answered(answer, begun) => {
+                    // A body is not wanted here: where one comes, the connection ends.
+                    let goes_on = head.keep_alive && !head.has_body && left > 0 && !wire.stops();
+                    let written = wire.answer(request, answer, goes_on, runtime::now()).await;
+                    self.ended(request, &begun);
+                    if written.is_err() {
+                        return;
+                    }
+                    if !goes_on {
+                        return wire.end(head.has_body).await;
+                    }
+                    wire.consume(head.length);
+                }
+                Asked::Watching(answer, mut watching, mut trace, took) => {
+                    let next = async || watching.next().await;
+                    trace.bytes = wire.stream(request, answer, next, runtime::now()).await;
+                    self.passing.observe(&request.method, &trace, took);
+                    return wire.end(head.has_body).await;
+                }
+                Asked::Passed(way) => match self.pass(wire, way, left, limits, stopping).await {
+                    Some(next) => wire = next,
+                    None => return,
+                },
+            }
+        }
+    }
+
+    /// Ends a connection that cannot go on.
+    async fn cut(&self, mut wire: Wire, why: &str, problem: Option<Problem>) {
+        self.metrics.ended.with_label_values(&[why]).inc();
+        if let Some(problem) = problem
+            && wire.tell(&problem).await.is_err()
+        {
+            return;
+        }
+        wire.end(why == "malformed").await;
+    }
+
+    /// Has Pingora read again what came of a request and stream it; gives the connection back where it can go on.
+    async fn pass(
+        &self,
+        wire: Wire,
+        way: Way,
+        left: u32,
+        limits: &Limits,
+        stopping: &watch::Receiver<bool>,
+    ) -> Option<Wire> {
+        let (stream, came) = wire.give();
+        let mut session = HttpSession::new(stream);
+        session.set_pipelined_prefix(came);
+        session.set_read_timeout(Some(limits.stall_timeout));
+        session.set_write_timeout(Some(limits.stall_timeout));
+        session.set_keepalive_reuses_remaining(Some(left));
+        let reused = way.go(self.proxy.process_new_http(ServerSession::H1(session), stopping)).await?;
+        let (stream, _) = reused.consume();
+        Some(Wire::new(stream, limits, stopping.clone()))
+    }
+}
+
+/// HTTP/2: Pingora takes the connection apart, and its streams come here.
+#[async_trait]
+impl HttpServerApp for Gateway {
+    async fn process_new_http(
+        self: &Arc<Self>,
+        mut session: ServerSession,
+        stopping: &watch::Receiver<bool>,
+    ) -> Option<ReusedHttpStream> {
+        let stall = self.passing.line.runtime.snapshot().weir.limits.stall_timeout;
+        session.set_write_timeout(Some(stall));
+        let request = translate(&session);
+        match self.ask(&request).await {
+            Asked::Answered(answer, begun) => {
+                let written = proxy::write(&mut session, &request.method, answer).await;
+                self.ended(&request, &begun);
+                if written.is_ok() {
+                    let _ = session.finish().await;
+                }
+                None
+            }
+            Asked::Watching(answer, watching, mut trace, took) => {
+                trace.bytes = stream(&mut session, answer, watching).await;
+                self.passing.observe(&request.method, &trace, took);
+                let _ = session.finish().await;
+                None
+            }
+            Asked::Passed(way) => way.go(self.proxy.process_new_http(session, stopping)).await,
+        }
+    }
+
+    fn server_options(&self) -> Option<&HttpServerOptions> {
+        Some(&self.options)
+    }
+
+    fn h2_options(&self) -> Option<H2Options> {
+        Some(self.h2.clone())
+    }
+}
+
+/// Writes an answer that goes on until what is watched ends, or the client goes; how many bytes of it were taken.
+async fn stream(session: &mut ServerSession, answer: Answer, mut watching: Box<Watching>) -> usize {
+    let mut taken = 0;
+    if proxy::write_head(session, answer).await.is_err() {
+        return taken;
+    }
+    loop {
+        let part = tokio::select! {
+            part = watching.next() => part,
+            _ = session.read_body_or_idle(true) => return taken,
+        };
+        let over = part.is_none();
+        let part = part.unwrap_or_default();
+        let bytes = part.len();
+        if session.write_response_body(part, over).await.is_err() || over {
+            return taken;
+        }
+        taken += bytes;
+    }
+}
+
+fn translate(session: &ServerSession) -> Request {
+    let header = session.req_header();
+    let mut headers = header.headers.clone();
+    // HTTP/2 names the host in its `:authority` (RFC 9113, section 8.3.1).
+    if let (Some(authority), false) = (header.uri.authority(), headers.contains_key(header::HOST)) {
+        headers.extend(HeaderValue::from_str(authority.as_str()).ok().map(|host| (header::HOST, host)));
+    }
+    Request {
+        method: header.method.clone(),
+        version: header.version,
+        path: header.uri.path().to_owned(),
+        query: header.uri.query().unwrap_or_default().to_owned(),
+        headers,
+        peer: session.client_addr().and_then(|address| address.as_inet()).map(std::net::SocketAddr::ip),
+    }
+}
+
+/// Streams, header lists and resets of an HTTP/2 connection. A client that resets what it asked for faster than
+/// it can be answered (CVE-2023-44487), or makes us reset (CVE-2025-8671), loses its connection.
+fn h2_options(limits: &Limits) -> H2Options {
+    let mut options = H2Options::default();
+    options
+        .max_concurrent_streams(limits.h2_streams)
+        .max_header_list_size(u32::try_from(limits.header_bytes + limits.url_bytes).unwrap_or(u32::MAX))
+        .max_pending_accept_reset_streams(20)
+        .max_concurrent_reset_streams(limits.h2_streams as usize)
+        .max_local_error_reset_streams(Some(100))
+        .max_send_buffer_size(256 << 10);
+    options
+}
