@@ -16,6 +16,7 @@ use crate::trace::Trace;
 use crate::watching::Watching;
 use crate::wire::{Came, Wire};
 use async_trait::async_trait;
+use futures_util::stream::StreamExt;
 use http::{HeaderMap, HeaderValue, Method, header};
 use pingora::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream};
 use pingora::protocols::Stream;
@@ -151,9 +152,8 @@ impl Gateway {
                     }
                     wire.consume(head.length);
                 }
-                Asked::Watching(answer, mut watching, mut trace, took) => {
-                    let next = async || watching.next().await;
-                    trace.bytes = wire.stream(request, answer, next, runtime::now()).await;
+                Asked::Watching(answer, watching, mut trace, took) => {
+                    trace.bytes = wire.stream(request, answer, watching.parts(), runtime::now()).await;
                     self.passing.observe(&request.method, &trace, took);
                     return wire.end(head.has_body).await;
                 }
@@ -237,14 +237,15 @@ impl HttpServerApp for Gateway {
 }
 
 /// Writes an answer that goes on until what is watched ends, or the client goes; how many bytes of it were taken.
-async fn stream(session: &mut ServerSession, answer: Answer, mut watching: Box<Watching>) -> usize {
+async fn stream(session: &mut ServerSession, answer: Answer, watching: Box<Watching>) -> usize {
+    let mut parts = watching.parts();
     let mut taken = 0;
     if proxy::write_head(session, answer).await.is_err() {
         return taken;
     }
     loop {
         let part = tokio::select! {
-            part = watching.next() => part,
+            part = parts.next() => part,
             _ = session.read_body_or_idle(true) => return taken,
         };
         let over = part.is_none();

@@ -19,8 +19,10 @@ use crate::runtime::{self, Runtime};
 use crate::template::Values;
 use crate::trace::Trace;
 use bytes::Bytes;
+use futures_util::stream::{self, Stream};
 use http::HeaderValue;
 use std::collections::HashMap;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -192,8 +194,13 @@ impl Wish<'_> {
 }
 
 impl Watching {
-    /// What to send next; `None` at the end. May be dropped while it waits, and called again.
-    pub async fn next(&mut self) -> Option<Bytes> {
+    /// What to send, part by part, until the end.
+    #[must_use]
+    pub fn parts(self: Box<Self>) -> Pin<Box<dyn Stream<Item = Bytes> + Send>> {
+        Box::pin(stream::unfold(self, |mut watching| async move { Some((watching.next().await?, watching)) }))
+    }
+
+    async fn next(&mut self) -> Option<Bytes> {
         loop {
             if let Some(ready) = self.ready.take() {
                 self.beat = Instant::now() + HEARTBEAT;

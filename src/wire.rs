@@ -9,6 +9,7 @@ use crate::exchange::{Answer, Request};
 use crate::head::{self, Head};
 use crate::model::Time;
 use bytes::{Bytes, BytesMut};
+use futures_util::stream::{Stream as Parts, StreamExt};
 use http::{HeaderValue, Method, StatusCode, Version, header};
 use pingora::protocols::Stream;
 use std::future::{Future, poll_fn};
@@ -175,7 +176,7 @@ impl Wire {
         &mut self,
         request: &Request,
         mut answer: Answer,
-        mut next: impl AsyncFnMut() -> Option<Bytes>,
+        mut parts: Pin<Box<dyn Parts<Item = Bytes> + Send>>,
         now: Time,
     ) -> usize {
         // Before HTTP/1.1 its end is the connection's.
@@ -192,7 +193,7 @@ impl Wire {
             // What comes now is no part of this request: the client has gone, or speaks out of turn.
             let mut beyond = [0];
             let part = tokio::select! {
-                part = next() => part,
+                part = parts.next() => part,
                 _ = self.stream.read(&mut beyond) => return taken,
             };
             self.out.clear();
