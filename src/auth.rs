@@ -7,9 +7,12 @@ use crate::config::clients::Client;
 use crate::error::{Code, Problem};
 use crate::exchange::Request;
 use crate::model::Time;
-use http::header;
+use http::{HeaderName, header};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
+
+const WEIR_KEY: HeaderName = HeaderName::from_static("x-weir-key");
+const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// Digests of all clients' keys.
 #[derive(Default)]
@@ -60,7 +63,7 @@ fn unauthorized(detail: &str) -> Box<Problem> {
 /// The one key that a request carries: in `X-Weir-Key`, which leaves the other headers to the provider, else
 /// in `X-API-Key` or as a bearer token (RFC 6750).
 fn presented(request: &Request) -> Result<&[u8], Box<Problem>> {
-    let mut own = request.headers.get_all("x-weir-key").iter().map(http::HeaderValue::as_bytes);
+    let mut own = request.headers.get_all(&WEIR_KEY).iter().map(http::HeaderValue::as_bytes);
     if let Some(key) = own.next().filter(|key| !key.is_empty()) {
         let differs = own.any(|other| other != key);
         return if differs {
@@ -70,7 +73,7 @@ fn presented(request: &Request) -> Result<&[u8], Box<Problem>> {
         };
     }
     let mut found: Option<&[u8]> = None;
-    let plain = request.headers.get_all("x-api-key").iter().map(http::HeaderValue::as_bytes);
+    let plain = request.headers.get_all(&API_KEY).iter().map(http::HeaderValue::as_bytes);
     let bearer = request.headers.get_all(header::AUTHORIZATION).iter().filter_map(|value| {
         let (scheme, token) = value.as_bytes().split_at_checked(7)?;
         scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
@@ -89,7 +92,7 @@ fn presented(request: &Request) -> Result<&[u8], Box<Problem>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::{HeaderMap, HeaderName, HeaderValue};
+    use http::{HeaderMap, HeaderValue};
 
     fn keys() -> Keys {
         let digest = |key: &str| Sha256::digest(key).into();

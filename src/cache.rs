@@ -15,7 +15,6 @@ use http::{HeaderName, HeaderValue};
 use moka::notification::RemovalCause;
 use moka::ops::compute::Op;
 use moka::policy::EvictionPolicy;
-use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -54,8 +53,7 @@ impl Key {
         let parts = [provider, place, credential, operation, path_and_query];
         let mut key = String::with_capacity(parts.iter().map(|part| part.len() + 5).sum());
         for part in parts {
-            // Writing to a String cannot fail.
-            let _ = write!(key, "{}:{part}", part.len());
+            key.extend([itoa::Buffer::new().format(part.len()), ":", part]);
         }
         Self(key.into())
     }

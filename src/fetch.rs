@@ -13,6 +13,7 @@ use crate::purge::Subject;
 use crate::question::{Landed, Question, Shared};
 use crate::reading::etag;
 use crate::runtime;
+use crate::runtime::snapshot::Provider;
 use crate::trace::{CacheStatus, How, Stored, Trace};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -171,7 +172,7 @@ pub async fn obtain(
                 false => how(Stored::Failed(problem.provider_status)),
             };
             trace.cache = Some(CacheStatus { how, life: None });
-            count(shared, &question.provider().name, trace.cache.as_ref());
+            count(shared, question.provider(), how);
             Err(problem)
         }
     }
@@ -185,19 +186,28 @@ fn too_late(question: &Question) -> Box<Problem> {
 }
 
 fn served(shared: &Shared, question: &Question, entry: Arc<Entry>, how: How) -> Served {
-    let status = CacheStatus { how, life: Some(entry.life) };
-    count(shared, &question.provider().name, Some(&status));
-    Served { entry, status }
+    count(shared, question.provider(), how);
+    Served { status: CacheStatus { how, life: Some(entry.life) }, entry }
 }
 
-fn count(shared: &Shared, provider: &str, status: Option<&CacheStatus>) {
-    let Some(status) = status else { return };
-    let cache = &shared.metrics.cache;
-    cache.requests.with_label_values(&[provider, status.label()]).inc();
-    if let label @ ("hit" | "collapsed" | "stale") = status.label()
-        && !matches!(status.how, How::StaleOnError { .. })
-    {
-        cache.saved.with_label_values(&[provider, label]).inc();
+fn count(shared: &Shared, provider: &Provider, how: How) {
+    let (cache, label) = (&shared.metrics.cache, how.label());
+    let counters = || {
+        let saved = matches!(label, "hit" | "collapsed" | "stale") && !matches!(how, How::StaleOnError { .. });
+        let requests = cache.requests.with_label_values(&[&provider.name, label]);
+        (requests, saved.then(|| cache.saved.with_label_values(&[&provider.name, label])))
+    };
+    let made;
+    let (requests, saved) = match how {
+        How::Hit => provider.hits.get_or_init(counters),
+        _ => {
+            made = counters();
+            &made
+        }
+    };
+    requests.inc();
+    if let Some(saved) = saved {
+        saved.inc();
     }
 }
 

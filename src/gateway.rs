@@ -8,7 +8,7 @@ use crate::config::edge::Limits;
 use crate::error::{Code, Problem};
 use crate::exchange::{Answer, Request};
 use crate::metrics::EdgeMetrics;
-use crate::observe::{self, AccessLogger};
+use crate::observe::{self, AccessLogger, Counters};
 use crate::pipeline::{Handled, Line};
 use crate::proxy::{self, InFlight, Passing, Way};
 use crate::runtime;
@@ -17,7 +17,7 @@ use crate::watching::Watching;
 use crate::wire::{Came, Wire};
 use async_trait::async_trait;
 use futures_util::stream::StreamExt;
-use http::{HeaderMap, HeaderValue, Method, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use pingora::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream};
 use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
@@ -30,6 +30,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Answers requests.
 pub struct Gateway {
@@ -45,6 +47,7 @@ pub struct Gateway {
 }
 
 /// What becomes of a request.
+#[allow(clippy::large_enum_variant)] // nearly all are of the large one, which a box would cost more than it saves
 enum Asked {
     /// It has an answer, to be written.
     Answered(Answer, Begun),
@@ -106,25 +109,38 @@ impl Gateway {
     }
 
     /// Its answer was written, or nobody took it.
-    fn ended(&self, request: &Request, begun: &Begun) {
-        self.passing.observe(&request.method, &begun.trace, begun.started.elapsed());
+    fn ended(&self, counters: &mut Counters, request: &Request, begun: &Begun) {
+        self.passing.observe(counters, &request.method, &begun.trace, begun.started.elapsed());
     }
 
     /// The client's own id where it is valid: 1 to 128 characters that need no quoting anywhere.
     fn request_id(&self, headers: &HeaderMap) -> String {
-        let sent = headers.get("x-request-id").and_then(|value| value.to_str().ok());
+        let sent = headers.get(&REQUEST_ID).and_then(|value| value.to_str().ok());
         let valid = |id: &&str| {
             (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~:+/=".contains(&b))
         };
         match sent.filter(valid) {
             Some(id) => id.to_owned(),
-            None => format!("{}-{:08x}", self.prefix, self.next.fetch_add(1, Ordering::Relaxed)),
+            None => self.next_id(),
         }
+    }
+
+    /// An id of ours: the prefix and a number in hexadecimal.
+    fn next_id(&self) -> String {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let digit = |shift: u32| char::from(b"0123456789abcdef"[(number >> shift) as usize & 15]);
+        let digits = 8.max(u64::BITS.div_ceil(4) - number.leading_zeros() / 4);
+        let mut id = String::with_capacity(self.prefix.len() + 17);
+        id.push_str(&self.prefix);
+        id.push('-');
+        id.extend((0..digits).rev().map(|place| digit(4 * place)));
+        id
     }
 
     /// Serves an HTTP/1 connection to its end.
     pub async fn serve(&self, stream: Stream, peer: IpAddr, limits: &Limits, stopping: &watch::Receiver<bool>) {
         let mut wire = Wire::new(stream, limits, stopping.clone());
+        let mut counters = Counters::default();
         for left in (0..limits.requests_per_connection).rev() {
             let head = match wire.head(Some(peer)).await {
                 Came::Head(head) => head,
@@ -143,7 +159,7 @@ impl Gateway {
                     // A body is not wanted here: where one comes, the connection ends.
                     let goes_on = head.keep_alive && !head.has_body && left > 0 && !wire.stops();
                     let written = wire.answer(request, answer, goes_on, runtime::now()).await;
-                    self.ended(request, &begun);
+                    self.ended(&mut counters, request, &begun);
                     if written.is_err() {
                         return;
                     }
@@ -154,7 +170,7 @@ impl Gateway {
                 }
                 Asked::Watching(answer, watching, mut trace, took) => {
                     trace.bytes = wire.stream(request, answer, watching.parts(), runtime::now()).await;
-                    self.passing.observe(&request.method, &trace, took);
+                    self.passing.observe(&mut counters, &request.method, &trace, took);
                     return wire.end(head.has_body).await;
                 }
                 Asked::Passed(way) => match self.pass(wire, way, left, limits, stopping).await {
@@ -211,7 +227,7 @@ impl HttpServerApp for Gateway {
         match self.ask(&request).await {
             Asked::Answered(answer, begun) => {
                 let written = proxy::write(&mut session, &request.method, answer).await;
-                self.ended(&request, &begun);
+                self.ended(&mut Counters::default(), &request, &begun);
                 if written.is_ok() {
                     let _ = session.finish().await;
                 }
@@ -219,7 +235,7 @@ impl HttpServerApp for Gateway {
             }
             Asked::Watching(answer, watching, mut trace, took) => {
                 trace.bytes = stream(&mut session, answer, watching).await;
-                self.passing.observe(&request.method, &trace, took);
+                self.passing.observe(&mut Counters::default(), &request.method, &trace, took);
                 let _ = session.finish().await;
                 None
             }

@@ -5,14 +5,15 @@
 //! their own through a bounded queue, and are dropped and counted when their reader is too slow.
 
 use crate::config::weir::AccessLog;
-use crate::metrics::Metrics;
+use crate::metrics::{HttpMetrics, Metrics};
 use crate::model::{Time, write_json};
 use crate::trace::Trace;
+use prometheus::{Histogram, IntCounter};
 use serde_json::json;
 use std::io::Write;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// How long the last lines may take to be written.
@@ -81,9 +82,62 @@ fn write_lines(out: impl Write, lines: &Receiver<Vec<u8>>) {
     }
 }
 
+/// Where requests are counted. What is counted there is mostly of the kind of the last, whose numbers need not be
+/// looked up again by their labels.
+#[derive(Default)]
+pub struct Counters(Option<Kind>);
+
+/// Requests that differ in nothing that is a label, and their numbers.
+struct Kind {
+    route: &'static str,
+    provider: Option<Arc<str>>,
+    client: Option<Arc<str>>,
+    status: u16,
+    cache: &'static str,
+    requests: IntCounter,
+    duration: Histogram,
+    overhead: Histogram,
+}
+
+impl Kind {
+    fn of(http: &HttpMetrics, trace: &Trace) -> Self {
+        let (route, cache) = (trace.route, trace.cache_label());
+        let client = trace.client.as_deref().unwrap_or("none");
+        let provider = trace.provider.as_deref().unwrap_or("none");
+        Self {
+            route,
+            provider: trace.provider.clone(),
+            client: trace.client.clone(),
+            status: trace.status,
+            cache,
+            requests: http.requests.with_label_values(&[route, provider, client, &trace.status.to_string()]),
+            duration: http.duration.with_label_values(&[route, provider, cache]),
+            overhead: http.overhead.with_label_values(&[route]),
+        }
+    }
+
+    fn has(&self, trace: &Trace) -> bool {
+        (self.route, self.status, self.cache) == (trace.route, trace.status, trace.cache_label())
+            && self.client == trace.client
+            && self.provider == trace.provider
+    }
+}
+
+impl Counters {
+    fn count(&mut self, http: &HttpMetrics, trace: &Trace, took: Duration) {
+        self.0.take_if(|kind| !kind.has(trace));
+        let kind = self.0.get_or_insert_with(|| Kind::of(http, trace));
+        kind.requests.inc();
+        kind.duration.observe(took.as_secs_f64());
+        kind.overhead.observe(took.saturating_sub(trace.waited).as_secs_f64());
+    }
+}
+
 /// Counts and logs a request that is over.
+#[allow(clippy::too_many_arguments)] // each is another's
 pub fn request(
     metrics: &Metrics,
+    counters: &mut Counters,
     logger: &AccessLogger,
     mode: AccessLog,
     method: &http::Method,
@@ -91,14 +145,8 @@ pub fn request(
     took: Duration,
     now: Time,
 ) {
-    let client = trace.client.as_deref().unwrap_or("none");
-    let provider = trace.provider.as_deref().unwrap_or("none");
-    let status = trace.status.to_string();
     let http = &metrics.http;
-    http.requests.with_label_values(&[trace.route, provider, client, &status]).inc();
-    http.duration.with_label_values(&[trace.route, provider, trace.cache_label()]).observe(took.as_secs_f64());
-    let own = took.saturating_sub(trace.waited);
-    http.overhead.with_label_values(&[trace.route]).observe(own.as_secs_f64());
+    counters.count(http, trace, took);
     if !logger.wants(mode, trace.status) {
         return;
     }
@@ -133,7 +181,6 @@ fn milliseconds(duration: Duration) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::{Arc, Mutex};
 
     #[derive(Clone, Default)]
     struct Shared(Arc<Mutex<Vec<u8>>>);
@@ -152,11 +199,17 @@ mod tests {
     fn every_line_is_written_by_the_end_and_sampling_keeps_failures() {
         let (out, metrics) = (Shared::default(), Metrics::new().unwrap());
         let logger = AccessLogger::new(out.clone());
-        let mut trace = Trace::new("id".into(), "/v1/x");
+        let (mut trace, mut counters) = (Trace::new("id".into(), "/v1/x"), Counters::default());
         for n in 0..100 {
             trace.status = if n % 50 == 7 { 502 } else { 200 };
             let took = Duration::from_micros(1500);
-            request(&metrics, &logger, AccessLog::Sample(49), &http::Method::GET, &trace, took, Time(0));
+            let mode = AccessLog::Sample(49);
+            request(&metrics, &mut counters, &logger, mode, &http::Method::GET, &trace, took, Time(0));
+        }
+        let counted = metrics.render();
+        for (status, count) in [(200, 98), (502, 2)] {
+            let name = "weir_http_requests_total{client=\"none\",provider=\"none\",route=\"/v1/x\"";
+            assert!(counted.contains(&format!("{name},status=\"{status}\"}} {count}\n")), "{counted}");
         }
         drop(logger);
         let text = String::from_utf8(out.0.lock().unwrap().clone()).unwrap();

@@ -340,9 +340,11 @@ impl Line {
         };
         for Due { bucket, .. } in &dues {
             let policy = &bucket.limiter.policy.name;
-            let word = if violated.contains(policy) { "limited" } else { "allowed" };
-            if decision.is_ok() || word == "limited" {
-                self.shared.metrics.http.rate_limit.with_label_values(&[&*client.id, policy, word]).inc();
+            let counter = |word| self.shared.metrics.http.rate_limit.with_label_values(&[&*client.id, policy, word]);
+            if decision.is_ok() {
+                bucket.admitted.get_or_init(|| counter("allowed")).inc();
+            } else if violated.contains(policy) {
+                counter("limited").inc();
             }
         }
         decision.map_err(|refusal| respond::refusal(&client.id, &asked.buckets(), refusal))

@@ -6,7 +6,7 @@
 use crate::error::{Code, Problem};
 use crate::exchange::Answer;
 use crate::forward::{Answered, Forward};
-use crate::observe::{self, AccessLogger};
+use crate::observe::{self, AccessLogger, Counters};
 use crate::pipeline::Line;
 use crate::runtime;
 use crate::trace::Trace;
@@ -70,9 +70,9 @@ impl Way {
 
 impl Passing {
     /// Tells that a request is over.
-    pub fn observe(&self, method: &Method, trace: &Trace, took: Duration) {
-        let mode = self.line.runtime.snapshot().weir.access_log;
-        observe::request(&self.line.shared.metrics, &self.logger, mode, method, trace, took, runtime::now());
+    pub fn observe(&self, counters: &mut Counters, method: &Method, trace: &Trace, took: Duration) {
+        let (mode, metrics) = (self.line.runtime.snapshot().weir.access_log, &self.line.shared.metrics);
+        observe::request(metrics, counters, &self.logger, mode, method, trace, took, runtime::now());
     }
 }
 
@@ -251,7 +251,8 @@ impl ProxyHttp for Passing {
             if forward.trace.status == 0 {
                 forward.trace.status = 499;
             }
-            self.observe(&session.req_header().method, &forward.trace, started.elapsed());
+            let mut counters = Counters::default();
+            self.observe(&mut counters, &session.req_header().method, &forward.trace, started.elapsed());
         }
     }
 

@@ -11,6 +11,7 @@ use governor::nanos::Nanos;
 use governor::state::StateStore;
 use governor::state::keyed::{DashMapStateStore, ShrinkableKeyedStateStore};
 use governor::{InsufficientCapacity, Quota, RateLimiter};
+use prometheus::IntCounter;
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -92,6 +93,15 @@ pub struct Limiter<C: Clock<Instant = Nanos> = Ticker> {
     burst: u64,
     /// The policy as configured; a limiter is kept over a reload only while this stays the same.
     pub policy: Policy,
+    /// The policy as clients are told of it (draft-ietf-httpapi-ratelimit-headers-10).
+    pub told: String,
+}
+
+/// Name, quota, and the seconds in which a burst is earned.
+fn told(policy: &Policy) -> String {
+    let earned = policy.per.as_millis() * u128::from(policy.burst.get());
+    let window = earned.div_ceil(1000 * u128::from(policy.requests.get()));
+    format!("\"{}\";q={};w={window}", policy.name, policy.burst)
 }
 
 /// What is left in a bucket.
@@ -119,6 +129,7 @@ impl<C: Clock<Instant = Nanos>> Limiter<C> {
             period,
             burst: u64::from(policy.burst.get()),
             policy: policy.clone(),
+            told: told(policy),
         }
     }
 
@@ -166,6 +177,44 @@ pub struct Bucket<C: Clock<Instant = Nanos> = Ticker> {
     pub limiter: Arc<Limiter<C>>,
     /// The client's part of it.
     pub key: Arc<str>,
+    /// Where its admissions are counted, once there was one.
+    pub admitted: OnceLock<IntCounter>,
+}
+
+impl<C: Clock<Instant = Nanos>> Bucket<C> {
+    /// This client's part of a policy.
+    #[must_use]
+    pub fn new(limiter: Arc<Limiter<C>>, key: Arc<str>) -> Self {
+        Self { limiter, key, admitted: OnceLock::new() }
+    }
+
+    /// Asks for this cost, and takes it if told to; notes what stands against it.
+    fn ask(&self, cost: NonZeroU32, take: bool, over: &mut Over) -> Result<(), Refusal> {
+        let (limiter, policy) = (&self.limiter, &self.limiter.policy);
+        match limiter.ask(&self.key, cost, take) {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                over.policies.push(policy.name.clone());
+                over.retry_after = over.retry_after.max(limiter.wait_for(&self.key, cost));
+                Ok(())
+            }
+            Err(_) => Err(Refusal::TooCostly { policy: policy.name.clone(), burst: policy.burst.get() }),
+        }
+    }
+}
+
+/// Policies that stand against a request.
+#[derive(Default)]
+struct Over {
+    policies: Vec<String>,
+    retry_after: Duration,
+}
+
+impl Over {
+    fn decide(self) -> Result<(), Refusal> {
+        let Self { policies, retry_after } = self;
+        if policies.is_empty() { Ok(()) } else { Err(Refusal::Limited { policies, retry_after }) }
+    }
 }
 
 /// Why a request was refused.
@@ -237,25 +286,14 @@ pub struct Due<'b, C: Clock<Instant = Nanos> = Ticker> {
 pub fn admit<C: Clock<Instant = Nanos>>(dues: &[Due<'_, C>], gate: &Mutex<()>) -> Result<(), Refusal> {
     // A poisoned gate guards nothing that could be half done.
     let _one_at_a_time = gate.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let mut policies = Vec::new();
-    let mut retry_after = Duration::ZERO;
-    for Due { bucket, cost } in dues {
-        let limiter = &bucket.limiter;
-        match limiter.ask(&bucket.key, *cost, false) {
-            Ok(true) => {}
-            Ok(false) => {
-                policies.push(limiter.policy.name.clone());
-                retry_after = retry_after.max(limiter.wait_for(&bucket.key, *cost));
-            }
-            Err(_) => {
-                let (policy, burst) = (limiter.policy.name.clone(), limiter.policy.burst.get());
-                return Err(Refusal::TooCostly { policy, burst });
-            }
-        }
+    let mut over = Over::default();
+    if let [Due { bucket, cost }] = dues {
+        // One alone is asked and taken from in one step.
+        bucket.ask(*cost, true, &mut over)?;
+        return over.decide();
     }
-    if !policies.is_empty() {
-        return Err(Refusal::Limited { policies, retry_after });
-    }
+    dues.iter().try_for_each(|due| due.bucket.ask(due.cost, false, &mut over))?;
+    over.decide()?;
     for Due { bucket, cost } in dues {
         let _ = bucket.limiter.ask(&bucket.key, *cost, true);
     }
@@ -292,7 +330,7 @@ mod tests {
     }
 
     fn bucket(policy: &Policy, clock: &FakeRelativeClock) -> Bucket<FakeRelativeClock> {
-        Bucket { limiter: Arc::new(Limiter::new(policy, clock.clone())), key: "client".into() }
+        Bucket::new(Arc::new(Limiter::new(policy, clock.clone())), "client".into())
     }
 
     fn admit_one(buckets: &[&Bucket<FakeRelativeClock>]) -> Result<(), Refusal> {
@@ -393,7 +431,7 @@ mod tests {
         let clock = FakeRelativeClock::default();
         let limiter = Arc::new(Limiter::new(&policy("p", 10, 10, 10, Charge::All), clock.clone()));
         for n in 0..100 {
-            let bucket = Bucket { limiter: limiter.clone(), key: format!("client{n}").into() };
+            let bucket = Bucket::new(limiter.clone(), format!("client{n}").into());
             assert!(admit_one(&[&bucket]).is_ok());
         }
         limiter.sweep();

@@ -68,7 +68,7 @@ pub fn problem(problem: &Problem, buckets: &[&Bucket], trace: &mut Trace, now: T
         headers.push((header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"weir\"")));
     }
     if let Some(status) = &trace.cache {
-        headers.push((CACHE_STATUS, text(&status.header(now))));
+        headers.push((CACHE_STATUS, text(status.header(now))));
     }
     let violated = &problem.violated_policies;
     common(&mut headers, buckets, trace, violated.first().filter(|_| violated.len() == 1).zip(problem.retry_after));
@@ -139,7 +139,7 @@ pub fn nothing(buckets: &[&Bucket], trace: &mut Trace) -> Answer {
 /// The answer to a browser that asks whether it may ask.
 #[must_use]
 pub fn preflight(mut headers: Vec<(HeaderName, HeaderValue)>, trace: &mut Trace) -> Answer {
-    headers.push((REQUEST_ID, text(&trace.request_id)));
+    headers.push((REQUEST_ID, text(trace.request_id.clone())));
     trace.status = 204;
     Answer { status: 204, headers, body: Bytes::new() }
 }
@@ -176,7 +176,8 @@ fn caching(headers: &mut Headers, trace: &Trace, now: Time) {
     };
     if let Some(life) = status.life {
         let lifetime = life.max_age().as_secs();
-        headers.push((header::CACHE_CONTROL, text(&format!("private, max-age={lifetime}"))));
+        let mut digits = itoa::Buffer::new();
+        headers.push((header::CACHE_CONTROL, text(["private, max-age=", digits.format(lifetime)].concat())));
         let (age, asked) = (life.age(now).as_secs(), matches!(status.how, How::Miss(_) | How::Requested(_)));
         if !asked || age > 0 {
             headers.push((header::AGE, age.into()));
@@ -184,36 +185,36 @@ fn caching(headers: &mut Headers, trace: &Trace, now: Time) {
     } else {
         headers.push((header::CACHE_CONTROL, HeaderValue::from_static("no-store")));
     }
-    headers.push((CACHE_STATUS, text(&status.header(now))));
+    headers.push((CACHE_STATUS, text(status.header(now))));
 }
 
 /// What every answer carries. `refused` is the policy that refused, and its `Retry-After`.
 fn common(headers: &mut Headers, buckets: &[&Bucket], trace: &Trace, refused: Option<(&String, u64)>) {
     headers.push((header::VARY, HeaderValue::from_static("Authorization, X-API-Key")));
     headers.push((header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")));
-    headers.push((REQUEST_ID, text(&trace.request_id)));
+    headers.push((REQUEST_ID, text(trace.request_id.clone())));
     if !buckets.is_empty() {
-        let (mut policies, mut left) = (String::new(), String::new());
+        let policies: Vec<&str> = buckets.iter().map(|bucket| bucket.limiter.told.as_str()).collect();
+        headers.push((RATELIMIT_POLICY, text(policies.join(", "))));
+        let mut left = String::with_capacity(64 * buckets.len());
         for bucket in buckets {
             let policy = &bucket.limiter.policy;
-            let comma = if policies.is_empty() { "" } else { ", " };
-            let window = (policy.per.as_millis() * u128::from(policy.burst.get()))
-                .div_ceil(1000 * u128::from(policy.requests.get()));
-            policies += &format!("{comma}\"{}\";q={};w={window}", policy.name, policy.burst);
             let now = bucket.limiter.left(&bucket.key);
             let next = u64::try_from(now.next_in.as_nanos().div_ceil(1_000_000_000)).unwrap_or(u64::MAX);
             // The same second as in Retry-After, though a moment has passed.
             let next = refused.filter(|(name, _)| **name == policy.name).map_or(next, |(_, seconds)| seconds);
-            left += &format!("{comma}\"{}\";r={};t={next}", policy.name, now.remaining);
+            let (mut remaining, mut seconds) = (itoa::Buffer::new(), itoa::Buffer::new());
+            let comma = if left.is_empty() { "\"" } else { ", \"" };
+            let parts = [comma, &policy.name, "\";r=", remaining.format(now.remaining), ";t=", seconds.format(next)];
+            left.extend(parts);
         }
-        headers.push((RATELIMIT_POLICY, text(&policies)));
-        headers.push((RATELIMIT, text(&left)));
+        headers.push((RATELIMIT, text(left)));
     }
 }
 
 /// Text of ours as a header's value; all of it is visible ASCII.
-fn text(text: &str) -> HeaderValue {
-    HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static(""))
+fn text(text: String) -> HeaderValue {
+    HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static(""))
 }
 
 /// 429 for a client over its policies, 400 for a request that can never be admitted.

@@ -4,6 +4,7 @@
 //! percent-encoded here, and nowhere else are upstream URLs made.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use std::borrow::Cow;
 use std::fmt::Write;
 
 /// All but RFC 3986's unreserved characters.
@@ -103,10 +104,12 @@ impl Template {
         for part in &self.path {
             match part {
                 Part::Text(text) => out.push_str(text),
-                Part::Variable(variable) => out.push_str(&encode(&value(*variable, values).unwrap_or_default())),
+                Part::Variable(variable) => {
+                    out.extend(utf8_percent_encode(&value(*variable, values).unwrap_or_default(), ENCODED));
+                }
             }
         }
-        if out.split('/').any(|segment| matches!(segment, "." | "..")) {
+        if out.as_bytes().split(|byte| *byte == b'/').any(|segment| matches!(segment, b"." | b"..")) {
             return Err("an id cannot be . or ..");
         }
         let mut separator = '?';
@@ -265,13 +268,13 @@ fn query_pairs(query: &str) -> Option<Vec<(String, String)>> {
     pairs.map(|pair| pair.split_once('=').unwrap_or((pair, ""))).map(|(n, v)| decoded(n).zip(decoded(v))).collect()
 }
 
-fn value(variable: Variable, values: &Values<'_>) -> Option<String> {
+fn value<'v>(variable: Variable, values: &Values<'v>) -> Option<Cow<'v, str>> {
     match variable {
-        Variable::Agent => values.agent.map(str::to_owned),
-        Variable::Session => values.session.map(str::to_owned),
-        Variable::Limit => values.limit.map(|limit| limit.to_string()),
-        Variable::PageToken => values.page_token.map(str::to_owned),
-        Variable::Enabled => values.enabled.map(|enabled| enabled.to_string()),
+        Variable::Agent => values.agent.map(Cow::from),
+        Variable::Session => values.session.map(Cow::from),
+        Variable::Limit => values.limit.map(|limit| limit.to_string().into()),
+        Variable::PageToken => values.page_token.map(Cow::from),
+        Variable::Enabled => values.enabled.map(|enabled| enabled.to_string().into()),
     }
 }
 

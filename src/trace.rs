@@ -51,7 +51,7 @@ impl Trace {
     /// The cache's part as a metric and log label.
     #[must_use]
     pub fn cache_label(&self) -> &'static str {
-        self.cache.as_ref().map_or("none", CacheStatus::label)
+        self.cache.as_ref().map_or("none", |status| status.how.label())
     }
 }
 
@@ -97,11 +97,11 @@ pub enum Stored {
     Failed(Option<u16>),
 }
 
-impl CacheStatus {
+impl How {
     /// The metric's label.
     #[must_use]
-    pub fn label(&self) -> &'static str {
-        match self.how {
+    pub fn label(self) -> &'static str {
+        match self {
             How::Hit => "hit",
             How::Miss(_) | How::Refused(_) => "miss",
             How::Collapsed(_) => "collapsed",
@@ -109,12 +109,16 @@ impl CacheStatus {
             How::Stale(_) | How::StaleOnError { .. } => "stale",
         }
     }
+}
 
+impl CacheStatus {
     /// The header's value at `now`.
     #[must_use]
     pub fn header(&self, now: Time) -> String {
         let ttl = self.life.map_or(0, |life| life.fresh_until.0.saturating_sub(now.0).div_euclid(1000));
         let source = self.life.map_or("none", |life| life.source.as_str());
+        let mut digits = itoa::Buffer::new();
+        let mut hit = |detail: &str| ["weir; hit; ttl=", digits.format(ttl), "; detail=", detail].concat();
         let forwarded = |why: &str, stored: Stored, collapsed: &str| match stored {
             Stored::Yes => format!("weir; fwd={why}; stored{collapsed}; detail={source}"),
             Stored::No(reason) => format!("weir; fwd={why}{collapsed}; detail={reason}"),
@@ -122,8 +126,8 @@ impl CacheStatus {
             Stored::Failed(None) => format!("weir; fwd={why}{collapsed}"),
         };
         match self.how {
-            How::Hit => format!("weir; hit; ttl={ttl}; detail={source}"),
-            How::Stale(detail) => format!("weir; hit; ttl={ttl}; detail={detail}"),
+            How::Hit => hit(source),
+            How::Stale(detail) => hit(detail),
             How::Miss(stored) => forwarded("miss", stored, ""),
             // Its own call was saved: whether the other's was stored is the other's to tell.
             How::Collapsed(Stored::Yes) => "weir; fwd=miss; collapsed".into(),

@@ -29,10 +29,11 @@ use crate::reading::Operation;
 use crate::route::Table;
 use crate::tls::{self, Handshake};
 use crate::upstream::Target;
+use prometheus::IntCounter;
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 /// The compiled configuration.
@@ -124,6 +125,8 @@ pub struct Provider {
     pub dialect: Option<Dialect>,
     /// How long a stream of its own API may be silent.
     pub idle_timeout: Duration,
+    /// Where its hits, and the calls they saved, are counted, once there was one.
+    pub hits: OnceLock<(IntCounter, Option<IntCounter>)>,
     taps: HashMap<Arc<str>, Arc<Tap>>,
     own: Credential,
 }
@@ -300,6 +303,7 @@ impl Builder<'_> {
             forwarded: forwarded.unwrap_or_else(|| Arc::new(Forwarded::new(config.upstream.capacity.clone()))),
             dialect,
             idle_timeout: config.native.idle_timeout,
+            hits: OnceLock::new(),
             taps: HashMap::new(),
             own: own.clone(),
         };
@@ -332,7 +336,7 @@ impl Builder<'_> {
         let id = &config.id.value;
         let bucket = |policy: &str, key: &str| {
             let limiter = limiters.iter().find(|limiter| limiter.policy.name == policy)?;
-            Some(Bucket { limiter: limiter.clone(), key: key.into() })
+            Some(Bucket::new(limiter.clone(), key.into()))
         };
         let mut access = Vec::new();
         for provider in providers {

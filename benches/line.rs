@@ -1,0 +1,70 @@
+//! What a request costs in the line, and what its parts cost; `make bench`.
+
+#![allow(missing_docs, clippy::unwrap_used)]
+
+#[path = "support/mod.rs"]
+mod support;
+
+use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use std::hint::black_box;
+use std::num::NonZeroU32;
+use support::{House, LIST, ONE, hundred, one, request};
+use weir::config::decode::Secret;
+use weir::cursor::{Position, Signer};
+use weir::head;
+use weir::ratelimit;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn hits(c: &mut Criterion) {
+    let house = House::new();
+    let plain = request(ONE, "", &[]);
+    let (answer, trace) = house.answer(&plain);
+    assert_eq!((answer.status, trace.cache_label()), (200, "hit"));
+    let tag = answer.headers.iter().find(|(name, _)| name == "etag").unwrap().1.to_str().unwrap().to_owned();
+    let known = request(ONE, "", &[("if-none-match", &tag)]);
+    assert_eq!(house.answer(&known).0.status, 304);
+    let list = request(LIST, "limit=100", &[]);
+    assert_eq!(house.answer(&list).0.status, 200);
+    c.bench_function("hit/session", |b| b.iter(|| house.answer(black_box(&plain))));
+    c.bench_function("hit/304", |b| b.iter(|| house.answer(black_box(&known))));
+    c.bench_function("hit/list of 100", |b| b.iter(|| house.answer(black_box(&list))));
+    let bytes = b"GET /v1/agents/agt_bench/sessions/ase_1 HTTP/1.1\r\nHost: 127.0.0.1:8080\r\nX-API-Key: bench-key\r\nUser-Agent: bench/1\r\nAccept: */*\r\n\r\n";
+    c.bench_function("hit/head", |b| b.iter(|| head::parse(black_box(bytes), None).unwrap()));
+    c.bench_function("hit/question and key", |b| b.iter(|| house.question(black_box(false))));
+    c.bench_function("hit/key digest", |b| b.iter(|| Sha256::digest(black_box(support::KEY))));
+    let (snapshot, cost) = (house.line.runtime.snapshot(), NonZeroU32::MIN);
+    let (buckets, client) = (snapshot.buckets(0, None), &snapshot.clients[0]);
+    c.bench_function("hit/limiter, taken", |b| {
+        b.iter(|| ratelimit::admit(black_box(&buckets), |_| true, cost, &client.gate).unwrap());
+    });
+    c.bench_function("hit/limiter, left", |b| b.iter(|| buckets[0].limiter.left(black_box(&buckets[0].key))));
+}
+
+fn misses(c: &mut Criterion) {
+    let house = House::new();
+    for (name, list, body) in [("1 KB session", false, one()), ("list of 100", true, hundred())] {
+        let question = house.question(list);
+        c.bench_function(&format!("miss/{name}"), |b| {
+            b.iter_batched(|| body.clone(), |body| house.store(&question, body), BatchSize::SmallInput);
+        });
+        c.bench_function(&format!("miss/{name}, serde_json alone"), |b| {
+            b.iter(|| serde_json::to_vec(&serde_json::from_slice::<Value>(black_box(&body)).unwrap()).unwrap());
+        });
+    }
+}
+
+fn tokens(c: &mut Criterion) {
+    let signer = Signer::new(&Secret(String::new()), &[7; 32]);
+    let (binding, position) =
+        (["client", "provider", "agent", "", ""], Position { page_token: Some("x".repeat(40)), size: 100, offset: 7 });
+    let token = signer.seal(&binding, std::slice::from_ref(&position));
+    c.bench_function("cursor/seal", |b| b.iter(|| signer.seal(black_box(&binding), std::slice::from_ref(&position))));
+    c.bench_function("cursor/open", |b| b.iter(|| signer.open(black_box(&binding), &token).unwrap()));
+}
+
+criterion_group!(benches, hits, misses, tokens);
+criterion_main!(benches);

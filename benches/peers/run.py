@@ -1,0 +1,310 @@
+#!/usr/bin/env python3
+"""Weir and the proxies that people would pick instead, side by side in one run.
+
+Every server has core 0 to itself while it is asked, the load generator has core 1; servers take turns in rounds,
+so that a machine that is busy is busy for all. Each answers the same bytes from its cache, checks a key and counts
+a rate limit as well as it can, and writes no access log (Weir once more with its own). `--quick` is for trying.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+import servers
+from measure import Client, closed, instructions, median, open_loop
+from servers import ROOT, Simulator, Weir, answers, get, weir_config
+
+SESSION = "/v1/sessions/sess_01H3Z8G9YR3K2N5M6P7Q8W4T"
+LIST = "/v1/agents/agt_load_1/sessions?limit=100"
+MANY = "/v1/agents/agt_load_1/sessions/ase_agt_load_1_{n}"
+FRESH = {"content-type": "application/json", "cache-control": "max-age=3600"}
+
+
+def build():
+    """Paths of what is measured, built as it is released."""
+    command = ["cargo", "bench", "--locked", "--no-run", "--bench", "bare", "--bench", "load", "--message-format=json"]
+    output = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True, text=True).stdout
+    built = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    made = {message["target"]["name"]: message["executable"] for message in built if message.get("executable")}
+    return {name: pathlib.Path(made[name]) for name in ("weir", "weir-sim", "bare", "load")}
+
+
+class Bench:
+    def __init__(self, binaries, directory, options):
+        self.binaries, self.directory, self.options = binaries, directory, options
+        self.sim = Simulator(binaries["weir-sim"])
+
+    def weir(self, name="Weir", **config):
+        made = weir_config(self.directory / name.replace(" ", "-"), **config)
+        return Weir(self.binaries["weir"], self.sim, made, name=name)
+
+    def all(self):
+        """Every server, warm, with the path to ask it for the same body."""
+        weir, logging = self.weir(), self.weir("Weir with its log", log="on")
+        for server in (weir, logging):
+            answers(server.address, SESSION)
+            answers(server.address, LIST)
+        # What Weir answers is what its peers cache.
+        for path, source in (("/bench/one", SESSION), ("/bench/list", LIST)):
+            body = get(weir.address, source)[2]
+            (self.directory / path.replace("/", "-")).write_bytes(body)
+            self.sim.answer(path, body.decode(), FRESH)
+        peers = [start(self.directory, self.sim) for start in (servers.nginx, servers.varnish, servers.haproxy)]
+        bare = servers.bare(self.binaries["bare"], self.directory / "-bench-one")
+        for server in (*peers, bare):
+            answers(server.address, "/bench/one")
+        for server in peers:
+            answers(server.address, "/bench/list")
+        return [(weir, SESSION, LIST), (logging, SESSION, LIST), *((p, "/bench/one", "/bench/list") for p in (*peers, bare))]
+
+
+def table(title, rows, columns):
+    print(f"\n{title}\n")
+    print("| | " + " | ".join(columns) + " |")
+    print("|---|" + "---|" * len(columns))
+    for name, cells in rows:
+        print(f"| {name} | " + " | ".join(cells) + " |")
+    sys.stdout.flush()
+
+
+def hits(bench):
+    """Requests a second, time on a core, latency, memory; and 304s and lists."""
+    options, all = bench.options, bench.all()
+    weir = all[0][0]
+    tag = get(weir.address, SESSION)[1]["etag"]
+    kinds = {server.name: (server, path, ()) for server, path, _ in all}
+    kinds["Weir, 304"] = (weir, SESSION, (f"If-None-Match: {tag}",))
+    for server, _, path in (all[0], all[2], all[3], all[4]):
+        kinds[f"{server.name}, list of 100"] = (server, path, ())
+    runs = {name: [] for name in kinds}
+    for server, path, headers in kinds.values():
+        closed(server, path, 1, headers=headers)
+    for turn in range(options.rounds):
+        names = list(kinds)
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            server, path, headers = kinds[name]
+            runs[name].append(closed(server, path, options.seconds, headers=headers))
+    for name, (server, path, headers) in kinds.items():
+        if "list" not in name:
+            times = [open_loop(bench.binaries["load"], server, path, options.rate, 2, headers=headers) for _ in range(3)]
+            runs[name][0] |= {"p50": median([t["p50"] for t in times]), "p99": median([t["p99"] for t in times])}
+    rows = []
+    for name, measured in runs.items():
+        against = "Weir, list of 100" if "list" in name else "Weir"
+        ratios = [mine["cpu"] / theirs["cpu"] for mine, theirs in zip(runs[against], measured)]
+        cpu, rps = median([run["cpu"] for run in measured]), median([run["rps"] for run in measured])
+        latency = [f"{measured[0][p]}" if p in measured[0] else "" for p in ("p50", "p99")]
+        memory = f"{kinds[name][0].resident() / 2**20:.0f}"
+        rows.append((name, [f"{rps:,.0f}", f"{cpu:.2f}", f"{median(ratios):.2f}", *latency, memory]))
+    title = f"Hits: medians of {options.rounds} rounds of {options.seconds} s, 32 connections; latency at {options.rate}/s"
+    table(title, rows, ["requests/s", "CPU µs/request", "Weir's CPU as a share of it", "p50 µs", "p99 µs", "MiB"])
+    for server, *_ in all:
+        server.end()
+
+
+def user_instructions(bench):
+    """By callgrind: they do not depend on how busy the machine is."""
+    config = weir_config(bench.directory / "callgrind")
+    body = bench.directory / "-bench-one"
+    if not body.exists():
+        weir = bench.weir()
+        body.write_bytes(get(weir.address, SESSION)[2])
+        bench.sim.answer("/bench/one", body.read_text(), FRESH)
+        weir.end()
+    start = {
+        "Weir": lambda prefix: Weir(bench.binaries["weir"], bench.sim, config, prefix=prefix),
+        "nginx": lambda prefix: servers.nginx(bench.directory, bench.sim, prefix=prefix),
+        "HAProxy": lambda prefix: servers.haproxy(bench.directory, bench.sim, prefix=prefix),
+        "bare Pingora": lambda prefix: servers.bare(bench.binaries["bare"], body, prefix=prefix),
+    }
+    rows = []
+    for name, starts in start.items():
+        path = SESSION if name == "Weir" else "/bench/one"
+        rows.append((name, [f"{instructions(starts, path, bench.directory):,.0f}"]))
+    table("User-space instructions a hit, by callgrind", rows, ["instructions"])
+
+
+def misses(bench):
+    """What a proxy adds to asking the provider itself, one request after the other."""
+    weir = bench.weir()
+    config = bench.directory
+    nginx = servers.nginx(config, bench.sim)
+    body = get(weir.address, SESSION)[2]
+    bench.sim.answer("/bench/one", body.decode(), FRESH)
+    key = ("x-api-key: ah_test_sim",)
+    native = "/v1/sessions/sess_SIM00000003"
+    ways = {
+        "the simulator itself": (Client(bench.sim.address), native, key),
+        "through nginx, proxy_pass": (Client(nginx.address), f"/uncached{native}", ()),
+        "through Weir, no-cache": (Client(weir.address), native, ("Cache-Control: no-cache",)),
+        "through Weir, passed on": (Client(weir.address), f"/agenthuman{native}?x=1", ("Cache-Control: no-cache",)),
+    }
+    took = {name: [] for name in ways}
+    for round in range(bench.options.requests + 50):
+        for name, (client, path, headers) in ways.items():
+            begun = time.perf_counter()
+            status, *_ = client.get(path, headers)
+            if status != 200:
+                raise SystemExit(f"{name}: {status}")
+            if round >= 50:
+                took[name].append((time.perf_counter() - begun) * 1e6)
+    direct = median(took["the simulator itself"])
+    nginxs = median(took["through nginx, proxy_pass"]) - direct
+    rows = []
+    for name, times in took.items():
+        added = median(times) - direct
+        rows.append((name, [f"{median(times):.0f}", f"{added:.0f}", f"{added / nginxs:.2f}" if added else ""]))
+    table("Misses: median of one request after the other", rows, ["µs", "added µs", "as a share of nginx's"])
+    weir.end()
+    nginx.end()
+
+
+def scale(bench):
+    """What grows with entries and clients, and what must not."""
+    options, rows = bench.options, []
+    many = 1_000_000 if not options.quick else 50_000
+    sim = Simulator(bench.binaries["weir-sim"], sessions=many + 10)
+    wide = lambda text: text.replace("max_bytes: 256MiB", "max_bytes: 8GiB")
+    filled = []
+    for entries in (1000, many):
+        config = weir_config(bench.directory / f"entries-{entries}", edit=wide)
+        weir = Weir(bench.binaries["weir"], sim, config, name=f"{entries:,} entries")
+        before = weir.resident()
+        fill(bench, weir, entries)
+        weight = weir.metric("weir_cache_bytes")
+        filled.append((weir, entries, (weir.resident() - before) / entries, weight / entries))
+    runs = {entries: [] for _, entries, *_ in filled}
+    for _ in range(options.rounds):
+        for weir, entries, *_ in filled:
+            runs[entries].append(closed(weir, MANY.replace("{n}", "3"), options.seconds))
+    for weir, entries, resident, weight in filled:
+        ratio = median([mine["cpu"] / first["cpu"] for mine, first in zip(runs[entries], runs[1000])])
+        cpu = median([run["cpu"] for run in runs[entries]])
+        rows.append((weir.name, [f"{cpu:.2f}", f"{ratio:.2f}", f"{resident:.0f}", f"{weight:.0f}"]))
+        weir.end()
+    clients = [(n, bench.weir(f"{n:,} clients", clients=n)) for n in (10, 10_000)]
+    runs = {n: [] for n, _ in clients}
+    for _, weir in clients:
+        answers(weir.address, SESSION)
+    for _ in range(options.rounds):
+        for n, weir in clients:
+            runs[n].append(closed(weir, SESSION, options.seconds))
+    for n, weir in clients:
+        ratio = median([mine["cpu"] / first["cpu"] for mine, first in zip(runs[n], runs[10])])
+        rows.append((weir.name, [f"{median([run['cpu'] for run in runs[n]]):.2f}", f"{ratio:.2f}", "", ""]))
+        weir.end()
+    table("Scale", rows, ["CPU µs/hit", "of the first's", "resident bytes an entry", "of these, weighed"])
+    sim.end()
+
+
+def fill(bench, weir, entries):
+    """Asks for that many sessions once each, as fast as they come."""
+    load = [bench.binaries["load"], weir.address, MANY, str(entries), "1", "64", f"X-API-Key: {servers.KEY}"]
+    output = subprocess.run(["taskset", "-c", "1", *map(str, load)], capture_output=True, text=True, check=True).stdout
+    if output.split()[1] != "0":
+        raise SystemExit(f"of {entries} entries, {output.split()[1]} were not answered")
+
+
+def start_and_reload(bench):
+    """Ready after exec; a large configuration loaded and swapped, and the longest pause of hits meanwhile."""
+    rows = []
+    shipped = weir_config(bench.directory / "start")
+    times = []
+    for _ in range(9):
+        weir = Weir(bench.binaries["weir"], bench.sim, shipped)
+        times.append(weir.ready_seconds * 1000)
+        weir.end()
+    rows.append(("ready after exec, shipped configuration", [f"{median(times):.0f}", f"{max(times):.0f}"]))
+    large = weir_config(bench.directory / "large", clients=10_000)
+    weir = Weir(bench.binaries["weir"], bench.sim, large)
+    answers(weir.address, SESSION)
+    took, pauses = [], []
+    for turn in range(5):
+        file = large / "clients.yaml"
+        file.write_text(file.read_text() + f"# {turn}\n  - {{ id: more-{turn}, keys: [], rate_limit: plenty }}\n")
+        load = [bench.binaries["load"], weir.address, SESSION, "2000", "3", "8", f"X-API-Key: {servers.KEY}"]
+        loading = subprocess.Popen(["taskset", "-c", "1", *map(str, load)], stdout=subprocess.PIPE, text=True)
+        time.sleep(1)
+        begun = time.perf_counter()
+        reloading = subprocess.run(["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-X", "POST", f"http://{weir.admin}/reload"], capture_output=True, text=True)
+        took.append((time.perf_counter() - begun) * 1000)
+        if reloading.stdout != "200":
+            raise SystemExit(f"the reload was answered {reloading.stdout}")
+        pauses.append(int(loading.communicate()[0].split()[-1]) / 1000)
+    rows.append(("10,000 clients, loaded and swapped", [f"{median(took):.0f}", f"{max(took):.0f}"]))
+    rows.append(("longest wait of a hit meanwhile, at 2,000/s", [f"{median(pauses):.1f}", f"{max(pauses):.1f}"]))
+    weir.end()
+    table("Start and reload", rows, ["median ms", "worst ms"])
+
+
+def waiters(bench):
+    """A thousand that wait for one cold key: how long after the fill the last of them has its answer."""
+    import selectors
+    import socket as sockets
+
+    spread = []
+    weir = bench.weir("waiters")
+    host, port = weir.address.split(":")
+    for turn in range(5):
+        path = f"/v1/sessions/sess_SIM{turn + 100:08}"
+        bench.sim.control("POST", "/_sim/faults", {"path": path, "times": 1, "latency_ms": 1500})
+        waiting = [sockets.create_connection((host, int(port))) for _ in range(1000)]
+        selector = selectors.DefaultSelector()
+        for one in waiting:
+            one.sendall(f"GET {path} HTTP/1.1\r\nHost: b\r\nX-API-Key: {servers.KEY}\r\n\r\n".encode())
+            selector.register(one, selectors.EVENT_READ)
+        first = None
+        while selector.get_map():
+            for key, _ in selector.select():
+                got = key.fileobj.recv(65536)
+                first = first or time.perf_counter()
+                if not got.startswith(b"HTTP/1.1 200"):
+                    raise SystemExit(got[:300])
+                selector.unregister(key.fileobj)
+        spread.append((time.perf_counter() - first) * 1000)
+        for one in waiting:
+            one.close()
+    table(
+        "A cold key's 1,000 waiters: from the first answer to the last, reading them included",
+        [("one core for Weir, one for the client", [f"{median(spread):.1f}", f"{max(spread):.1f}"])],
+        ["median ms", "worst ms"],
+    )
+    weir.end()
+
+
+PARTS = {
+    "hits": hits,
+    "instructions": user_instructions,
+    "misses": misses,
+    "scale": scale,
+    "start": start_and_reload,
+    "waiters": waiters,
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="what to measure; all of it")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=int, default=2, help="of each server in each round")
+    parser.add_argument("--rate", type=int, default=10_000, help="requests a second for latency")
+    parser.add_argument("--requests", type=int, default=2000, help="misses of each kind")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--binaries", type=pathlib.Path, help="a directory with weir, weir-sim, bare and load, built before")
+    options = parser.parse_args()
+    if options.quick:
+        options.rounds, options.seconds, options.requests = 2, 1, 200
+    named = {name: options.binaries / name for name in ("weir", "weir-sim", "bare", "load")} if options.binaries else build()
+    with tempfile.TemporaryDirectory(prefix="weir-peers-") as directory:
+        bench = Bench(named, pathlib.Path(directory), options)
+        for part in options.parts or PARTS:
+            PARTS[part](bench)
+        bench.sim.end()
+
+
+if __name__ == "__main__":
+    main()
