@@ -7,7 +7,7 @@ use crate::config::clients::Client;
 use crate::error::{Code, Problem};
 use crate::exchange::Request;
 use crate::model::Time;
-use http::{HeaderName, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 
@@ -54,6 +54,21 @@ impl Keys {
         }
         Ok(known.client)
     }
+
+    /// Whether this header's value is a key of anyone's, alone or behind a scheme, expired or not.
+    #[must_use]
+    pub fn knows(&self, value: &HeaderValue) -> bool {
+        let whole = value.as_bytes().trim_ascii();
+        let behind = whole.iter().position(u8::is_ascii_whitespace).map(|at| whole[at..].trim_ascii());
+        let known = |key: &[u8]| self.by_digest.contains_key::<[u8; 32]>(&Sha256::digest(key).into());
+        known(whole) || behind.is_some_and(known)
+    }
+}
+
+/// The key in `X-Weir-Key`, where there is one: then all other headers are the provider's.
+#[must_use]
+pub fn apart(headers: &HeaderMap) -> Option<&HeaderValue> {
+    headers.get("x-weir-key").filter(|key| !key.is_empty())
 }
 
 fn unauthorized(detail: &str) -> Box<Problem> {
@@ -63,17 +78,16 @@ fn unauthorized(detail: &str) -> Box<Problem> {
 /// The one key that a request carries: in `X-Weir-Key`, which leaves the other headers to the provider, else
 /// in `X-API-Key` or as a bearer token (RFC 6750).
 fn presented(request: &Request) -> Result<&[u8], Box<Problem>> {
-    let mut own = request.headers.get_all(&WEIR_KEY).iter().map(http::HeaderValue::as_bytes);
-    if let Some(key) = own.next().filter(|key| !key.is_empty()) {
-        let differs = own.any(|other| other != key);
+    if let Some(key) = apart(&request.headers) {
+        let differs = request.headers.get_all(&WEIR_KEY).iter().any(|other| other != key);
         return if differs {
             Err(Box::new(Problem::invalid("several X-Weir-Key were sent; send one")))
         } else {
-            Ok(key)
+            Ok(key.as_bytes())
         };
     }
     let mut found: Option<&[u8]> = None;
-    let plain = request.headers.get_all(&API_KEY).iter().map(http::HeaderValue::as_bytes);
+    let plain = request.headers.get_all(&API_KEY).iter().map(HeaderValue::as_bytes);
     let bearer = request.headers.get_all(header::AUTHORIZATION).iter().filter_map(|value| {
         let (scheme, token) = value.as_bytes().split_at_checked(7)?;
         scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
@@ -92,7 +106,6 @@ fn presented(request: &Request) -> Result<&[u8], Box<Problem>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::{HeaderMap, HeaderValue};
 
     fn keys() -> Keys {
         let digest = |key: &str| Sha256::digest(key).into();
@@ -134,6 +147,16 @@ mod tests {
         assert_eq!(identify(&[("authorization", "Basic one")], 0), Err(Code::Unauthorized));
         assert_eq!(identify(&[("x-api-key", "one"), ("authorization", "Bearer two")], 0), Err(Code::InvalidRequest));
         assert_eq!(identify(&[("x-api-key", "one"), ("x-api-key", "two")], 0), Err(Code::InvalidRequest));
+    }
+
+    #[test]
+    fn a_key_is_known_alone_and_behind_a_scheme() {
+        for value in ["one", "Bearer one", "bearer  one ", "Token one", "old"] {
+            assert!(keys().knows(&HeaderValue::from_static(value)), "{value}");
+        }
+        for value in ["", "two", "Bearer two", "oneone", "Bearer one two"] {
+            assert!(!keys().knows(&HeaderValue::from_static(value)), "{value}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! by the client, or a token that is fetched and renewed here. Its value is never printed: the header
 //! value is marked sensitive, and the identity is a digest.
 
+use crate::auth::{self, Keys};
 use crate::config::credentials::{Credential as Config, OAuth2};
 use crate::config::faults::{At, Faults};
 use crate::config::upstream;
@@ -66,16 +67,22 @@ impl Credential {
     /// The one to ask with for this request: a client that brings its own must have sent it.
     ///
     /// # Errors
-    /// 401 where it did not.
-    pub fn of_request(&self, headers: &HeaderMap) -> Outcome<Self> {
+    /// 401 where it did not, or where what it sent is one of these keys of Weir's.
+    pub fn of_request(&self, headers: &HeaderMap, keys: &Keys) -> Outcome<Self> {
         let Source::Forward(name) = &self.source else { return Ok(self.clone()) };
-        // Without a key of Weir's own beside it, what stands there is Weir's: not to be sent on.
-        let brought = headers.get(name).filter(|value| !value.is_empty() && headers.contains_key("x-weir-key"));
+        let refused = |detail| Err(Box::new(Problem::new(Code::Unauthorized, detail)));
+        // Where the Weir key did not come apart, what stands there is that: not to be sent on.
+        let brought = headers.get(name).filter(|value| !value.is_empty() && auth::apart(headers).is_some());
         let Some(value) = brought else {
-            let detail =
-                format!("this client brings its own credential: send it in {name}, and the Weir key in X-Weir-Key");
-            return Err(Box::new(Problem::new(Code::Unauthorized, detail)));
+            return refused(format!(
+                "this client brings its own credential: send it in {name}, and the Weir key in X-Weir-Key"
+            ));
         };
+        if keys.knows(value) {
+            return refused(format!(
+                "what came in {name} is a Weir key, which is not sent on; send the provider's own credential there"
+            ));
+        }
         let mut value = value.clone();
         value.set_sensitive(true);
         let identity = format!("{FORWARDED}{}", digest(name.as_str(), value.as_bytes()));
@@ -435,7 +442,7 @@ mod tests {
         let of = |value: &'static str| {
             let pairs = [("x-api-key", value), ("x-weir-key", "w")];
             let pairs = pairs.map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v)));
-            forward.of_request(&pairs.into_iter().collect()).unwrap()
+            forward.of_request(&pairs.into_iter().collect(), &Keys::default()).unwrap()
         };
         assert_ne!(of("a").identity, of("b").identity);
         assert_ne!(
@@ -444,10 +451,10 @@ mod tests {
             "never shared with a credential of Weir's"
         );
         assert!(of("a").is_forwarded() && !format!("{:?}", of("hunter2")).contains("hunter2"));
-        assert_eq!(forward.of_request(&HeaderMap::new()).unwrap_err().code, Code::Unauthorized);
+        assert_eq!(forward.of_request(&HeaderMap::new(), &Keys::default()).unwrap_err().code, Code::Unauthorized);
         let key = HeaderValue::from_static("weir's");
         let alone = [(HeaderName::from_static("x-api-key"), key)].into_iter().collect();
-        assert_eq!(forward.of_request(&alone).unwrap_err().code, Code::Unauthorized, "Weir's key is not sent on");
+        assert_eq!(forward.of_request(&alone, &Keys::default()).unwrap_err().code, Code::Unauthorized, "Weir's key is not sent on");
     }
 
     #[test]

@@ -79,7 +79,7 @@ impl Asking {
         if !access.credential.is_forwarded() {
             return Ok(Self { credential: access.credential.clone(), tap: Some(access.tap.clone()) });
         }
-        Ok(Self { credential: access.credential.of_request(headers)?, tap: None })
+        Ok(Self { credential: access.credential.of_request(headers, &snapshot.keys)?, tap: None })
     }
 }
 

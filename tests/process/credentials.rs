@@ -137,15 +137,40 @@ fn a_weir_key_is_never_taken_for_a_credential_that_was_brought() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
     let sim = Sim::start();
+    let provider = format!("http://{}", listener.local_addr().unwrap());
     let weir = Config::shipped()
         .clients(BRINGING)
-        .env("VECTARA_BASE_URL", &format!("http://{}", listener.local_addr().unwrap()))
+        .edit(
+            "providers/palantir.yaml",
+            "credentials: { bearer: \"${PALANTIR_TOKEN:-}\" }",
+            "credentials: { mode: forward, header: authorization }",
+        )
+        .env("VECTARA_BASE_URL", &provider)
+        .env("PALANTIR_BASE_URL", &provider)
         .start(&sim);
-    for target in
-        ["/vectara/v2/agents/agt_load_1/sessions/ase_1", "/vectara/v2/agents/agt_load_1/sessions/ase_1/events", VECTARA]
-    {
-        let answer = send(weir.http, "GET", target, &[("x-api-key", "team-a")]);
-        assert_eq!(answer.status, 401, "{target}");
+    let native = format!("/palantir/api/v2/aipAgents/agents/{PALANTIR_IDS}?preview=true");
+    let content = format!("/palantir/api/v2/aipAgents/agents/{PALANTIR_IDS}/content?preview=true");
+    let by_key =
+        ["/vectara/v2/agents/agt_load_1/sessions/ase_1", "/vectara/v2/agents/agt_load_1/sessions/ase_1/events", VECTARA];
+    let by_bearer = [&*native, &*content, PALANTIR];
+    for (targets, header, values) in [
+        (by_key, "x-api-key", ["team-a", "team-b", " team-a "]),
+        (by_bearer, "authorization", ["Bearer team-a", "bearer  team-b", "team-a"]),
+    ] {
+        for target in targets {
+            // Alone or beside an empty one, it is the client's key; beside one, it is told what it is.
+            let mut sent: Vec<Vec<(&str, &str)>> = vec![vec![(header, values[0])]];
+            sent.extend(["", "  "].map(|blank| vec![("X-Weir-Key", blank), (header, values[0])]));
+            sent.extend(values.map(|value| vec![("X-Weir-Key", "team-a"), (header, value)]));
+            for headers in sent {
+                let answer = send(weir.http, "GET", target, &headers);
+                assert_eq!(answer.status, 401, "{target} {headers:?}");
+                if headers[0] == ("X-Weir-Key", "team-a") {
+                    let told = String::from_utf8_lossy(&answer.body).into_owned();
+                    assert!(told.contains(&format!("what came in {header} is a Weir key")), "{told}");
+                }
+            }
+        }
     }
     assert!(listener.accept().is_err(), "nobody was asked");
 }
@@ -194,6 +219,9 @@ fn a_secret_from_a_file_is_read_again_on_reload() {
     assert_eq!(weir.reload().0, 200);
     assert_eq!(weir.get(VECTARA).status, 200);
 }
+
+/// The example's ids, as they stand in the provider's own path.
+const PALANTIR_IDS: &str = "ri.aip-agents..agent.732cd5b4-7ca7-4219-aabb-6e976faf63b1/sessions/ri.aip-agents..session.292db3b2-b653-4de6-971c-7e97a7b881d6";
 
 /// Teams that bring their own key for one provider.
 const BRINGING: &str = "clients:\n  - { id: team-a, keys: [ { sha256: SHA(team-a) } ], credentials: { vectara: { mode: forward, header: x-api-key } } }\n  - { id: team-b, keys: [ { sha256: SHA(team-b) } ], credentials: { vectara: { mode: forward, header: x-api-key } } }\n  - { id: open, keys: [ { sha256: SHA(open) } ] }\n";
