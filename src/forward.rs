@@ -8,6 +8,7 @@ use crate::credential::Shown;
 use crate::error::{Code, Outcome, Problem};
 use crate::exchange::{ProviderFailure, ProviderReply};
 use crate::gate::{self, UnderWay};
+use crate::hops;
 use crate::purge::Subject;
 use crate::question::{Asking, Question, Shared};
 use crate::respond;
@@ -96,13 +97,6 @@ pub enum Answered {
     /// The client is told this instead.
     Refuse(Box<Problem>),
 }
-
-/// Headers for one connection (RFC 9110, section 7.6.1); the framing is Pingora's.
-const HOP_BY_HOP: [&str; 6] = ["connection", "keep-alive", "proxy-connection", "te", "trailer", "upgrade"];
-/// The client's secrets, which are not the provider's to know.
-const OWN_SECRETS: [&str; 5] = ["x-api-key", "authorization", "x-weir-key", "cookie", "proxy-authorization"];
-/// The provider's, which are for Weir: its cookies would tie clients to a credential that is not theirs.
-const THEIR_OWN: [&str; 4] = ["set-cookie", "alt-svc", "proxy-authenticate", "proxy-authentication-info"];
 
 /// What a request is, when it is to be passed on.
 pub struct Passage {
@@ -196,11 +190,10 @@ impl Forward {
     #[must_use]
     pub fn head(&self, headers: &HeaderMap) -> Head {
         let target = &self.provider().target;
-        let own = OWN_SECRETS.into_iter().map(HeaderName::from_static);
         Head {
             path_and_query: target.path(&self.path_and_query),
             authority: target.authority().to_owned(),
-            drop: hop_by_hop(headers).chain(own).collect(),
+            drop: hops::of_request(headers).collect(),
             credential: self.shown.header.clone(),
         }
     }
@@ -228,11 +221,7 @@ impl Forward {
             self.changed();
         }
         self.trace.status = status;
-        Answered::Pass { drop: self.dropped(headers), set: self.set(headers) }
-    }
-
-    fn dropped(&self, headers: &HeaderMap) -> Vec<HeaderName> {
-        hop_by_hop(headers).chain(THEIR_OWN.into_iter().map(HeaderName::from_static)).collect()
+        Answered::Pass { drop: hops::of_answer(headers).collect(), set: self.set(headers) }
     }
 
     fn set(&self, headers: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
@@ -326,18 +315,4 @@ impl Forward {
 pub fn here(provider: &Provider, prefix: &str, location: &HeaderValue) -> Option<HeaderValue> {
     let below = provider.target.below(location.to_str().ok()?)?;
     HeaderValue::from_str(&format!("{prefix}{below}")).ok()
-}
-
-/// Headers for one connection, those that `Connection` names included.
-fn hop_by_hop(headers: &HeaderMap) -> impl Iterator<Item = HeaderName> {
-    let named: Vec<HeaderName> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
-        // Framing and target are not an option of the connection.
-        .filter(|name| !matches!(*name, header::CONTENT_LENGTH | header::TRANSFER_ENCODING | header::HOST))
-        .collect();
-    HOP_BY_HOP.into_iter().map(HeaderName::from_static).chain(named)
 }

@@ -24,6 +24,7 @@ pub mod fault;
 pub mod fields;
 pub mod freshness;
 pub mod head;
+pub mod hops;
 pub mod mapping;
 pub mod mount;
 pub mod origin;

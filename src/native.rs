@@ -142,27 +142,53 @@ pub async fn read(
         Ok(Served { entry, status }) => {
             trace.cache = Some(status);
             if let Kind::NotFound(problem) = &entry.kind {
-                return Err(problem.clone());
+                return told(question, problem.clone(), secrets);
             }
             let view = fetch::view(shared, question, &entry, show, runtime::now())?;
             Ok(Content { body: view.body.clone(), etag: Some(view.etag.clone()) })
         }
-        // Not a session that could be unified, which need not trouble who asked for the provider's own.
-        Err(problem) => match problem.reply.as_deref().filter(|reply| reply.status == 200) {
-            Some(reply) => unread(question, reply, secrets).ok_or(problem),
-            None => Err(problem),
-        },
+        Err(problem) => told(question, problem, secrets),
     }
 }
 
-/// An answer that could not be mapped, where nothing secret can be in it.
-fn unread(question: &Question, reply: &ProviderReply, secrets: bool) -> Option<Content> {
-    if reply.headers.contains_key(http::header::CONTENT_ENCODING) {
+/// What is told of the provider's own answer where it is no session as its file describes one.
+///
+/// # Errors
+/// The problem, with the provider's answer as far as it may be seen.
+fn told(question: &Question, mut problem: Box<Problem>, secrets: bool) -> Outcome<Content> {
+    let reply = problem.reply.take().and_then(|reply| visible(question, &reply, secrets));
+    match reply {
+        // It could not be unified, which need not trouble who asked for the provider's own.
+        Some(reply) if reply.status == 200 && !is_encoded(&reply) => Ok(Content { body: reply.body, etag: None }),
+        reply => {
+            problem.reply = reply.filter(|reply| reply.status != 200).map(Arc::new);
+            Err(problem)
+        }
+    }
+}
+
+/// A provider's answer without what is secret in it. `None` where nobody knows what is in it: an encoded body, or
+/// a success without sessions where they should be.
+fn visible(question: &Question, reply: &ProviderReply, secrets: bool) -> Option<ProviderReply> {
+    let (provider, mut reply) = (question.provider(), reply.clone());
+    if secrets || !provider.mapping.has_secrets() || reply.body.is_empty() {
+        return Some(reply);
+    }
+    if is_encoded(&reply) {
         return None;
     }
-    let body = match secrets {
-        true => reply.body.clone(),
-        false => question.operation().ok()?.without_secrets(&question.provider().mapping, &reply.body)?,
-    };
-    Some(Content { body, etag: None })
+    let own = question.operation().ok()?.without_secrets(&provider.mapping, &reply.body);
+    if own.is_none() && reply.status < 300 {
+        return None;
+    }
+    // Whatever it answers, sessions are cut where any operation would have them.
+    for operation in [&provider.get_session, &provider.list_sessions].into_iter().flatten() {
+        reply.body = operation.without_secrets(&provider.mapping, &reply.body).unwrap_or(reply.body);
+    }
+    Some(reply)
+}
+
+fn is_encoded(reply: &ProviderReply) -> bool {
+    let encoding = reply.headers.get(http::header::CONTENT_ENCODING);
+    encoding.is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity"))
 }

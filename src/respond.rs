@@ -8,6 +8,7 @@ use crate::config::provider::Patterns;
 use crate::dialect::Dialect;
 use crate::error::{Code, Problem};
 use crate::exchange::{Answer, Request};
+use crate::hops;
 use crate::model::Time;
 use crate::ratelimit::{Bucket, Refusal};
 use crate::reading::etag;
@@ -86,16 +87,19 @@ pub fn native(
     trace: &mut Trace,
     now: Time,
 ) -> Answer {
-    let theirs =
-        problem.reply.as_deref().filter(|reply| reply.status != 200 && problem.code != Code::ProviderAuthFailed);
+    let theirs = problem.reply.as_deref().filter(|_| problem.code != Code::ProviderAuthFailed);
     let mut answer = self::problem(problem, buckets, trace, now);
     match (theirs, dialect) {
         (Some(reply), _) => {
+            let mut theirs = reply.headers.clone();
+            // Its body was read whole: how it came says nothing of how it goes.
+            for name in hops::of_answer(&reply.headers).chain([header::TRANSFER_ENCODING, header::CONTENT_LENGTH]) {
+                theirs.remove(name);
+            }
             // Theirs in place of ours, which stay where they say nothing.
             let said = [header::CONTENT_TYPE, header::CACHE_CONTROL, header::RETRY_AFTER];
-            answer.headers.retain(|(name, _)| !(said.contains(name) && reply.headers.contains_key(name)));
-            let passing = reply.headers.iter().filter(|(name, _)| !NOT_PASSED.contains(&name.as_str()));
-            let kept = passing.filter(|(name, _)| !answer.headers.iter().any(|(ours, _)| ours == *name));
+            answer.headers.retain(|(name, _)| !(said.contains(name) && theirs.contains_key(name)));
+            let kept = theirs.iter().filter(|(name, _)| !answer.headers.iter().any(|(ours, _)| ours == *name));
             let kept: Vec<_> = kept.map(|(name, value)| (name.clone(), value.clone())).collect();
             answer.headers.extend(kept);
             (answer.status, answer.body) = (reply.status, reply.body.clone());
@@ -143,20 +147,6 @@ pub fn preflight(mut headers: Vec<(HeaderName, HeaderValue)>, trace: &mut Trace)
     trace.status = 204;
     Answer { status: 204, headers, body: Bytes::new() }
 }
-
-/// What of a provider's headers is not passed on with an answer of its that was read whole.
-const NOT_PASSED: [&str; 10] = [
-    "connection",
-    "keep-alive",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-    "content-length",
-    "set-cookie",
-    "alt-svc",
-];
 
 /// What an answer that is passed on carries of Weir's own.
 #[must_use]

@@ -21,6 +21,7 @@ const FLOORS: &[&[&str]] = &[
         "fields",
         "freshness",
         "head",
+        "hops",
         "mapping",
         "mount",
         "origin",

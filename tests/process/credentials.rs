@@ -150,8 +150,11 @@ fn a_weir_key_is_never_taken_for_a_credential_that_was_brought() {
         .start(&sim);
     let native = format!("/palantir/api/v2/aipAgents/agents/{PALANTIR_IDS}?preview=true");
     let content = format!("/palantir/api/v2/aipAgents/agents/{PALANTIR_IDS}/content?preview=true");
-    let by_key =
-        ["/vectara/v2/agents/agt_load_1/sessions/ase_1", "/vectara/v2/agents/agt_load_1/sessions/ase_1/events", VECTARA];
+    let by_key = [
+        "/vectara/v2/agents/agt_load_1/sessions/ase_1",
+        "/vectara/v2/agents/agt_load_1/sessions/ase_1/events",
+        VECTARA,
+    ];
     let by_bearer = [&*native, &*content, PALANTIR];
     for (targets, header, values) in [
         (by_key, "x-api-key", ["team-a", "team-b", " team-a "]),

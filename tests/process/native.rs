@@ -637,6 +637,70 @@ fn no_way_of_writing_a_path_shows_what_is_cut() {
 }
 
 #[test]
+fn no_status_shows_what_is_cut() {
+    let sim = Sim::start();
+    let weir = Config::shipped()
+        .clients("clients:\n  - { id: open, keys: [ { sha256: SHA(open) } ] }\n  - { id: sees, keys: [ { sha256: SHA(sees) } ], reveal_secrets: true }\n")
+        .edit("providers/agenthuman.yaml", "requests: 60", "requests: 6000")
+        .edit("providers/agenthuman.yaml", "burst: 60", "burst: 6000")
+        .edit("providers/agenthuman.yaml", "failures: 5", "failures: 50")
+        .start(&sim);
+    let session =
+        |id: &str| json!({ "session_id": id, "status": "started", "daily_room": { "url": "u", "token": "canary" } });
+    let headers = json!({
+        "connection": "x-hop, cache-control", "x-hop": "1", "cache-control": "public", "x-own": "kept",
+        "proxy-authenticate": "Basic", "proxy-authentication-info": "a", "set-cookie": "a=b",
+    });
+    // 404 last: it is stored.
+    for status in [201, 202, 203, 206, 207, 226, 301, 302, 307, 400, 403, 409, 500, 404] {
+        let id = format!("sess_S{status}");
+        let one = json!({ "success": false, "session": session(&id), "error": "e" });
+        let many = json!({ "success": false, "sessions": [session(&id)], "error": "e" });
+        for (target, body) in [(format!("/v1/sessions/{id}"), &one), ("/v1/sessions".to_owned(), &many)] {
+            sim.forget();
+            sim.answers("/v1/sessions", status, &headers, &body.to_string());
+            for _ in 0..2 {
+                let answer = agenthuman(&weir, "GET", &target, None);
+                let text = String::from_utf8_lossy(&answer.body);
+                assert!(
+                    !text.contains("canary") && text.contains(&id) && text.contains("\"url\":\"u\""),
+                    "{status} {target}: {text}"
+                );
+                assert_eq!((answer.status, answer.header("x-own")), (status, Some("kept")), "{target}");
+                for gone in ["x-hop", "proxy-authenticate", "proxy-authentication-info", "set-cookie"] {
+                    assert_eq!(answer.header(gone), None, "{status} {target}");
+                }
+                assert_ne!(answer.header("cache-control"), Some("public"), "{status} {target}: named in Connection");
+            }
+            let seen = weir.get_as("sees", &format!("/agenthuman{target}"));
+            assert_eq!((seen.status, seen.json()), (status, body.clone()), "{target}: as it came");
+        }
+    }
+    // Where nobody knows what is in it, Weir tells in the provider's shape that it cannot be used.
+    for (status, body) in
+        [(200, "{\"token\":\"canary\"}"), (201, "{\"token\":\"canary\"}"), (206, "\"token\":\"canary\"")]
+    {
+        sim.forget();
+        sim.answers("/v1/sessions", status, &json!({}), body);
+        let answer = agenthuman(&weir, "GET", "/v1/sessions/sess_Other", None);
+        assert_eq!((answer.status, &answer.json()["success"]), (502, &json!(false)), "{status}");
+        assert!(!String::from_utf8_lossy(&answer.body).contains("canary"));
+    }
+    sim.forget();
+    sim.answers("/v1/sessions", 404, &json!({ "content-encoding": "gzip" }), "canary");
+    let encoded = agenthuman(&weir, "GET", "/v1/sessions/sess_Encoded", None);
+    assert_eq!(encoded.header("content-encoding"), None);
+    assert!(!String::from_utf8_lossy(&encoded.body).contains("canary"), "it could be a session");
+    // What says nothing passes as it came, and so does what is no session.
+    for (status, body) in [(202, ""), (418, "teapot"), (409, "[1, 2]")] {
+        sim.forget();
+        sim.answers("/v1/sessions", status, &json!({}), body);
+        let answer = agenthuman(&weir, "GET", "/v1/sessions/sess_Nothing", None);
+        assert_eq!((answer.status, &*answer.body), (status, body.as_bytes()));
+    }
+}
+
+#[test]
 fn a_redirect_of_a_described_read_stays_here() {
     let sim = Sim::start();
     let weir = Config::shipped().start(&sim);
