@@ -113,6 +113,10 @@ impl Entry {
         Self { life: self.life.stale_since(now), stale_from: Some(now), ..self.clone() }
     }
 
+    fn is_absent(&self) -> bool {
+        matches!(self.kind, Kind::NotFound(_))
+    }
+
     /// Marks it as one of which the provider wants to be asked each time: never fresh, never stale.
     pub fn always_ask(&mut self) {
         self.ask_always = true;
@@ -234,28 +238,33 @@ impl Cache {
     #[must_use]
     pub fn look(&self, key: &Key) -> Option<Arc<Entry>> {
         let kept = self.moka.get(key)?;
-        (!self.outdated(&kept.entry.subject, kept.asked)).then_some(kept.entry)
+        (!self.outdated(&kept.entry, kept.asked)).then_some(kept.entry)
     }
 
-    /// Whether something was written to this subject since the ticket of this number was taken.
-    fn outdated(&self, subject: &Subject, number: u64) -> bool {
+    /// Whether something was written since the ticket of this number was taken that makes an entry untrue.
+    fn outdated(&self, entry: &Entry, number: u64) -> bool {
         // Hardly ever has anything been written since, so hardly ever is more asked.
         number < self.last_written.load(Ordering::Acquire)
-            && self.writes(subject).any(|written| number < written.number)
+            && self.writes(&entry.subject, entry.is_absent()).any(|written| number < written.number)
     }
 
-    fn writes(&self, subject: &Subject) -> impl Iterator<Item = Written> {
-        let agent = subject.agent.is_some().then(|| Matter::Agent(Subject { session: None, ..subject.clone() }));
-        [Some(Matter::One(subject.clone())), agent].into_iter().flatten().filter_map(|matter| self.written.get(&matter))
+    /// That there is no such thing is untrue as soon as its lists have changed: it may be in them.
+    fn writes(&self, subject: &Subject, absent: bool) -> impl Iterator<Item = Written> {
+        let whole = Subject { session: None, ..subject.clone() };
+        let lists = (absent && subject.session.is_some()).then(|| Matter::One(whole.clone()));
+        let agent = subject.agent.is_some().then_some(Matter::Agent(whole));
+        let matters = [Some(Matter::One(subject.clone())), lists, agent];
+        matters.into_iter().flatten().filter_map(|matter| self.written.get(&matter))
     }
 
-    /// When something was last written to this subject, if that was lately.
+    /// When something was last written to this subject or its lists, if that was lately: an answer that was asked for
+    /// earlier may be outdated, whatever it turns out to be.
     #[must_use]
     pub fn written_at(&self, subject: &Subject) -> Option<Time> {
         if self.last_written.load(Ordering::Acquire) == 0 {
             return None;
         }
-        self.writes(subject).map(|written| written.at).max()
+        self.writes(subject, true).map(|written| written.at).max()
     }
 
     /// Something was written: what is stored of it, or is being asked for, is no longer true. It goes when its time
@@ -288,7 +297,7 @@ impl Cache {
     pub fn store(&self, key: Key, entry: Arc<Entry>, ticket: Ticket, now: Time) {
         let keep = entry.keep(now);
         let purges = self.purges.read().unwrap_or_else(PoisonError::into_inner);
-        let untrue = purges.purged_since(ticket.epoch, &entry.subject) || self.outdated(&entry.subject, ticket.number);
+        let untrue = purges.purged_since(ticket.epoch, &entry.subject) || self.outdated(&entry, ticket.number);
         if !keep.is_zero() && !untrue {
             // All that changes an entry goes through `compute`: moka does one at a time for a key.
             self.moka.entry(key).and_compute_with(|current| match current {

@@ -454,7 +454,11 @@ mod tests {
         assert_eq!(forward.of_request(&HeaderMap::new(), &Keys::default()).unwrap_err().code, Code::Unauthorized);
         let key = HeaderValue::from_static("weir's");
         let alone = [(HeaderName::from_static("x-api-key"), key)].into_iter().collect();
-        assert_eq!(forward.of_request(&alone, &Keys::default()).unwrap_err().code, Code::Unauthorized, "Weir's key is not sent on");
+        assert_eq!(
+            forward.of_request(&alone, &Keys::default()).unwrap_err().code,
+            Code::Unauthorized,
+            "Weir's key is not sent on"
+        );
     }
 
     #[test]

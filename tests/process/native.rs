@@ -253,6 +253,67 @@ fn writes_change_what_is_read_next_and_only_for_their_credential() {
 }
 
 #[test]
+fn what_was_not_there_is_found_once_it_was_made() {
+    let sim = Sim::start();
+    let weir = Config::shipped()
+        .edit("providers/vectara.yaml", "not_found: 5s", "not_found: 1h")
+        .edit("providers/palantir.yaml", "not_found: 5s", "not_found: 1h")
+        .edit("providers/agenthuman.yaml", "not_found: 5s", "not_found: 1h")
+        .start(&sim);
+    let (one, lists) = ("/v2/agents/agt_load_1/sessions/ase_new", "/v2/agents/agt_load_1/sessions");
+    let unified = "/v1/sessions/vectara:agt_load_1:ase_new";
+    let missing = || {
+        for _ in 0..2 {
+            assert_eq!(vectara(&weir, "GET", one, None).status, 404);
+            assert_eq!(weir.get(unified).code(), (404, "session_not_found".into()));
+        }
+        assert!(status_of(&weir.get(unified)).starts_with("weir; hit"), "it is stored");
+    };
+    let get_or_create = |what: &str| {
+        missing();
+        assert_eq!(vectara(&weir, "POST", lists, Some(&json!({ "key": "ase_new" }))).status, 201, "{what}");
+        let read = vectara(&weir, "GET", one, None);
+        assert_eq!(read.status, 200, "{what}: {}", status_of(&read));
+        assert_eq!(weir.get(unified).status, 200, "{what}");
+    };
+    get_or_create("made");
+    assert_eq!(vectara(&weir, "DELETE", one, None).status, 204);
+    get_or_create("made again");
+    // What is there stays as it is, and so does what another agent has not.
+    let elsewhere = "/v1/sessions/vectara:agt_load_2:ase_none_1";
+    assert_eq!((weir.get(elsewhere).status, weir.get(elsewhere).status), (404, 404));
+    assert_eq!(vectara(&weir, "POST", lists, Some(&json!({}))).status, 201);
+    for (target, status) in [(unified, 200), (elsewhere, 404)] {
+        let answer = weir.get(target);
+        assert_eq!((answer.status, status_of(&answer).starts_with("weir; hit")), (status, true), "{target}");
+    }
+    // A read that was under way has no answer for who comes after.
+    let (slow, slow_unified) = ("/v2/agents/agt_load_1/sessions/ase_slow", "/v1/sessions/vectara:agt_load_1:ase_slow");
+    let fault = json!({ "kind": "answer", "status": 404, "headers": {}, "body": "{\"messages\":[\"no session\"]}" });
+    sim.plan(&json!({ "path": slow, "times": 1, "latency_ms": 2000, "fault": fault }));
+    sim.reset_calls();
+    std::thread::scope(|scope| {
+        let early = scope.spawn(|| weir.get(slow_unified).status);
+        until("the read is under way", || sim.calls() == 1);
+        assert_eq!(vectara(&weir, "POST", lists, Some(&json!({ "key": "ase_slow" }))).status, 201);
+        assert_eq!(weir.get(slow_unified).status, 200, "it does not join what was asked before");
+        assert_eq!(early.join().unwrap(), 404);
+    });
+    assert_eq!(weir.get(slow_unified).status, 200, "nor does that come back");
+    // The same where there are no agents.
+    let id = {
+        let made = agenthuman(&weir, "POST", "/v1/sessions", Some(&json!({}))).json();
+        let id = made["session"]["session_id"].as_str().unwrap().to_owned();
+        let (head, number) = id.split_at("sess_NEW".len());
+        format!("{head}{:08X}", u64::from_str_radix(number, 16).unwrap() + 1)
+    };
+    assert_eq!(agenthuman(&weir, "GET", &format!("/v1/sessions/{id}"), None).status, 404);
+    let made = agenthuman(&weir, "POST", "/v1/sessions", Some(&json!({}))).json();
+    assert_eq!(made["session"]["session_id"], json!(id));
+    assert_eq!(agenthuman(&weir, "GET", &format!("/v1/sessions/{id}"), None).status, 200);
+}
+
+#[test]
 fn a_read_under_way_when_a_write_comes_brings_nothing_old_back() {
     let sim = Sim::start();
     let weir = std::sync::Arc::new(Config::shipped().start(&sim));

@@ -52,6 +52,10 @@ def vectara_session():
     sessions.delete("agt_load_1", "ase_by_sdk")
     missing = raised(NotFoundError, lambda: sessions.get("agt_load_1", "ase_by_sdk"))
     assert missing.status_code == 404
+    # Get or create: what was not there a moment ago is found once it was made.
+    sessions.create("agt_load_1", key="ase_by_sdk", name="made again")
+    assert sessions.get("agt_load_1", "ase_by_sdk").name == "made again"
+    sessions.delete("agt_load_1", "ase_by_sdk")
     unknown = raised(ApiError, lambda: vectara("nobody").agent_sessions.get("agt_load_1", "ase_x_1", request_options=ONCE))
     assert unknown.status_code == 401 and "API key" in unknown.body["messages"][0], unknown
     once = vectara("once").agent_sessions

@@ -66,7 +66,17 @@ impl World {
     }
 
     pub(crate) fn create(&self, agent: &str, session: Value) {
-        self.changes().created.insert(0, (agent.to_owned(), session));
+        let mut changes = self.changes();
+        let named = |session: &Value| {
+            ["key", "rid", "session_id"].iter().find_map(|id| session[*id].as_str().map(str::to_owned))
+        };
+        // One that was deleted may be made again.
+        if let Some(id) = named(&session) {
+            changes.deleted.remove(&id);
+            changes.patched.remove(&id);
+            changes.created.retain(|(_, known)| named(known).as_ref() != Some(&id));
+        }
+        changes.created.insert(0, (agent.to_owned(), session));
     }
 
     pub(crate) fn patch(&self, id: &str, members: Vec<(String, Value)>) {
