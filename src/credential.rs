@@ -129,10 +129,11 @@ impl Credential {
         }
     }
 
-    /// Takes over what `before` has fetched, where it is the same credential.
+    /// Takes over what `other` has fetched, where it is the same credential. Those that clients bring are all named
+    /// alike, and each is read from its own header.
     #[must_use]
-    pub fn succeeding(self, before: &Self) -> Self {
-        if self.identity == before.identity { before.clone() } else { self }
+    pub fn succeeding(self, other: &Self) -> Self {
+        if self.identity == other.identity && !self.is_forwarded() { other.clone() } else { self }
     }
 }
 

@@ -127,8 +127,16 @@ pub struct Provider {
     pub idle_timeout: Duration,
     /// Where its hits, and the calls they saved, are counted, once there was one.
     pub hits: OnceLock<(IntCounter, Option<IntCounter>)>,
-    taps: HashMap<Arc<str>, Arc<Tap>>,
+    /// By identity: one for all who ask as the same.
+    known: HashMap<Arc<str>, Known>,
     own: Credential,
+}
+
+/// A credential that Weir has, and the quota that goes with it.
+#[derive(Clone)]
+struct Known {
+    credential: Credential,
+    tap: Arc<Tap>,
 }
 
 /// A tap for each credential that clients bring, as long as it is used.
@@ -156,7 +164,7 @@ impl Forwarded {
 impl Provider {
     /// All taps towards it.
     pub fn taps(&self) -> impl Iterator<Item = Arc<Tap>> {
-        self.taps.values().cloned().chain(self.forwarded.taps.iter().map(|(_, tap)| tap))
+        self.known.values().map(|known| known.tap.clone()).chain(self.forwarded.taps.iter().map(|(_, tap)| tap))
     }
 }
 
@@ -191,11 +199,6 @@ impl Snapshot {
         let Some(client) = self.clients.get(client) else { return Vec::new() };
         let access = providers.iter().filter_map(|provider| client.access[*provider].as_ref());
         client.buckets.iter().chain(access.flat_map(|access| &access.buckets)).collect()
-    }
-
-    fn access_before(&self, client: &str, provider: &str) -> Option<&Access> {
-        let provider = self.providers.iter().position(|p| &*p.name == provider)?;
-        self.clients.iter().find(|c| &*c.id == client)?.access.get(provider)?.as_ref()
     }
 
     /// The TLS of the listener at this address, if it speaks it.
@@ -278,12 +281,9 @@ impl Builder<'_> {
             self.faults.add(&config.name.place, format!("what {} answers {what}", operation.name));
         }
         let name: Arc<str> = config.name.value.as_str().into();
-        let mut own = credential::compile(&name, config.credential.as_ref(), self.faults);
+        let own = credential::compile(&name, config.credential.as_ref(), self.faults);
         let dialect = config.native.errors.as_ref().and_then(|shape| Dialect::compile(shape, self.faults));
         let before = self.before.and_then(|before| before.provider(&config.name.value));
-        if let Some(before) = before {
-            own = own.succeeding(&before.own);
-        }
         let forwarded = before.map(|before| before.forwarded.clone());
         let forwarded = forwarded.filter(|forwarded| forwarded.capacity == config.upstream.capacity);
         let breaker = before.map(|before| before.breaker.clone()).filter(|b| b.config == config.upstream.breaker);
@@ -304,11 +304,10 @@ impl Builder<'_> {
             dialect,
             idle_timeout: config.native.idle_timeout,
             hits: OnceLock::new(),
-            taps: HashMap::new(),
+            known: HashMap::new(),
             own: own.clone(),
         };
-        let old = before.map(|before| &before.taps);
-        provider.tap(&own, config.upstream.capacity.as_ref(), old);
+        provider.own = provider.know(own, config.upstream.capacity.as_ref(), before).credential;
         Some(provider)
     }
 
@@ -343,17 +342,12 @@ impl Builder<'_> {
             let name = provider.name.to_string();
             let permitted = config.providers.as_ref().is_none_or(|all| all.iter().any(|at| at.value == name));
             let own = config.credentials.iter().find(|(at, _)| at.value == name).map(|(_, own)| own);
-            let mut credential = match own {
+            let credential = match own {
                 Some(own) => credential::compile(&provider.name, Some(own), self.faults),
                 None => provider.own.clone(),
             };
-            let before = self.before.and_then(|before| before.access_before(id, &name));
-            if let Some(before) = before {
-                credential = credential.succeeding(&before.credential);
-            }
-            let old = self.before.and_then(|before| before.provider(&name)).map(|before| &before.taps);
-            let capacity = provider.capacity();
-            let tap = provider.tap(&credential, capacity.as_ref(), old);
+            let (before, capacity) = (self.before.and_then(|before| before.provider(&name)), provider.capacity());
+            let Known { credential, tap } = provider.know(credential, capacity.as_ref(), before);
             let policies =
                 config.provider_rate_limits.iter().filter(|(at, _)| at.value == name).flat_map(|(_, all)| all);
             // One policy may limit a client as a whole and at a provider: two buckets.
@@ -375,18 +369,20 @@ impl Builder<'_> {
 impl Provider {
     /// The capacity its taps are made with: the first tap is its own credential's.
     fn capacity(&self) -> Option<Capacity> {
-        self.taps.get(&self.own.identity).and_then(|tap| tap.capacity.clone())
+        self.known.get(&self.own.identity).and_then(|known| known.tap.capacity.clone())
     }
 
-    fn tap(
-        &mut self,
-        credential: &Credential,
-        capacity: Option<&Capacity>,
-        old: Option<&HashMap<Arc<str>, Arc<Tap>>>,
-    ) -> Arc<Tap> {
-        let kept = || old.and_then(|old| old.get(&credential.identity)).filter(|tap| tap.capacity.as_ref() == capacity);
-        let taps = self.taps.entry(credential.identity.clone());
-        taps.or_insert_with(|| kept().cloned().unwrap_or_else(|| Arc::new(Tap::new(capacity.cloned())))).clone()
+    /// What is known of a credential: by whom ever it was configured, here or in the snapshot before, it is one, and so
+    /// are its token and its quota.
+    fn know(&mut self, credential: Credential, capacity: Option<&Capacity>, before: Option<&Provider>) -> Known {
+        let made = || {
+            let old = before.and_then(|before| before.known.get(&credential.identity));
+            let kept = old.map(|old| &old.tap).filter(|tap| tap.capacity.as_ref() == capacity);
+            let tap = kept.cloned().unwrap_or_else(|| Arc::new(Tap::new(capacity.cloned())));
+            Known { credential: old.map_or(&credential, |old| &old.credential).clone(), tap }
+        };
+        let known = self.known.entry(credential.identity.clone()).or_insert_with(made);
+        Known { credential: credential.succeeding(&known.credential), tap: known.tap.clone() }
     }
 }
 

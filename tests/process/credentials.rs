@@ -73,6 +73,59 @@ fn one_token_serves_all_and_both_endpoints_are_understood() {
 }
 
 #[test]
+fn clients_with_the_same_credential_have_one_token() {
+    let sim = Sim::start();
+    let own = |secret: &str| {
+        format!(
+            "credentials: {{ vectara: {{ oauth2: {{ token_url: \"${{VECTARA_BASE_URL}}/oauth2/token\", client_id: sim-client, client_secret: {secret} }} }} }}"
+        )
+    };
+    let clients = |with: &[(&str, &str)]| {
+        let client = |(id, own): &(&str, &str)| format!("  - {{ id: {id}, keys: [ {{ sha256: SHA({id}) }} ]{own} }}\n");
+        digests(&format!("clients:\n{}", with.iter().map(client).collect::<String>()))
+    };
+    let same = format!(", {}", own("sim-secret"));
+    let team = [("one", &*same), ("two", &*same), ("three", &*same), ("four", &*same), ("five", &*same)];
+    let weir = std::sync::Arc::new(Config::shipped().clients(&clients(&team)).start(&sim));
+    let all_ask = |keys: &[&'static str], query: &'static str| {
+        let callers: Vec<_> = keys
+            .iter()
+            .map(|key| {
+                let (weir, key) = (weir.clone(), *key);
+                let target = format!("/vectara/v2/agents/agt_load_1/sessions/ase_agt_load_1_3/events?{query}={key}");
+                std::thread::spawn(move || weir.get_as(key, &target).status)
+            })
+            .collect();
+        assert!(callers.into_iter().all(|caller| caller.join().unwrap() == 200));
+    };
+    all_ask(&["one", "two", "three", "four", "five"], "a");
+    assert_eq!(tokens(&sim), 1, "one for all who ask as the same");
+    // A reload keeps it, though the client that was first is gone and another has come.
+    weir.config.write("clients.yaml", &clients(&[("two", &same), ("six", &same)]));
+    assert_eq!(weir.reload().0, 200);
+    all_ask(&["two", "six"], "b");
+    assert_eq!(tokens(&sim), 1);
+    // So does the provider's own, where that is the same.
+    let provider = weir.config.read("providers/vectara.yaml");
+    let provider = provider.replace(
+        "credentials: { header: x-api-key, value: \"${VECTARA_API_KEY:-}\" }",
+        &own("sim-secret").replace("vectara: { ", "").replace(" } } }", " } }"),
+    );
+    weir.config.write("providers/vectara.yaml", &provider);
+    weir.config.write("clients.yaml", &clients(&[("two", &same), ("plain", "")]));
+    let reloaded = weir.reload();
+    assert_eq!(reloaded.0, 200, "{}", reloaded.1);
+    all_ask(&["two", "plain"], "c");
+    assert_eq!(tokens(&sim), 1);
+    // Another secret is another client.
+    weir.config.write("clients.yaml", &clients(&[("two", &same), ("other", &format!(", {}", own("another")))]));
+    assert_eq!(weir.reload().0, 200);
+    assert_eq!(weir.get_as("other", VECTARA).code(), (502, "provider_auth_failed".into()));
+    all_ask(&["two"], "d");
+    assert_eq!(tokens(&sim), 2, "it asked for its own, and was refused");
+}
+
+#[test]
 fn a_token_is_renewed_before_it_ends() {
     let sim = Sim::with(&["--token-seconds", "5"]);
     let weir = by_token(Config::shipped()).start(&sim);
