@@ -68,7 +68,7 @@ impl Keys {
 /// The key in `X-Weir-Key`, where there is one: then all other headers are the provider's.
 #[must_use]
 pub fn apart(headers: &HeaderMap) -> Option<&HeaderValue> {
-    headers.get(&WEIR_KEY).filter(|key| !key.is_empty())
+    headers.get(&WEIR_KEY).filter(|key| !key.as_bytes().trim_ascii().is_empty())
 }
 
 fn unauthorized(detail: &str) -> Box<Problem> {

@@ -95,6 +95,12 @@ impl Credential {
         self.identity.starts_with(FORWARDED)
     }
 
+    /// The header in which each client brings its own.
+    #[must_use]
+    pub fn brought_in(&self) -> Option<&HeaderName> {
+        if let Source::Forward(name) = &self.source { Some(name) } else { None }
+    }
+
     /// What to send now. A token is fetched where there is none that is valid, and renewed behind this
     /// request where it will soon expire.
     ///

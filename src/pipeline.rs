@@ -137,7 +137,8 @@ impl Line {
         well_formed(request)?;
         let identified = asked.snapshot.keys.identify(request, asked.now);
         asked.client = identified.map_err(|problem| self.failed(asked, request, problem))?;
-        trace.client = Some(asked.snapshot.clients[asked.client].id.clone());
+        let client = &asked.snapshot.clients[asked.client];
+        (trace.client, trace.vary) = (Some(client.id.clone()), client.vary.clone());
         within_limits(request, &asked.snapshot.weir.limits)?;
         self.shed_load(asked)
     }

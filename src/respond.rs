@@ -180,7 +180,7 @@ fn caching(headers: &mut Headers, trace: &Trace, now: Time) {
 
 /// What every answer carries. `refused` is the policy that refused, and its `Retry-After`.
 fn common(headers: &mut Headers, buckets: &[&Bucket], trace: &Trace, refused: Option<(&String, u64)>) {
-    headers.push((header::VARY, HeaderValue::from_static("Authorization, X-API-Key")));
+    headers.push((header::VARY, trace.vary.clone()));
     headers.push((header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")));
     headers.push((REQUEST_ID, text(trace.request_id.clone())));
     if !buckets.is_empty() {

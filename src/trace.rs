@@ -5,6 +5,7 @@
 
 use crate::freshness::Lifetime;
 use crate::model::Time;
+use http::HeaderValue;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,7 +30,12 @@ pub struct Trace {
     pub status: u16,
     /// The answer's body, in bytes as sent.
     pub bytes: usize,
+    /// Headers of requests that answers to this client depend on, as `Vary` names them.
+    pub vary: HeaderValue,
 }
+
+/// Headers that answers to any client depend on.
+pub const VARY: &str = "Authorization, X-API-Key, X-Weir-Key";
 
 impl Trace {
     /// A trace of which nothing is known but its id.
@@ -45,6 +51,7 @@ impl Trace {
             error: None,
             status: 0,
             bytes: 0,
+            vary: HeaderValue::from_static(VARY),
         }
     }
 

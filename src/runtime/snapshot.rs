@@ -28,7 +28,9 @@ use crate::ratelimit::{Bucket, Limiter, Ticker};
 use crate::reading::Operation;
 use crate::route::Table;
 use crate::tls::{self, Handshake};
+use crate::trace::VARY;
 use crate::upstream::Target;
+use http::HeaderValue;
 use prometheus::IntCounter;
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -75,6 +77,8 @@ pub struct Client {
     pub reveal_secrets: bool,
     /// Whether it may use the providers' own APIs.
     pub native: bool,
+    /// Headers that its answers depend on: where keys come, and where it brings credentials of its own.
+    pub vary: HeaderValue,
     /// Makes admission under several policies one step.
     pub gate: Arc<Mutex<()>>,
     /// Its policies for everything.
@@ -359,6 +363,7 @@ impl Builder<'_> {
             id: id.as_str().into(),
             reveal_secrets: config.reveal_secrets,
             native: config.native,
+            vary: vary(&access),
             gate: gate.unwrap_or_default(),
             buckets: config.rate_limits.iter().filter_map(|at| bucket(&at.value, id)).collect(),
             access,
@@ -384,6 +389,16 @@ impl Provider {
         let known = self.known.entry(credential.identity.clone()).or_insert_with(made);
         Known { credential: credential.succeeding(&known.credential), tap: known.tap.clone() }
     }
+}
+
+fn vary(access: &[Option<Access>]) -> HeaderValue {
+    let mut names = VARY.to_owned();
+    for name in access.iter().flatten().filter_map(|access| access.credential.brought_in()) {
+        if !names.split(", ").any(|known| known.eq_ignore_ascii_case(name.as_str())) {
+            names += &format!(", {name}");
+        }
+    }
+    HeaderValue::from_str(&names).unwrap_or(HeaderValue::from_static(VARY))
 }
 
 /// Over everything that decides what an entry's body becomes and how long it lives.

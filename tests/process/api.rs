@@ -116,7 +116,7 @@ fn caching_headers_and_304() {
     let miss = weir.get(AGENTHUMAN);
     assert_eq!(miss.header("cache-status"), Some("weir; fwd=miss; stored; detail=status"));
     assert_eq!(miss.header("cache-control"), Some("private, max-age=86400"));
-    assert_eq!(miss.header("vary"), Some("Authorization, X-API-Key"));
+    assert_eq!(miss.header("vary"), Some("Authorization, X-API-Key, X-Weir-Key"));
     let hit = weir.get(AGENTHUMAN);
     let status = hit.header("cache-status").unwrap();
     assert!(status.starts_with("weir; hit; ttl=86") && status.ends_with("; detail=status"), "{status}");

@@ -351,6 +351,29 @@ fn a_provider_may_want_every_client_to_bring_its_key() {
 }
 
 #[test]
+fn each_client_brings_its_key_in_the_header_that_it_was_given() {
+    let sim = Sim::start();
+    let bringing = |header: &str| {
+        digests(&format!(
+            "clients:\n  - {{ id: a, keys: [ {{ sha256: SHA(a) }} ], credentials: {{ vectara: {{ mode: forward, header: {header} }} }} }}\n  - {{ id: b, keys: [ {{ sha256: SHA(b) }} ], credentials: {{ vectara: {{ mode: forward, header: x-api-key }} }} }}\n"
+        ))
+    };
+    let weir = Config::shipped().clients(&bringing("x-other")).start(&sim);
+    let ask = |team: &str, header: &str| send(weir.http, "GET", VECTARA, &[("X-Weir-Key", team), (header, "zut_sim")]);
+    let told = |team: &str, header: &str| ask(team, header).json()["detail"].as_str().unwrap_or_default().to_owned();
+    assert!(told("a", "x-api-key").contains("send it in x-other"));
+    assert!(told("b", "x-other").contains("send it in x-api-key"));
+    let answer = ask("b", "x-api-key");
+    assert_eq!((answer.status, answer.header("vary")), (200, Some("Authorization, X-API-Key, X-Weir-Key")));
+    let refused = ask("a", "x-other");
+    assert_eq!(refused.status, 401, "the provider reads another header");
+    assert_eq!(refused.header("vary"), Some("Authorization, X-API-Key, X-Weir-Key, x-other"));
+    weir.config.write("clients.yaml", &bringing("x-api-key"));
+    assert_eq!(weir.reload().0, 200);
+    assert_eq!(ask("a", "x-api-key").status, 200, "in another header since the reload");
+}
+
+#[test]
 fn credentials_that_cannot_be_are_faults() {
     let fault = |credentials: &str| {
         let config = Config::shipped().edit(
