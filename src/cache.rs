@@ -15,9 +15,15 @@ use http::{HeaderName, HeaderValue};
 use moka::notification::RemovalCause;
 use moka::ops::compute::Op;
 use moka::policy::EvictionPolicy;
+use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
+use written::Writes;
+
+pub use written::Matter;
+
+mod written;
 
 /// What an entry costs beyond its key and bodies, in bytes: moka's node, the entry and its parts.
 const OVERHEAD: usize = 600;
@@ -113,10 +119,6 @@ impl Entry {
         Self { life: self.life.stale_since(now), stale_from: Some(now), ..self.clone() }
     }
 
-    fn is_absent(&self) -> bool {
-        matches!(self.kind, Kind::NotFound(_))
-    }
-
     /// Marks it as one of which the provider wants to be asked each time: never fresh, never stale.
     pub fn always_ask(&mut self) {
         self.ask_always = true;
@@ -186,33 +188,10 @@ pub struct Cache {
     /// Read while storing, written when a purge begins: what is stored was not purged meanwhile.
     purges: RwLock<Log>,
     tickets: AtomicU64,
-    /// When something was last written through Weir, by what it changed: answers asked for before are not it.
-    written: moka::sync::Cache<Matter, Written>,
-    /// The number of the last of these.
-    last_written: AtomicU64,
+    /// What was written through Weir: answers asked for before are not it.
+    writes: Writes,
     metrics: CacheMetrics,
 }
-
-/// What a write that passed through Weir made untrue.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Matter {
-    /// Answers about this: a session, or lists where it names none.
-    One(Subject),
-    /// All answers about this agent, whose session is `None`.
-    Agent(Subject),
-}
-
-/// A write that passed through Weir.
-#[derive(Debug, Clone, Copy)]
-struct Written {
-    /// Tickets before this one are from before it.
-    number: u64,
-    at: Time,
-}
-
-/// Writes remembered, and for how long: longer than any list is kept, since what is written makes lists untrue.
-const WRITES: u64 = 100_000;
-const WRITES_KEPT: Duration = Duration::from_secs(86_400);
 
 impl Cache {
     /// An empty cache of at most `max_bytes`, weighed.
@@ -227,11 +206,7 @@ impl Cache {
                 on_removal.removed(&kept.entry.subject.provider, cause_label(cause));
             })
             .build();
-        // The newest count, however seldom they are asked for.
-        let written = moka::sync::Cache::builder().max_capacity(WRITES).eviction_policy(EvictionPolicy::lru());
-        let written = written.time_to_live(WRITES_KEPT).build();
-        let (tickets, last_written) = (AtomicU64::new(1), AtomicU64::new(0));
-        Self { moka, purges: RwLock::default(), tickets, written, last_written, metrics }
+        Self { moka, purges: RwLock::default(), tickets: AtomicU64::new(1), writes: Writes::default(), metrics }
     }
 
     /// The entry under a key, fresh or not.
@@ -243,28 +218,14 @@ impl Cache {
 
     /// Whether something was written since the ticket of this number was taken that makes an entry untrue.
     fn outdated(&self, entry: &Entry, number: u64) -> bool {
-        // Hardly ever has anything been written since, so hardly ever is more asked.
-        number < self.last_written.load(Ordering::Acquire)
-            && self.writes(&entry.subject, entry.is_absent()).any(|written| number < written.number)
-    }
-
-    /// That there is no such thing is untrue as soon as its lists have changed: it may be in them.
-    fn writes(&self, subject: &Subject, absent: bool) -> impl Iterator<Item = Written> {
-        let whole = Subject { session: None, ..subject.clone() };
-        let lists = (absent && subject.session.is_some()).then(|| Matter::One(whole.clone()));
-        let agent = subject.agent.is_some().then_some(Matter::Agent(whole));
-        let matters = [Some(Matter::One(subject.clone())), lists, agent];
-        matters.into_iter().flatten().filter_map(|matter| self.written.get(&matter))
+        self.writes.outdate(&entry.subject, matches!(entry.kind, Kind::NotFound(_)), number)
     }
 
     /// When something was last written to this subject or its lists, if that was lately: an answer that was asked for
     /// earlier may be outdated, whatever it turns out to be.
     #[must_use]
     pub fn written_at(&self, subject: &Subject) -> Option<Time> {
-        if self.last_written.load(Ordering::Acquire) == 0 {
-            return None;
-        }
-        self.writes(subject, true).map(|written| written.at).max()
+        self.writes.at(subject)
     }
 
     /// Something was written: what is stored of it, or is being asked for, is no longer true. It goes when its time
@@ -273,8 +234,7 @@ impl Cache {
         // As with a purge: what is stored from here on was asked for since, or is not stored.
         let _nothing_is_stored_now = self.purges.write().unwrap_or_else(PoisonError::into_inner);
         let number = self.tickets.fetch_add(1, Ordering::AcqRel) + 1;
-        self.written.insert(matter, Written { number, at: now });
-        self.last_written.fetch_max(number, Ordering::AcqRel);
+        self.writes.add(matter, number, now);
     }
 
     /// The ticket to take before a provider is asked.
