@@ -579,6 +579,81 @@ fn large_bodies_pass_both_ways_without_being_held() {
 }
 
 #[test]
+fn a_provider_that_does_not_read_makes_the_client_wait() {
+    const LENGTH: usize = 256 << 20;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let (go, told) = std::sync::mpsc::channel::<()>();
+    let provider = std::thread::spawn(move || {
+        let mut socket = listener.accept().unwrap().0;
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        told.recv_timeout(PATIENCE * 4).unwrap();
+        let (mut head, mut reader) = (String::new(), BufReader::new(socket.try_clone().unwrap()));
+        while !head.ends_with("\r\n\r\n") && reader.read_line(&mut head).unwrap() > 0 {}
+        let got = std::io::copy(&mut reader.take(LENGTH as u64), &mut std::io::sink()).unwrap();
+        socket.write_all(b"HTTP/1.1 201 Created\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}").unwrap();
+        got
+    });
+    let sim = Sim::start();
+    let weir = Config::shipped().env("VECTARA_BASE_URL", &format!("http://{address}")).start(&sim);
+    assert_eq!(weir.get(PALANTIR).status, 200);
+    let resident = || weir.metric("process_resident_memory_bytes");
+    let before = resident();
+    let head = request(
+        "POST",
+        &format!("/vectara{VECTARA_SESSION}/events"),
+        &[("X-API-Key", "open"), ("Content-Length", &LENGTH.to_string())],
+    );
+    let mut socket = TcpStream::connect(weir.http).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+    socket.write_all(&head).unwrap();
+    let (chunk, mut sent, mut still) = (vec![b'x'; 1 << 20], 0, 0);
+    // Three times in a row it could send nothing: what it has is all that fits on the way.
+    while still < 3 && sent < LENGTH {
+        match socket.write(&chunk[..chunk.len().min(LENGTH - sent)]) {
+            Ok(n) => (sent, still) = (sent + n, 0),
+            Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {
+                still += 1
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    let grown = resident() - before;
+    println!("{sent} bytes went before the client had to wait; resident memory grew by {grown}");
+    assert!(sent < LENGTH / 4, "{sent} bytes were taken of a client whose provider reads nothing");
+    assert!(grown < 32e6, "memory grew by {grown}");
+    assert_eq!(weir.get(PALANTIR).status, 200, "others do not wait");
+    // As soon as it reads, the rest goes.
+    go.send(()).unwrap();
+    socket.set_write_timeout(Some(PATIENCE)).unwrap();
+    while sent < LENGTH {
+        sent += socket.write(&chunk[..chunk.len().min(LENGTH - sent)]).unwrap();
+    }
+    let mut answer = String::new();
+    let mut end = socket.take(16);
+    end.read_to_string(&mut answer).unwrap();
+    assert_eq!((&*answer, provider.join().unwrap()), ("HTTP/1.1 201 Cre", LENGTH as u64));
+    assert!(resident() - before < 32e6, "nor later");
+}
+
+/// Late, and then as it would be.
+#[test]
+fn the_simulator_can_be_late_with_writes_and_tokens() {
+    let sim = Sim::start();
+    let weir = Config::shipped()
+        .edit(
+            "providers/vectara.yaml",
+            "credentials: { header: x-api-key, value: \"${VECTARA_API_KEY:-}\" }",
+            "credentials: { oauth2: { token_url: \"${VECTARA_BASE_URL}/oauth2/token\", client_id: sim-client, client_secret: sim-secret } }",
+        )
+        .start(&sim);
+    sim.plan(&json!({ "path": "/", "latency_ms": 50 }));
+    assert_eq!(vectara(&weir, "PATCH", VECTARA_SESSION, Some(&json!({ "name": "late" }))).json()["name"], "late");
+    assert_eq!(vectara(&weir, "GET", VECTARA_SESSION, None).json()["name"], "late");
+}
+
+#[test]
 fn who_expects_to_be_told_to_continue_is_told() {
     let sim = Sim::start();
     let weir = Config::shipped().start(&sim);

@@ -11,19 +11,18 @@ fn the_official_sdks_work_through_weir() {
             .args(["-c", "import vectara, foundry_sdk"])
             .status()
             .is_ok_and(|status| status.success());
-    if !installed {
-        eprintln!(
-            "skipped: the SDKs are not installed; scripts/setup tests does it where python3 and PyPI are to be had"
-        );
+    if !needs("the providers' SDKs (PyPI)", installed) {
         return;
     }
     let sim = Sim::with(&["--sessions", "57"]);
     let weir = Config::shipped()
-        .clients("clients:\n  - { id: open, keys: [ { sha256: SHA(open) } ] }\n  - { id: once, keys: [ { sha256: SHA(once) } ], rate_limit: once }\n  - { id: plain, keys: [ { sha256: SHA(plain) } ], native: false }\n")
-        .edit("weir.yaml", "rate_limits:\n", "rate_limits:\n  once:\n    requests: 1\n    per: 1h\n")
+        .clients("clients:\n  - { id: open, keys: [ { sha256: SHA(open) } ] }\n  - { id: once, keys: [ { sha256: SHA(once) } ], rate_limit: once }\n  - { id: brisk, keys: [ { sha256: SHA(brisk) } ], rate_limit: brisk }\n  - { id: plain, keys: [ { sha256: SHA(plain) } ], native: false }\n")
+        .edit("weir.yaml", "rate_limits:\n", "rate_limits:\n  once:\n    requests: 1\n    per: 1h\n  brisk:\n    requests: 1\n    per: 1s\n")
         .start(&sim);
     let script = repository().join("tests/sdk/session.py");
-    let output = Command::new(&python).arg(script).env("WEIR", weir.http.to_string()).output().unwrap();
+    let mut command = Command::new(&python);
+    command.arg(script).env("WEIR", weir.http.to_string()).env("WEIR_ADMIN", weir.admin.to_string());
+    let output = command.env("SIM", sim.address.to_string()).output().unwrap();
     let told = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && told.contains("\nok"), "{told}");
     println!("{told}");

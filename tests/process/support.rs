@@ -135,6 +135,15 @@ pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// Whether a test has the tool that it needs; says so where it has not, and fails where it must.
+pub fn needs(what: &str, found: bool) -> bool {
+    if !found {
+        eprintln!("SKIPPED: {what} is not installed; scripts/setup installs it");
+        assert!(std::env::var_os("CI").is_none(), "CI has {what}");
+    }
+    found
+}
+
 /// The line that begins with `prefix`, waited for; what follows the prefix.
 pub fn line_with(lines: &Arc<Mutex<Vec<String>>>, prefix: &str) -> String {
     let mut found = None;

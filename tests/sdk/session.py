@@ -1,15 +1,20 @@
 """The providers' official SDKs against Weir: only base URL and key are changed.
 
-Called by a process test with WEIR (host:port of a gateway before the simulator). Ends with `ok` or a traceback.
+Called by a process test with WEIR and WEIR_ADMIN (host:port of a gateway) and SIM (of the simulator behind it). Ends with
+`ok` or a traceback.
 """
 
+import json
 import os
 import time
+import urllib.request
 
 from foundry_sdk import Config, FoundryClient, UserTokenAuth
 from foundry_sdk import _errors as errors
+from foundry_sdk._core import api_client
 from foundry_sdk.v2.aip_agents import errors as agent_errors
-from vectara import Vectara
+from vectara import AgentInput_Text, Vectara
+from vectara.agent_events import CreateAgentEventsStreamRequestBody_InputMessage
 from vectara.core.api_error import ApiError
 from vectara.environment import VectaraEnvironment
 from vectara.errors import NotFoundError
@@ -18,6 +23,7 @@ WEIR = os.environ["WEIR"]
 AGENT = "ri.aip-agents..agent.732cd5b4-7ca7-4219-aabb-6e976faf63b1"
 SESSION = "ri.aip-agents..session.292db3b2-b653-4de6-971c-7e97a7b881d6"
 ONCE = {"max_retries": 0}
+LIMITED = 'weir_rate_limit_requests_total{client="brisk",decision="limited",policy="brisk"}'
 
 
 def vectara(key="open"):
@@ -35,6 +41,96 @@ def raised(kind, call):
     except kind as error:
         return error
     raise AssertionError(f"{kind.__name__} was not raised")
+
+
+def sim(method, path, body=None):
+    data = None if body is None else json.dumps(body).encode()
+    with urllib.request.urlopen(urllib.request.Request(f"http://{os.environ['SIM']}/_sim/{path}", data, method=method)) as answer:
+        return json.load(answer)
+
+
+def calls(method, path):
+    """How often the provider was asked."""
+    return sum(n for target, n in sim("GET", "calls")["calls"].items() if target.split("?")[0] == f"{method} {path}")
+
+
+def metric(series):
+    with urllib.request.urlopen(f"http://{os.environ['WEIR_ADMIN']}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(series))
+
+
+def recovers_from_weir(call, method, path):
+    """An SDK as it is, over its limit at Weir: it waits and is served, and the provider is asked no more than it is served."""
+    sim("DELETE", "calls")
+    before, served = metric(LIMITED), 0
+    while metric(LIMITED) == before:
+        assert served < 20, "never limited"
+        call()
+        served += 1
+    print(f"{method} {path}: {metric(LIMITED) - before:.0f} x 429 of Weir's, {served} served, {calls(method, path)} calls")
+    return served, calls(method, path)
+
+
+def recovers_from_provider(call, method, path):
+    """An SDK as it is, throttled by the provider once: it waits and is served by the second call."""
+    sim("DELETE", "calls")
+    answer = {"kind": "answer", "status": 429, "headers": {"retry-after": "1"}, "body": {"messages": ["slow"]}}
+    sim("POST", "faults", {"path": path, "times": 1, "fault": answer})
+    begun = time.monotonic()
+    call()
+    print(f"{method} {path}: served {time.monotonic() - begun:.2f} s after a 429 of the provider's, {calls(method, path)} calls")
+    assert calls(method, path) == 2, sim("GET", "calls")
+
+
+class Steady:
+    """In place of the Foundry SDK's random backoff: the middle of it (0.25, 0.5 and 1 s)."""
+
+    def random(self):
+        return 0.5
+
+
+def vectara_retries():
+    sessions = vectara().agent_sessions
+    path = "/v2/agents/agt_load_1/sessions/ase_agt_load_1_{}".format
+    brisk = vectara("brisk").agent_sessions
+    _, asked = recovers_from_weir(lambda: brisk.get("agt_load_1", "ase_agt_load_1_7"), "GET", path(7))
+    assert asked <= 1, "what is stored was not asked for again"
+    served, asked = recovers_from_weir(lambda: brisk.update("agt_load_1", "ase_agt_load_1_7", name="n"), "PATCH", path(7))
+    assert asked == served, "what Weir refused did not reach the provider"
+    recovers_from_provider(lambda: sessions.get("agt_load_1", "ase_agt_load_1_8"), "GET", path(8))
+    recovers_from_provider(lambda: sessions.update("agt_load_1", "ase_agt_load_1_8", name="n"), "PATCH", path(8))
+    assert sessions.get("agt_load_1", "ase_agt_load_1_8").name == "n"
+
+
+def vectara_stream():
+    request = CreateAgentEventsStreamRequestBody_InputMessage(messages=[AgentInput_Text(content="?")])
+    options = {"additional_headers": {"x-sim-stream": "6,400"}}
+    events = vectara().agent_events.create_stream("agt_load_1", "ase_agt_load_1_3", request=request, request_options=options)
+    begun, came = time.monotonic(), []
+    for event in events:
+        came.append((event, time.monotonic() - begun))
+    output = ["streaming_agent_output"] * 4
+    assert [event.type for event, _ in came] == [*output, "streaming_agent_output_end", "end"], came
+    assert "".join(event.content for event, _ in came[:4]) == "word0 word1 word2 word3 "
+    at = [at for _, at in came]
+    print("events of create_stream after " + ", ".join(f"{one:.2f}" for one in at) + " s, sent 400 ms apart")
+    # Held back until the end, all would come at once.
+    assert at[-1] - at[0] > 1 and sum(after - before > 0.15 for before, after in zip(at, at[1:])) >= 3, at
+
+
+def foundry_retries():
+    api_client.SystemRandom = Steady
+    path = f"/api/v2/aipAgents/agents/{AGENT}/sessions/{SESSION}"
+    brisk, session = foundry("brisk").aip_agents.Agent.Session, foundry().aip_agents.Agent.Session
+    _, asked = recovers_from_weir(lambda: brisk.get(AGENT, SESSION, preview=True), "GET", path)
+    assert asked <= 1, "what is stored was not asked for again"
+    rename = lambda by: lambda: by.update_title(AGENT, SESSION, title="retried", preview=True)
+    served, asked = recovers_from_weir(rename(brisk), "PUT", f"{path}/updateTitle")
+    assert asked == served, "what Weir refused did not reach the provider"
+    recovers_from_provider(rename(session), "PUT", f"{path}/updateTitle")
+    # The write above made it be asked for anew.
+    recovers_from_provider(lambda: session.get(AGENT, SESSION, preview=True), "GET", path)
 
 
 def vectara_session():
@@ -95,5 +191,8 @@ def foundry_session():
 
 
 vectara_session()
+vectara_stream()
+vectara_retries()
 foundry_session()
+foundry_retries()
 print("ok")

@@ -176,6 +176,14 @@ async fn answer(sim: Arc<Sim>, request: Request<Incoming>) -> Result<Response<fa
     let header = |name: &str| parts.headers.get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
     let told = header("x-sim-fault").and_then(|text| serde_json::from_str(&text).ok());
     let planned = told.or_else(|| sim.control.planned(&path, &parts.headers));
+    let planned = match planned {
+        // Late, and then as it would be: writes and streams too.
+        Some(Planned { latency_ms, fault: faults::Fault::None, .. }) => {
+            tokio::time::sleep(std::time::Duration::from_millis(latency_ms)).await;
+            None
+        }
+        planned => planned,
+    };
     let window = sim.control.window(&path, sim.options.throttle);
     let segments: Vec<String> = path.trim_start_matches('/').split('/').map(decoded).collect();
     let segments: Vec<&str> = segments.iter().map(String::as_str).collect();

@@ -74,7 +74,7 @@ pub(crate) async fn answer(
         }
         ("POST", ["v2", "agents", _, "sessions", session, "events"]) => {
             if came.json["stream_response"] == true {
-                return Ok(Some(events(&pacing, session)));
+                return Ok(Some(events(sim, &pacing)));
             }
             Reply::json(201, &json!({ "events": [], "session_key": session, "received_bytes": came.bytes }))
         }
@@ -226,16 +226,20 @@ fn pieces(
     })
 }
 
-/// Server-sent events, as an agent's answer comes.
-fn events(pacing: &str, session: &str) -> Response<Body> {
-    let (count, ms) = paced(pacing);
-    let session = session.to_owned();
+/// Server-sent events, as an agent's answer comes: its words, that they are all, and the end.
+fn events(sim: &Arc<Sim>, pacing: &str) -> Response<Body> {
+    let (sim, (count, ms)) = (sim.clone(), paced(pacing));
     streamed(
         201,
         "text/event-stream",
         pieces((count, ms), move |n| {
-            let kind = if n + 1 == count { "end" } else { "streaming_agent_output" };
-            format!("event: {kind}\ndata: {}\n\n", json!({ "type": kind, "n": n, "session_key": session }))
+            let now = sim.world.time(sim.world.elapsed(), 3);
+            let event = match count - n {
+                1 => json!({ "type": "end" }),
+                2 if n > 0 => json!({ "type": "streaming_agent_output_end", "event_id": "aev_1", "created_at": now }),
+                _ => json!({ "type": "streaming_agent_output", "content": format!("word{n} "), "created_at": now }),
+            };
+            format!("event: {}\ndata: {event}\n\n", event["type"].as_str().unwrap_or_default())
         }),
     )
 }
