@@ -14,8 +14,6 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 use moka::notification::RemovalCause;
 use moka::ops::compute::Op;
-use moka::policy::EvictionPolicy;
-use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
