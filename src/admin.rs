@@ -3,7 +3,10 @@
 //! A room of its own because it is for operators, on another address, under another secret. Nothing
 //! here shows a secret, a key's digest or a session.
 
+use crate::breaker::Room;
 use crate::error::{Code, Problem};
+use crate::metrics::Metrics;
+use crate::model::Time;
 use crate::observe;
 use crate::purge::{Mode, Scope};
 use crate::question::Shared;
@@ -104,15 +107,8 @@ impl Admin {
         let metrics = &self.shared.metrics;
         metrics.cache.bytes.set(i64::try_from(self.shared.cache.bytes()).unwrap_or(i64::MAX));
         let (snapshot, now) = (self.runtime.snapshot(), runtime::now());
-        // Without what a reload took away.
-        metrics.upstream.breaker_open.reset();
-        metrics.upstream.throttled.reset();
-        for provider in &snapshot.providers {
-            let flag =
-                |gauge: &prometheus::IntGaugeVec, on: bool| gauge.with_label_values(&[&*provider.name]).set(on.into());
-            flag(&metrics.upstream.breaker_open, provider.breaker.open_until(now).is_some());
-            flag(&metrics.upstream.throttled, provider.taps().any(|tap| tap.closed_until(now).is_some()));
-        }
+        gauge_providers(metrics, &snapshot, now);
+        gauge_expiries(metrics, &snapshot, now);
         response(200, "text/plain; version=0.0.4; charset=utf-8", metrics.render().into_bytes())
     }
 
@@ -181,6 +177,51 @@ impl Admin {
             Reloaded::Unchanged { revision } => {
                 json_response(200, &json!({ "result": "unchanged", "revision": revision }))
             }
+        }
+    }
+}
+
+/// What stands against providers now. Without what a reload took away.
+fn gauge_providers(metrics: &Metrics, snapshot: &Snapshot, now: Time) {
+    let upstream = &metrics.upstream;
+    upstream.breaker_open.reset();
+    upstream.throttled.reset();
+    upstream.capacity_limit.reset();
+    upstream.capacity_left.reset();
+    for provider in &snapshot.providers {
+        let name = &*provider.name;
+        let flag = |gauge: &prometheus::IntGaugeVec, on: bool| gauge.with_label_values(&[name]).set(on.into());
+        flag(&upstream.breaker_open, provider.breaker.open_until(now).is_some());
+        flag(&upstream.throttled, provider.taps().any(|tap| tap.closed_until(now).is_some()));
+        let rooms: Vec<Room> = provider.taps().filter_map(|tap| tap.room()).collect();
+        let least = |kind, of: fn(&Room) -> (u64, u64)| {
+            let least = rooms.iter().map(of).min_by_key(|(_, left)| *left);
+            let Some((limit, left)) = least else { return };
+            upstream.capacity_limit.with_label_values(&[name, kind]).set(limit as f64);
+            upstream.capacity_left.with_label_values(&[name, kind]).set(left as f64);
+        };
+        least("rate", |room| room.rate);
+        least("concurrency", |room| room.concurrency);
+    }
+}
+
+/// What in the configuration ends by itself, and when.
+fn gauge_expiries(metrics: &Metrics, snapshot: &Snapshot, now: Time) {
+    let (certificate, key) = (&metrics.config.certificate_expiry, &metrics.config.key_expiry);
+    let seconds = |at: Time| at.0 as f64 / 1000.0;
+    certificate.reset();
+    for (listener, at) in &snapshot.certificates {
+        certificate.with_label_values(&[&listener.to_string()]).set(seconds(*at));
+    }
+    key.reset();
+    for client in &snapshot.clients {
+        let ends = &client.key_ends;
+        if let Some(next) = ends.iter().flatten().filter(|at| **at > now).min() {
+            key.with_label_values(&[&*client.id, "next"]).set(seconds(*next));
+        }
+        // Then it can no longer call at all.
+        if let Some(last) = ends.iter().flatten().max().filter(|_| ends.iter().all(Option::is_some)) {
+            key.with_label_values(&[&*client.id, "last"]).set(seconds(*last));
         }
     }
 }

@@ -6,9 +6,13 @@
 
 use crate::config::upstream::{self, Capacity};
 use crate::model::Time;
+use crate::ratelimit::{self, Ticker};
 use crate::turns::Turns;
-use governor::clock::{Clock, DefaultClock};
-use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use governor::clock::Clock;
+use governor::middleware::NoOpMiddleware;
+use governor::nanos::Nanos;
+use governor::state::{InMemoryState, NotKeyed, StateStore};
+use governor::{Quota, RateLimiter};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::time::Duration;
@@ -101,11 +105,68 @@ impl RetryBudget {
     }
 }
 
+/// A limiter's state, which can be read beside the limiter: governor itself shows it to nobody.
+#[derive(Debug, Default, Clone)]
+struct Store(Arc<InMemoryState>);
+
+impl StateStore for Store {
+    type Key = NotKeyed;
+
+    fn measure_and_replace<T, F, E>(&self, key: &NotKeyed, f: F) -> Result<T, E>
+    where
+        F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
+    {
+        self.0.measure_and_replace(key, f)
+    }
+}
+
+/// Calls that may be made in a time.
+struct Rate {
+    limiter: RateLimiter<NotKeyed, Store, Ticker, NoOpMiddleware<Nanos>>,
+    store: Store,
+    period: Duration,
+}
+
+impl Rate {
+    fn new(capacity: &Capacity) -> Option<Self> {
+        let period = capacity.per.as_nanos().div_ceil(u128::from(capacity.requests.get())).max(1);
+        let period = Duration::from_nanos(u64::try_from(period).unwrap_or(u64::MAX));
+        let quota = Quota::with_period(period)?.allow_burst(capacity.burst);
+        let store = Store::default();
+        Some(Self { limiter: RateLimiter::new(quota, store.clone(), Ticker::default()), store, period })
+    }
+
+    /// Takes one.
+    ///
+    /// # Errors
+    /// How long it is until there is one.
+    fn take(&self) -> Result<(), Duration> {
+        self.limiter.check().map_err(|refused| refused.wait_time_from(self.limiter.clock().now()))
+    }
+
+    fn left(&self, burst: u64) -> u64 {
+        let now = self.limiter.clock().now().as_u64();
+        // A closure that fails leaves the state as it was.
+        let state = self.store.measure_and_replace(&NotKeyed::NonKey, Err::<((), Nanos), _>).err().flatten();
+        let period = u64::try_from(self.period.as_nanos()).unwrap_or(u64::MAX);
+        ratelimit::left_at(now, state.map_or(0, Nanos::as_u64), period, burst).remaining
+    }
+}
+
+/// What a tap admits, and what of that is left now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// Calls that may be made at once: the burst, and what is left of it.
+    pub rate: (u64, u64),
+    /// Calls that may be under way at the same time, and how many more may be.
+    pub concurrency: (u64, u64),
+}
+
 /// A provider's quota for one credential, and the pause it asked for.
 pub struct Tap {
     /// As configured; kept over a reload while it stays the same.
     pub capacity: Option<Capacity>,
-    rate: Option<DefaultDirectRateLimiter>,
+    rate: Option<Rate>,
     concurrent: Arc<Semaphore>,
     turns: Turns,
     /// Milliseconds; 0: open.
@@ -116,11 +177,7 @@ impl Tap {
     /// A tap with this capacity, all of it free.
     #[must_use]
     pub fn new(capacity: Option<Capacity>) -> Self {
-        let rate = capacity.as_ref().and_then(|c| {
-            let period = c.per.as_nanos().div_ceil(u128::from(c.requests.get())).max(1);
-            let quota = Quota::with_period(Duration::from_nanos(u64::try_from(period).unwrap_or(u64::MAX)))?;
-            Some(RateLimiter::direct(quota.allow_burst(c.burst)))
-        });
+        let rate = capacity.as_ref().and_then(Rate::new);
         let concurrent = capacity.as_ref().map_or(Semaphore::MAX_PERMITS, |c| c.concurrent as usize);
         Self {
             capacity,
@@ -143,10 +200,19 @@ impl Tap {
         (until > now).then_some(until)
     }
 
+    /// What is left of its capacity; `None` where none is configured.
+    #[must_use]
+    pub fn room(&self) -> Option<Room> {
+        let (capacity, rate) = self.capacity.as_ref().zip(self.rate.as_ref())?;
+        let (burst, concurrent) = (u64::from(capacity.burst.get()), u64::from(capacity.concurrent));
+        let free = u64::try_from(self.concurrent.available_permits()).unwrap_or(u64::MAX);
+        Some(Room { rate: (burst, rate.left(burst)), concurrency: (concurrent, free) })
+    }
+
     /// Takes one of the rate at once, if there is one.
     #[must_use]
     pub fn take(&self) -> bool {
-        self.rate.as_ref().is_none_or(|rate| rate.check().is_ok())
+        self.rate.as_ref().is_none_or(|rate| rate.take().is_ok())
     }
 
     /// Waits for a turn, round-robin among clients, at most until `latest`. `open` is asked when the turn
@@ -170,8 +236,7 @@ impl Tap {
             .map_err(|_| late())?;
         loop {
             open()?;
-            let Some(Err(refused)) = self.rate.as_ref().map(RateLimiter::check) else { return Ok(permit) };
-            let wait = refused.wait_time_from(DefaultClock::default().now());
+            let Some(Err(wait)) = self.rate.as_ref().map(Rate::take) else { return Ok(permit) };
             let ready = Instant::now() + wait;
             if ready > latest {
                 return Err(busy("rate", wait));
@@ -229,8 +294,10 @@ mod tests {
         let client = "client".into();
         let turn =
             || tap.turn(&client, Instant::now() + Duration::from_millis(10), || Ok(()), |what, wait| (what, wait));
+        assert_eq!(tap.room(), Some(Room { rate: (1, 1), concurrency: (1, 1) }));
         let permit = turn().await;
         assert!(permit.is_ok());
+        assert_eq!(tap.room(), Some(Room { rate: (1, 0), concurrency: (1, 0) }));
         assert_eq!(turn().await.unwrap_err(), ("concurrency", Duration::from_secs(1)));
         drop(permit);
         let Err(("rate", wait)) = turn().await else { panic!("over the rate") };

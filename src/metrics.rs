@@ -47,6 +47,8 @@ metrics! {
     HttpMetrics {
         /// Requests answered.
         requests: IntCounterVec("weir_http_requests_total", ["route", "provider", "client", "status"]),
+        /// Requests that ended in a problem, by its code.
+        problems: IntCounterVec("weir_http_problems_total", ["provider", "client", "code"]),
         /// Time from the request's header to the end of the answer.
         duration: HistogramVec("weir_http_request_duration_seconds", ["route", "provider", "cache"]; LATENCY),
         /// Requests being answered now.
@@ -111,6 +113,10 @@ metrics! {
         breaker_open: IntGaugeVec("weir_upstream_breaker_open", ["provider"]),
         /// Whether the provider asked for a pause that lasts, under any credential.
         throttled: IntGaugeVec("weir_upstream_throttled", ["provider"]),
+        /// What the provider's configured capacity admits: calls at once by its rate, calls under way at the same time.
+        capacity_limit: GaugeVec("weir_upstream_capacity_limit", ["provider", "kind"]),
+        /// What of the provider's capacity is left, under the credential that has least.
+        capacity_left: GaugeVec("weir_upstream_capacity_left", ["provider", "kind"]),
         /// Fields that could not be taken from a provider's body.
         mapping_failures: IntCounterVec("weir_mapping_failures_total", ["provider", "field", "reason"]),
     }
@@ -127,6 +133,10 @@ metrics! {
         last_success: Gauge("weir_config_last_reload_success_timestamp_seconds"),
         /// The revision in force.
         info: GaugeVec("weir_config_info", ["revision"]),
+        /// When the first certificate that a listener shows ends, in seconds since the Unix epoch.
+        certificate_expiry: GaugeVec("weir_tls_certificate_expiry_timestamp_seconds", ["listener"]),
+        /// When the next of a client's keys ends, and the last where none is without an end, in seconds since the Unix epoch.
+        key_expiry: GaugeVec("weir_client_key_expiry_timestamp_seconds", ["client", "key"]),
         /// The version that runs.
         build: GaugeVec("weir_build_info", ["version"]),
     }

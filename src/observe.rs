@@ -130,6 +130,10 @@ impl Counters {
         kind.requests.inc();
         kind.duration.observe(took.as_secs_f64());
         kind.overhead.observe(took.saturating_sub(trace.waited).as_secs_f64());
+        if let Some(code) = trace.error {
+            let name = |name: &Option<Arc<str>>| name.as_deref().unwrap_or("none").to_owned();
+            http.problems.with_label_values(&[&*name(&trace.provider), &*name(&trace.client), code]).inc();
+        }
     }
 }
 

@@ -113,6 +113,22 @@ pub struct Left {
     pub next_in: Duration,
 }
 
+/// GCRA turned round: `arrival` is the theoretical arrival time that a store keeps, in nanoseconds as `now` and
+/// `period` are.
+#[must_use]
+pub fn left_at(now: u64, arrival: u64, period: u64, burst: u64) -> Left {
+    let arrival = u128::from(arrival.max(now));
+    let (now, period, burst) = (u128::from(now), u128::from(period), u128::from(burst));
+    let tolerance = period * (burst - 1);
+    let remaining = (now + tolerance).checked_sub(arrival).map_or(0, |room| room / period + 1);
+    let remaining = remaining.min(burst);
+    let next = if remaining == burst { 0 } else { arrival + remaining * period - tolerance - now };
+    Left {
+        remaining: u64::try_from(remaining).unwrap_or(u64::MAX),
+        next_in: Duration::from_nanos(u64::try_from(next).unwrap_or(u64::MAX)),
+    }
+}
+
 impl<C: Clock<Instant = Nanos>> Limiter<C> {
     /// A full limiter. `clock` must not have been read before.
     pub fn new(policy: &Policy, clock: C) -> Self {
@@ -141,21 +157,7 @@ impl<C: Clock<Instant = Nanos>> Limiter<C> {
     pub fn left(&self, key: &Arc<str>) -> Left {
         let now = self.limiter.clock().now();
         let state = self.store.measure_and_replace(key, Err::<((), Nanos), _>).err().flatten();
-        self.left_at(now.as_u64(), state.map_or(0, governor::nanos::Nanos::as_u64))
-    }
-
-    /// GCRA turned round: `arrival` is the theoretical arrival time that the store keeps.
-    fn left_at(&self, now: u64, arrival: u64) -> Left {
-        let arrival = u128::from(arrival.max(now));
-        let (now, period) = (u128::from(now), u128::from(self.period));
-        let tolerance = period * u128::from(self.burst - 1);
-        let remaining = (now + tolerance).checked_sub(arrival).map_or(0, |room| room / period + 1);
-        let remaining = remaining.min(u128::from(self.burst));
-        let next = if remaining == u128::from(self.burst) { 0 } else { arrival + remaining * period - tolerance - now };
-        Left {
-            remaining: u64::try_from(remaining).unwrap_or(u64::MAX),
-            next_in: Duration::from_nanos(u64::try_from(next).unwrap_or(u64::MAX)),
-        }
+        left_at(now.as_u64(), state.map_or(0, Nanos::as_u64), self.period, self.burst)
     }
 
     /// Forgets buckets that are full again.

@@ -5,6 +5,7 @@
 
 use crate::config::edge::Tls;
 use crate::config::faults::{At, Faults};
+use crate::model::Time;
 use pingora::listeners::tls::Acceptor;
 use std::sync::Arc;
 use tokio_rustls::rustls::crypto::ring::default_provider;
@@ -12,6 +13,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
+use x509_parser::parse_x509_certificate;
 
 /// What a listener's handshakes are made with.
 pub type Handshake = Arc<Acceptor>;
@@ -44,6 +46,16 @@ pub fn compile(config: &Tls, faults: &mut Faults) -> Option<Handshake> {
     Some(Arc::new(Acceptor::from_server_config(Arc::new(made))))
 }
 
+/// When the first certificate of a listener's chain ends: from then on handshakes fail. `None` for what no
+/// handshake can be made with.
+#[must_use]
+pub fn expiry(config: &Tls) -> Option<Time> {
+    let chain = certificates(&config.certificate).ok()?;
+    let ends =
+        chain.iter().filter_map(|der| Some(parse_x509_certificate(der).ok()?.1.validity().not_after.timestamp()));
+    ends.min().map(|seconds| Time(seconds.saturating_mul(1000)))
+}
+
 fn certificates(pem: &At<String>) -> Result<Vec<CertificateDer<'static>>, &'static str> {
     let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.value.as_bytes()).collect();
     read.ok().filter(|all| !all.is_empty()).ok_or("this file holds no certificate as PEM")
@@ -63,6 +75,25 @@ mod tests {
         let made = compile(&config, &mut faults);
         assert_eq!(made.is_some(), faults.is_empty());
         faults.sorted().into_iter().map(|fault| fault.message).collect()
+    }
+
+    #[test]
+    fn a_chain_ends_with_the_first_of_its_certificates() {
+        let until = |year| {
+            let key = rcgen::KeyPair::generate().unwrap();
+            let mut params = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
+            params.not_after = rcgen::date_time_ymd(year, 1, 1);
+            params.self_signed(&key).unwrap().pem()
+        };
+        let at = |value| At { value, place: Place::top(&"f".into()) };
+        let ends = |certificate: String| {
+            let key = At { value: Secret(String::new()), place: Place::top(&"f".into()) };
+            expiry(&Tls { certificate: at(certificate), key, client_ca: None })
+        };
+        let (long, short) = (until(2040), until(2031));
+        assert_eq!(ends(long.clone() + &short), Some(Time(1_924_992_000_000)), "2031-01-01");
+        assert_eq!(ends(long), Some(Time(2_208_988_800_000)), "2040-01-01");
+        assert_eq!(ends("x".to_owned()), None);
     }
 
     #[test]

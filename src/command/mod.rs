@@ -3,6 +3,7 @@
 //! Exit codes: 0; 1 faults found; 2 usage; 78 bad config at start (`EX_CONFIG` of sysexits).
 
 mod demo;
+mod health;
 mod map;
 mod purge;
 
@@ -51,6 +52,8 @@ enum Command {
     Key(KeyCommand),
     /// Purge answers from a running gateway's cache, by its admin listener
     Purge(purge::Arguments),
+    /// Ask a running gateway whether it takes requests; exit 1 if not
+    Health(health::Arguments),
     /// Run the gateway against simulated providers: no account, no network
     Demo,
 }
@@ -72,6 +75,7 @@ pub fn main() -> ExitCode {
         Command::Map { provider, file, reveal_secrets } => map::map(&source, &provider, &file, reveal_secrets),
         Command::Key(KeyCommand::New) => key_new(),
         Command::Purge(arguments) => purge::purge(&source, &arguments),
+        Command::Health(arguments) => health::health(&source, &arguments),
         Command::Demo => demo::demo(source),
     }
 }

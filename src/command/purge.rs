@@ -54,7 +54,7 @@ pub(super) fn purge(source: &Source, arguments: &Arguments) -> ExitCode {
         }
     };
     let address = arguments.admin.unwrap_or(snapshot.weir.admin.address);
-    match ask(address, &snapshot.weir.admin.token.0, &arguments.body().to_string()) {
+    match ask(address, "POST /cache/purge", &snapshot.weir.admin.token.0, &arguments.body().to_string()) {
         Ok((200, body)) => {
             print(&format!("{}\n", body.trim()));
             ExitCode::SUCCESS
@@ -91,14 +91,14 @@ impl Arguments {
 }
 
 /// One request, one answer: status and body.
-fn ask(address: SocketAddr, token: &str, body: &str) -> std::io::Result<(u16, String)> {
+pub(super) fn ask(address: SocketAddr, what: &str, token: &str, body: &str) -> std::io::Result<(u16, String)> {
     let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     let token = if token.is_empty() { String::new() } else { format!("Authorization: Bearer {token}\r\n") };
     let length = body.len();
     write!(
         stream,
-        "POST /cache/purge HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{token}Content-Length: {length}\r\n\r\n{body}"
+        "{what} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{token}Content-Length: {length}\r\n\r\n{body}"
     )?;
     let mut answer = String::new();
     stream.take(1 << 20).read_to_string(&mut answer)?;

@@ -56,6 +56,8 @@ pub struct Snapshot {
     pub clients: Vec<Client>,
     /// TLS of each listener that speaks it, in the order of `weir.listen`.
     pub handshakes: Vec<Option<Handshake>>,
+    /// When the certificates of each listener that shows some end.
+    pub certificates: Vec<(SocketAddr, Time)>,
     /// Paths and ids.
     pub routes: Table,
     /// Where providers' own APIs stand.
@@ -79,6 +81,8 @@ pub struct Client {
     pub native: bool,
     /// Headers that its answers depend on: where keys come, and where it brings credentials of its own.
     pub vary: HeaderValue,
+    /// When each of its keys ends, if it does.
+    pub key_ends: Vec<Option<Time>>,
     /// Makes admission under several policies one step.
     pub gate: Arc<Mutex<()>>,
     /// Its policies for everything.
@@ -238,6 +242,8 @@ impl Builder<'_> {
         let tls =
             |listener: &Listener, faults: &mut Faults| listener.tls.as_ref().and_then(|tls| tls::compile(tls, faults));
         let handshakes = config.weir.listen.iter().map(|listener| tls(listener, self.faults)).collect();
+        let ends = |listener: &Listener| Some((listener.address, tls::expiry(listener.tls.as_ref()?)?));
+        let certificates = config.weir.listen.iter().filter_map(ends).collect();
         self.examples(&config.examples, &providers);
         Snapshot {
             revision: config.revision,
@@ -245,6 +251,7 @@ impl Builder<'_> {
             files: config.files,
             loaded_at: self.now,
             handshakes,
+            certificates,
             keys: Keys::compile(&config.clients),
             signer: Signer::new(&config.weir.page_token_key, random),
             failures: self.failures(&config.weir),
@@ -364,6 +371,7 @@ impl Builder<'_> {
             reveal_secrets: config.reveal_secrets,
             native: config.native,
             vary: vary(&access),
+            key_ends: config.keys.iter().map(|key| key.expires_at).collect(),
             gate: gate.unwrap_or_default(),
             buckets: config.rate_limits.iter().filter_map(|at| bucket(&at.value, id)).collect(),
             access,

@@ -8,13 +8,14 @@
 
 mod agenthuman;
 mod faults;
+mod load;
 mod palantir;
 mod vectara;
 mod world;
 mod writes;
 
 use bytes::Bytes;
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use faults::{Control, Planned};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
@@ -39,6 +40,8 @@ pub(crate) struct Abort(pub(crate) &'static str);
 #[derive(Parser, Debug, Clone)]
 #[command(name = "weir-sim", version, about = "Simulates three providers' session APIs on one address")]
 pub(crate) struct Options {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// Where to listen; port 0 takes a free one
     #[arg(long, default_value = "127.0.0.1:9090")]
     listen: SocketAddr,
@@ -74,6 +77,12 @@ pub(crate) struct Options {
     token_seconds: u64,
 }
 
+#[derive(Subcommand, Debug, Clone)]
+enum Command {
+    /// Ask a gateway for this and that, at a bounded rate, in place of simulating
+    Load(load::Arguments),
+}
+
 /// Looks up a request's header.
 pub(crate) type Header<'h> = &'h (dyn Fn(&str) -> Option<String> + Sync);
 
@@ -87,6 +96,9 @@ pub(crate) struct Sim {
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let options = Options::parse();
+    if let Some(Command::Load(arguments)) = &options.command {
+        return load::run(arguments.clone()).await;
+    }
     let listener = TcpListener::bind(options.listen).await?;
     let address = listener.local_addr()?;
     let tls = options.tls_certificate.as_ref().map(|path| acceptor(path, options.http1_only)).transpose()?;
