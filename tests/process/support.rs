@@ -345,6 +345,8 @@ impl Weir {
         let process = Process::start(command.envs(config.env.iter().map(|(n, v)| (n, v))));
         let line = line_with(&process.stderr, "listening http=");
         let (http, admin) = line.split_once(" admin=").unwrap();
+        // The first of several.
+        let http = http.split(' ').next().unwrap();
         Self { http: http.parse().unwrap(), admin: admin.parse().unwrap(), process, config }
     }
 

@@ -5,8 +5,15 @@ use serde_json::Value;
 use std::process::{Command, Stdio};
 
 /// Whether a program is there; says so where it is not.
-fn has(program: &str) -> bool {
+pub fn has(program: &str) -> bool {
     needs(program, Command::new(program).arg("--version").output().is_ok())
+}
+
+/// The Python in which setup put the packages that tests use, if it has this module; says so where it has not.
+pub fn python(module: &str) -> Option<std::path::PathBuf> {
+    let python = repository().join("target/tools/bin/python");
+    let found = Command::new(&python).args(["-c", &format!("import {module}")]).status().is_ok_and(|s| s.success());
+    needs(module, found).then_some(python)
 }
 
 #[test]
