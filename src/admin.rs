@@ -107,9 +107,11 @@ impl Admin {
         let metrics = &self.shared.metrics;
         metrics.cache.bytes.set(i64::try_from(self.shared.cache.bytes()).unwrap_or(i64::MAX));
         let (snapshot, now) = (self.runtime.snapshot(), runtime::now());
-        gauge_providers(metrics, &snapshot, now);
-        gauge_expiries(metrics, &snapshot, now);
-        response(200, "text/plain; version=0.0.4; charset=utf-8", metrics.render().into_bytes())
+        let text = metrics.expose(|| {
+            gauge_providers(metrics, &snapshot, now);
+            gauge_expiries(metrics, &snapshot, now);
+        });
+        response(200, "text/plain; version=0.0.4; charset=utf-8", text.into_bytes())
     }
 
     fn config(&self) -> Value {

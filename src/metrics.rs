@@ -8,6 +8,7 @@ use prometheus::{
     Encoder, Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
 };
+use std::sync::{Mutex, PoisonError};
 
 /// From a cached hit to a provider's deadline.
 const LATENCY: &[f64] =
@@ -145,6 +146,8 @@ metrics! {
 /// All metrics and their registry.
 pub struct Metrics {
     registry: Registry,
+    /// One exposition at a time: gauges that are read off when asked are emptied and filled again for each.
+    exposing: Mutex<()>,
     /// What clients asked and got.
     pub http: HttpMetrics,
     /// What stands before the first request.
@@ -191,10 +194,26 @@ impl Metrics {
         for decision in ["told", "limited"] {
             edge.auth_failures.with_label_values(&[decision]);
         }
-        Ok(Self { http, edge, cache, upstream: UpstreamMetrics::register(&registry)?, config, registry })
+        Ok(Self {
+            http,
+            edge,
+            cache,
+            upstream: UpstreamMetrics::register(&registry)?,
+            config,
+            registry,
+            exposing: Mutex::new(()),
+        })
     }
 
-    /// The exposition, as text.
+    /// The exposition, as text, once `gauge` has read off what nobody counts.
+    #[must_use]
+    pub fn expose(&self, gauge: impl FnOnce()) -> String {
+        let _one_at_a_time = self.exposing.lock().unwrap_or_else(PoisonError::into_inner);
+        gauge();
+        self.render()
+    }
+
+    /// What is counted, as text.
     #[must_use]
     pub fn render(&self) -> String {
         let mut out = Vec::new();

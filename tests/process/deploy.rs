@@ -90,8 +90,7 @@ fn every_command_of_compose_runs_outside_of_a_container() {
             let argv = argv(&compose, name);
             let arguments = argv[1..].iter().map(|argument| argument.replace("0.0.0.0:9090", "127.0.0.1:0"));
             let process = Process::start(program(&argv[0]).args(arguments));
-            let address = line_with(&process.stdout, "listening http=").parse().unwrap();
-            (name, Sim { process, address })
+            (name, Sim { address: line_with(&process.stdout, "listening http=").parse().unwrap(), process })
         })
         .collect();
     assert_eq!(simulators.len(), 3);
@@ -162,6 +161,44 @@ fn every_command_of_compose_runs_outside_of_a_container() {
     assert!(String::from_utf8_lossy(&ill.stderr).contains("does not answer"), "{ill:?}");
 }
 
+/// A command that sees the whole file system read-only, as in the containers; `None` where the system lets nobody.
+fn read_only(program: &str) -> Option<Command> {
+    const REMOUNT: &str = "mount -o remount,bind,ro / && ! touch /tmp/weir 2>/dev/null && exec \"$@\"";
+    let command = |arguments: &[&str]| {
+        let mut command = Command::new("unshare");
+        command.args(["--map-root-user", "--mount", "sh", "-c", REMOUNT, "sh"]).args(arguments);
+        command
+    };
+    let may = command(&["true"]).output().is_ok_and(|output| output.status.success());
+    if !may {
+        eprintln!("SKIPPED: this system does not let tests have mounts of their own");
+    }
+    may.then(|| command(&[program]))
+}
+
+#[test]
+fn nothing_is_written_to_the_file_system() {
+    let (Some(mut simulate), Some(mut run)) =
+        (read_only(env!("CARGO_BIN_EXE_weir-sim")), read_only(env!("CARGO_BIN_EXE_weir")))
+    else {
+        return;
+    };
+    let process = Process::start(simulate.args(["--listen", "127.0.0.1:0", "--exit-with-stdin"]));
+    let sim = Sim { address: line_with(&process.stdout, "listening http=").parse().unwrap(), process };
+    let config = Config::shipped();
+    for name in ["VECTARA", "PALANTIR", "AGENTHUMAN"] {
+        run.env(format!("{name}_BASE_URL"), format!("http://{}", sim.address));
+    }
+    run.env("VECTARA_API_KEY", "zut_sim").env("WEIR_CONFIG", config.directory.path());
+    let mut weir = Process::start(run.env("WEIR_LISTEN", "127.0.0.1:0").env("WEIR_ADMIN", "127.0.0.1:0").arg("run"));
+    let line = line_with(&weir.stderr, "listening http=");
+    let (http, admin) = line.split_once(" admin=").unwrap();
+    assert_eq!(send(http.parse().unwrap(), "GET", VECTARA, &[("X-API-Key", "open")]).status, 200);
+    assert_eq!(send(admin.parse().unwrap(), "POST", "/reload", &[]).status, 200);
+    weir.signal("TERM");
+    assert!(weir.wait().success());
+}
+
 #[test]
 fn health_needs_no_sound_configuration_but_an_address() {
     let sim = Sim::start();
@@ -178,6 +215,21 @@ fn health_needs_no_sound_configuration_but_an_address() {
     assert!(code == 1 && said.contains("--admin ADDRESS"), "{said}");
     weir.config.write("weir.yaml", &format!("listen: [{{ address: 127.0.0.1:0 }}]\nadmin: {{ address: {admin} }}\nrate_limits:\n  standard: {{ requests: 600, per: 1m }}\n  careful: {{ requests: 60, per: 1m }}\n"));
     assert_eq!(run(&["health"]), (0, String::new()));
+}
+
+#[test]
+fn the_load_asks_no_more_than_it_is_told_to() {
+    let sim = Sim::start();
+    let weir = Config::shipped().start(&sim);
+    let target = format!("http://{}", weir.http);
+    let mut command = program("weir-sim");
+    command.args(["load", "--target", &target, "--key", "open", "--rate", "20", "--seconds", "2"]);
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && said.starts_with("load 200="), "{said}");
+    let answers = said.split('=').skip(1).map(|rest| rest.split([' ', '\n']).next().unwrap().parse::<u64>().unwrap());
+    let answers: u64 = answers.sum();
+    assert!((1..=41).contains(&answers), "{said}");
 }
 
 #[test]

@@ -311,6 +311,19 @@ fn every_metric_is_known_and_explained() {
     let weir = watched(&sim);
     troubles(&sim, &weir);
     (0..10).for_each(|round| trouble_again(&weir, round));
+    for (series, value) in [
+        ("weir_client_key_expiry_timestamp_seconds{client=\"guest\",key=\"last\"}", 4_070_908_800.0),
+        ("weir_client_key_expiry_timestamp_seconds{client=\"guest\",key=\"next\"}", 4_070_908_800.0),
+        ("weir_upstream_capacity_limit{kind=\"rate\",provider=\"agenthuman\"}", 60.0),
+        ("weir_upstream_capacity_limit{kind=\"concurrency\",provider=\"agenthuman\"}", 8.0),
+        ("weir_upstream_capacity_left{kind=\"concurrency\",provider=\"agenthuman\"}", 8.0),
+        ("weir_http_problems_total{client=\"none\",code=\"unauthorized\",provider=\"none\"}", 10.0),
+        // rcgen's certificates end in 4096.
+        ("weir_tls_certificate_expiry_timestamp_seconds{listener=\"127.0.0.1:0\"}", 67_090_118_400.0),
+    ] {
+        assert_eq!(weir.metric(series), value, "{series}");
+    }
+    assert_eq!(weir.metric("weir_client_key_expiry_timestamp_seconds{client=\"open\",key=\"next\"}"), 0.0);
     let metrics = weir.metrics();
     let there: BTreeSet<&str> =
         metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
