@@ -93,8 +93,8 @@ impl Drop for Counted {
 
 /// A listener of clients, and what its connections are handed to.
 pub struct Door {
-    /// As configured: TLS is found by it.
-    pub address: SocketAddr,
+    /// Its position among those bound at start: TLS is found by it.
+    pub listener: usize,
     /// What answers.
     pub gateway: Arc<Gateway>,
     /// Whether this listener takes HTTP/2 by prior knowledge.
@@ -125,7 +125,7 @@ pub async fn clients(listener: TcpListener, door: Arc<Door>, tasks: TaskTracker,
             Err(limit) => {
                 door.metrics.ended.with_label_values(&[limit]).inc();
                 // Under TLS there is nothing that could be told.
-                if door.runtime.snapshot().handshake(door.address).is_none()
+                if door.runtime.snapshot().handshake(door.listener).is_none()
                     && let Ok(place) = door.refusing.clone().try_acquire_owned()
                 {
                     tasks.spawn(async move {
@@ -194,7 +194,8 @@ impl Door {
     async fn serve(&self, mut socket: TcpStream, peer: SocketAddr, stopping: watch::Receiver<bool>) {
         let snapshot = self.runtime.snapshot();
         let limits = &snapshot.weir.limits;
-        if self.h2c {
+        let handshake = snapshot.handshake(self.listener);
+        if self.h2c && handshake.is_none() {
             match tokio::time::timeout(limits.header_timeout, speaks_h2(&socket)).await {
                 Ok(true) => {
                     self.gateway.process_new(Box::new(plain(socket, peer)), &stopping).await;
@@ -211,7 +212,7 @@ impl Door {
             }
         }
         let stream = plain(socket, peer);
-        let stream: Stream = match snapshot.handshake(self.address) {
+        let stream: Stream = match handshake {
             None => Box::new(stream),
             Some(acceptor) => match tokio::time::timeout(limits.header_timeout, acceptor.tls_handshake(stream)).await {
                 Ok(Ok(stream)) => Box::new(stream),

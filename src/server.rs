@@ -128,9 +128,9 @@ impl Server {
         let open = Arc::<Connections>::default();
         let admin = Admin { runtime: self.runtime.clone(), shared: self.shared.clone(), draining: draining.clone() };
         let (connections, background) = (TaskTracker::new(), TaskTracker::new());
-        for (config, listener) in self.listeners {
+        for (position, (config, listener)) in self.listeners.into_iter().enumerate() {
             let door = Door {
-                address: config.address,
+                listener: position,
                 gateway: self.gateway.clone(),
                 h2c: config.h2c,
                 runtime: self.runtime.clone(),

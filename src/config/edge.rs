@@ -18,6 +18,29 @@ pub struct Listener {
     pub h2c: bool,
 }
 
+/// What a listener asks of who connects; more is greater.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Guard {
+    /// Nothing: what is said can be read on the way.
+    Plain,
+    /// TLS.
+    Tls,
+    /// TLS, and a certificate of the client's.
+    Certified,
+}
+
+impl Listener {
+    /// What it asks of who connects.
+    #[must_use]
+    pub fn guard(&self) -> Guard {
+        match &self.tls {
+            None => Guard::Plain,
+            Some(Tls { client_ca: None, .. }) => Guard::Tls,
+            Some(_) => Guard::Certified,
+        }
+    }
+}
+
 /// A certificate and its key, as PEM.
 #[derive(Debug, Clone)]
 pub struct Tls {

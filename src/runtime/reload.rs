@@ -51,7 +51,7 @@ impl Runtime {
             Ok(next) if next.content == before.content => Reloaded::Unchanged { revision: before.revision.clone() },
             Ok(next) if self.would_open_admin(&next) => Reloaded::Refused(vec![self.open_admin()]),
             Ok(next) => {
-                let restart = needs_restart(&self.started, &next.weir);
+                let restart = needs_restart(&self.started, &next);
                 let revision = next.revision.clone();
                 self.current.store(next.into());
                 Reloaded::Swapped { revision, restart }
@@ -93,9 +93,11 @@ impl Runtime {
 }
 
 /// Settings that only a start reads.
-fn needs_restart(old: &Weir, new: &Weir) -> Vec<&'static str> {
+fn needs_restart(old: &Weir, next: &Snapshot) -> Vec<&'static str> {
+    let new = &next.weir;
+    let bound = |weir: &Weir| weir.listen.iter().map(|l| (l.address, l.h2c)).collect::<Vec<_>>();
     [
-        ("listen", !old.listen.iter().map(|l| (l.address, l.h2c)).eq(new.listen.iter().map(|l| (l.address, l.h2c)))),
+        ("listen", bound(old) != bound(new) || !next.is_guarded_as_written()),
         ("admin.address", old.admin.address != new.admin.address),
         ("workers", old.workers != new.workers),
         ("limits.requests_per_connection", old.limits.requests_per_connection != new.limits.requests_per_connection),

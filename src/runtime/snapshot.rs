@@ -8,7 +8,7 @@ use crate::auth::Keys;
 use crate::breaker::{Breaker, RetryBudget, Tap};
 use crate::config::clients;
 use crate::config::decode::Secret;
-use crate::config::edge::Listener;
+use crate::config::edge::{Guard, Listener};
 use crate::config::faults::{Fault, Faults};
 use crate::config::freshness::Freshness;
 use crate::config::load::{self, Source};
@@ -54,8 +54,8 @@ pub struct Snapshot {
     pub keys: Keys,
     /// By position, as [`Keys`] gives it.
     pub clients: Vec<Client>,
-    /// TLS of each listener that speaks it, in the order of `weir.listen`.
-    pub handshakes: Vec<Option<Handshake>>,
+    /// How connections begin, in the order of the listeners that were bound at start.
+    doors: Vec<Door>,
     /// When the certificates of each listener that shows some end.
     pub certificates: Vec<(SocketAddr, Time)>,
     /// Paths and ids.
@@ -69,6 +69,16 @@ pub struct Snapshot {
     /// Failed authentications, where they are limited.
     pub failures: Option<Arc<Failures>>,
     limiters: Vec<Arc<Limiter>>,
+}
+
+/// How connections begin at a bound address. That never becomes less than it was: what a later configuration
+/// takes away there stays until a restart, which is when an address is given up.
+#[derive(Clone)]
+struct Door {
+    address: SocketAddr,
+    guard: Guard,
+    /// Of all but plain ones.
+    handshake: Option<Handshake>,
 }
 
 /// A client, compiled.
@@ -209,11 +219,16 @@ impl Snapshot {
         client.buckets.iter().chain(access.flat_map(|access| &access.buckets)).collect()
     }
 
-    /// The TLS of the listener at this address, if it speaks it.
+    /// The TLS of a listener, by its position at start; `None` for one that is plain.
     #[must_use]
-    pub fn handshake(&self, address: SocketAddr) -> Option<&Handshake> {
-        let listener = self.weir.listen.iter().position(|listener| listener.address == address)?;
-        self.handshakes.get(listener)?.as_ref()
+    pub fn handshake(&self, listener: usize) -> Option<&Handshake> {
+        self.doors.get(listener)?.handshake.as_ref()
+    }
+
+    /// Whether every bound listener asks of who connects what its configuration says.
+    #[must_use]
+    pub fn is_guarded_as_written(&self) -> bool {
+        self.doors.iter().map(|door| door.guard).eq(self.weir.listen.iter().map(Listener::guard))
     }
 
     /// Lets every limiter forget buckets that are full.
@@ -239,18 +254,16 @@ impl Builder<'_> {
         } else {
             Vec::new()
         };
-        let tls =
-            |listener: &Listener, faults: &mut Faults| listener.tls.as_ref().and_then(|tls| tls::compile(tls, faults));
-        let handshakes = config.weir.listen.iter().map(|listener| tls(listener, self.faults)).collect();
         let ends = |listener: &Listener| Some((listener.address, tls::expiry(listener.tls.as_ref()?)?));
         let certificates = config.weir.listen.iter().filter_map(ends).collect();
+        let doors = self.doors(&config.weir.listen);
         self.examples(&config.examples, &providers);
         Snapshot {
             revision: config.revision,
             content: config.content,
             files: config.files,
             loaded_at: self.now,
-            handshakes,
+            doors,
             certificates,
             keys: Keys::compile(&config.clients),
             signer: Signer::new(&config.weir.page_token_key, random),
@@ -262,6 +275,25 @@ impl Builder<'_> {
             providers,
             limiters,
         }
+    }
+
+    /// Listeners as written are found by their address; of several at one (port 0), by what they ask.
+    fn doors(&mut self, listeners: &[Listener]) -> Vec<Door> {
+        let door = |listener: &Listener| {
+            let handshake = listener.tls.as_ref().and_then(|tls| tls::compile(tls, self.faults));
+            Door { address: listener.address, guard: listener.guard(), handshake }
+        };
+        let mut written: Vec<Door> = listeners.iter().map(door).collect();
+        let Some(before) = self.before else { return written };
+        let kept = before.doors.iter().map(|bound| {
+            let same = |door: &Door| door.address == bound.address && door.guard == bound.guard;
+            let more = |door: &Door| door.address == bound.address && door.guard > bound.guard;
+            match written.iter().position(same).or_else(|| written.iter().position(more)) {
+                Some(at) => written.remove(at),
+                None => bound.clone(),
+            }
+        });
+        kept.collect()
     }
 
     fn examples(&mut self, examples: &[Example], providers: &[Provider]) {

@@ -136,6 +136,38 @@ fn with_an_authority_only_its_clients_get_in() {
 }
 
 #[test]
+fn what_a_listener_asked_for_at_its_start_it_asks_for_until_a_restart() {
+    let directory = TempDir::new().unwrap();
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    certificate(directory.path(), "server");
+    authority(directory.path());
+    let sim = Sim::start();
+    let weir = tls(directory.path(), &format!(", client_ca: {}", path("ca.crt"))).start(&sim);
+    let own = ["--cacert", &path("server.crt"), "--cert", &path("client.crt"), "--key", &path("client.key")];
+    let written = weir.config.read("weir.yaml");
+    let without = |from: &str| written.lines().filter(|line| !line.contains(from)).collect::<Vec<_>>().join("\n");
+    let elsewhere = written.replace("${WEIR_LISTEN:-127.0.0.1:8080}", "127.0.0.1:1");
+    let no_authority = written.replace(&format!(", client_ca: {}", path("ca.crt")), "");
+    for (what, text) in
+        [("address", &elsewhere), ("tls", &without("    tls: { certificate")), ("client_ca", &no_authority)]
+    {
+        assert_ne!(*text, written, "{what}");
+        weir.config.write("weir.yaml", text);
+        let mut told = weir.reload();
+        // The files may have been read already because they changed.
+        if told.1["result"] != "success" {
+            weir.config.write("weir.yaml", &format!("{text}\n# {what}\n"));
+            told = weir.reload();
+        }
+        assert_eq!((told.0, &told.1["needs_restart"]), (200, &json!(["listen"])), "{what}: {told:?}");
+        let plain = format!("GET {VECTARA} HTTP/1.1\r\nHost: a\r\nX-API-Key: open\r\nConnection: close\r\n\r\n");
+        assert!(try_raw(weir.http, plain.as_bytes()).is_err(), "{what}: never without TLS");
+        assert!(curl(weir.http, "https", &own[..2]).is_err(), "{what}: never without the client's certificate");
+        assert_eq!(curl(weir.http, "https", &own), Ok("200 2".into()), "{what}");
+    }
+}
+
+#[test]
 fn http2_by_prior_knowledge_only_where_the_listener_says_so() {
     let sim = Sim::start();
     let plain = Config::shipped().start(&sim);
