@@ -427,6 +427,21 @@ mod tests {
     }
 
     #[test]
+    fn what_was_written_stays_written_however_much_is_written_after_it() {
+        let cache = Cache::new(100_000, Metrics::new().unwrap().cache);
+        let (key, stored) = (Key::of(PARTS), entry(10, 60));
+        cache.store(key.clone(), stored.clone(), cache.ticket(), Time(0));
+        cache.write(Matter::One(stored.subject.clone()), Time(0));
+        for n in 0..100_100 {
+            let session = Some(n.to_string().into());
+            cache.write(Matter::One(Subject { session, ..stored.subject.clone() }), Time(1));
+        }
+        assert!(cache.look(&key).is_none());
+        cache.store(key.clone(), stored, cache.ticket(), Time(2));
+        assert!(cache.look(&key).is_some(), "what was asked for since is true");
+    }
+
+    #[test]
     fn an_answer_asked_for_earlier_does_not_replace_a_later_one() {
         let cache = Cache::new(100_000, Metrics::new().unwrap().cache);
         let (key, early, late) = (Key::of(PARTS), cache.ticket(), cache.ticket());

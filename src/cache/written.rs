@@ -30,7 +30,7 @@ struct Written {
 const MOST: usize = 100_000;
 
 /// The last write to each matter.
-pub struct Writes {
+pub(super) struct Writes {
     /// A map that many read at once; it holds what `order` does.
     last: moka::sync::Cache<Arc<Matter>, Written>,
     /// All that are remembered, oldest first; a later one to the same matter stands in it too.
@@ -56,7 +56,7 @@ impl Writes {
     }
 
     /// This was written; numbers and moments only grow.
-    pub fn add(&self, matter: Matter, number: u64, at: Time) {
+    pub(super) fn add(&self, matter: Matter, number: u64, at: Time) {
         let (matter, written) = (Arc::new(matter), Written { number, at });
         let mut order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
         order.push_back((matter.clone(), written));
@@ -76,7 +76,7 @@ impl Writes {
     /// Whether something was written to what this is about since it was asked for, with this number. That there is no
     /// such thing (`absent`) is untrue as soon as its lists have changed: it may be in them.
     #[must_use]
-    pub fn outdate(&self, subject: &Subject, absent: bool, number: u64) -> bool {
+    pub(super) fn outdate(&self, subject: &Subject, absent: bool, number: u64) -> bool {
         // Hardly ever has anything been written since, so hardly ever is more asked.
         number < self.newest.load(Ordering::Acquire)
             && (self.of(subject, absent).any(|written| number < written.number)
@@ -85,7 +85,7 @@ impl Writes {
 
     /// When something was last written to this subject or its lists, if that was lately.
     #[must_use]
-    pub fn at(&self, subject: &Subject) -> Option<Time> {
+    pub(super) fn at(&self, subject: &Subject) -> Option<Time> {
         if self.newest.load(Ordering::Acquire) == 0 {
             return None;
         }

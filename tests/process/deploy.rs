@@ -1,9 +1,9 @@
 //! What is deployed: each container's command line is run here outside of one, manifests and units are put before
 //! what will read them, and a mounted configuration changes the way Kubernetes changes it.
 
+use crate::monitoring::Prometheus;
 use crate::support::*;
 use crate::tools::{has, python};
-use crate::monitoring::Prometheus;
 use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::symlink;

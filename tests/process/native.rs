@@ -614,7 +614,7 @@ fn a_provider_that_does_not_read_makes_the_client_wait() {
         match socket.write(&chunk[..chunk.len().min(LENGTH - sent)]) {
             Ok(n) => (sent, still) = (sent + n, 0),
             Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {
-                still += 1
+                still += 1;
             }
             Err(error) => panic!("{error}"),
         }
