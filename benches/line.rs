@@ -1,6 +1,6 @@
 //! What a request costs in the line, and what its parts cost; `make bench`.
 
-#![allow(missing_docs, clippy::unwrap_used)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)]
 
 #[path = "support/mod.rs"]
 mod support;
@@ -10,11 +10,16 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::hint::black_box;
 use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 use support::{House, LIST, ONE, hundred, one, request};
+use tokio::task::JoinSet;
 use weir::config::decode::Secret;
 use weir::cursor::{Position, Signer};
+use weir::flight::{Flights, Joined, Terms, landed};
 use weir::head;
-use weir::ratelimit;
+use weir::model::Time;
+use weir::ratelimit::{self, Due};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -37,9 +42,10 @@ fn hits(c: &mut Criterion) {
     c.bench_function("hit/question and key", |b| b.iter(|| house.question(black_box(false))));
     c.bench_function("hit/key digest", |b| b.iter(|| Sha256::digest(black_box(support::KEY))));
     let (snapshot, cost) = (house.line.runtime.snapshot(), NonZeroU32::MIN);
-    let (buckets, client) = (snapshot.buckets(0, None), &snapshot.clients[0]);
+    let (client, buckets) = (&snapshot.clients[0], &snapshot.clients[0].buckets);
+    let dues = [Due { bucket: &buckets[0], cost }];
     c.bench_function("hit/limiter, taken", |b| {
-        b.iter(|| ratelimit::admit(black_box(&buckets), |_| true, cost, &client.gate).unwrap());
+        b.iter(|| ratelimit::admit(black_box(&dues), &client.gate).unwrap());
     });
     c.bench_function("hit/limiter, left", |b| b.iter(|| buckets[0].limiter.left(black_box(&buckets[0].key))));
 }
@@ -66,5 +72,35 @@ fn tokens(c: &mut Criterion) {
     c.bench_function("cursor/open", |b| b.iter(|| signer.open(black_box(&binding), &token).unwrap()));
 }
 
-criterion_group!(benches, hits, misses, tokens);
+/// From the landing of a call to the last of a thousand tasks that waited for it.
+fn waiters(c: &mut Criterion) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let terms = Terms { most: 10_000, true_since: Time(i64::MIN), confirm: false };
+    c.bench_function("flight/1,000 waiters woken", |b| {
+        b.iter_custom(|times| {
+            let mut took = Duration::ZERO;
+            for _ in 0..times {
+                let flights = Arc::new(Flights::<u8, u8, ()>::default());
+                let Joined::Leading(landing, _first) = flights.join(&1, (), &terms, || None) else {
+                    panic!("no leader")
+                };
+                took += runtime.block_on(async {
+                    let mut waiting = JoinSet::new();
+                    for _ in 0..1000 {
+                        let Joined::Waiting(place) = flights.join(&1, (), &terms, || None) else { panic!("no waiter") };
+                        waiting.spawn(landed(place));
+                    }
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                    let begun = Instant::now();
+                    landing.land(7);
+                    assert!(waiting.join_all().await.into_iter().all(|value| value == Some(7)));
+                    begun.elapsed()
+                });
+            }
+            took
+        });
+    });
+}
+
+criterion_group!(benches, hits, misses, tokens, waiters);
 criterion_main!(benches);

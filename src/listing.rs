@@ -14,6 +14,7 @@ use crate::held::Counted;
 use crate::model::{Form, Item, Show, Time, View, write_json};
 use crate::parameters::Page;
 use crate::question::{Asking, Question, Shared};
+use crate::reading::etag;
 use crate::route::Source;
 use crate::runtime;
 use crate::runtime::snapshot::Snapshot;
@@ -21,6 +22,7 @@ use crate::template::Values;
 use crate::trace::{CacheStatus, How, Trace};
 use bytes::Bytes;
 use futures_util::future::join_all;
+use http::HeaderValue;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
@@ -150,18 +152,19 @@ impl List<'_> {
     ///
     /// # Errors
     /// The failure of a source where none answers, or where none may fail; the token stays usable.
-    pub async fn read(&self, mut readers: Vec<Reader>, trace: &mut Trace) -> Outcome<Bytes> {
+    pub async fn read(&self, mut readers: Vec<Reader>, trace: &mut Trace) -> Outcome<(Bytes, HeaderValue)> {
         let timeouts = self.sources.iter().map(|(source, _)| self.snapshot.providers[source.provider].target.timeout);
         let latest = Instant::now() + timeouts.max().unwrap_or(Duration::ZERO);
         let chosen = self.merge(&mut readers, latest, trace).await?;
         trace.cache = together(&readers);
         self.judge(&readers)?;
         // Made for this request alone, so many slow readers would hold as many.
-        let body = self.body(&chosen, &readers)?;
-        Counted::bytes(body, &self.shared.upstream.budget).ok_or_else(|| {
+        let (body, etag) = self.body(&chosen, &readers)?;
+        let body = Counted::bytes(body, &self.shared.upstream.budget).ok_or_else(|| {
             let detail = "as many bytes of answers are under way as may be (overload.max_buffered)";
             Box::new(Problem::new(Code::Overloaded, detail).retry_after_ms(1000))
-        })
+        })?;
+        Ok((body, etag))
     }
 
     /// Chooses sessions, newest first, and moves the readers on. What is not known is read, from all sources that it is
@@ -269,15 +272,20 @@ impl List<'_> {
         }
     }
 
-    fn body(&self, chosen: &[(Arc<View>, usize)], readers: &[Reader]) -> Outcome<Vec<u8>> {
+    /// The body and its tag. The tag is of the pages' own tags, which of their sessions were chosen, and all else that
+    /// stands in the body: the sessions, which are most of it, need not be digested again.
+    fn body(&self, chosen: &[(Arc<View>, usize)], readers: &[Reader]) -> Outcome<(Vec<u8>, HeaderValue)> {
         let item = |(view, item): &(Arc<View>, usize)| -> Item { view.items[*item].clone() };
         let bytes: usize = chosen.iter().map(item).map(|item| item.end - item.start + 1).sum();
         let mut out = Vec::with_capacity(bytes + 512);
+        let mut made_of = Vec::with_capacity(32 * chosen.len() + 512);
         out.extend_from_slice(b"{\"sessions\":[");
         for (position, part) in chosen.iter().enumerate() {
             if position > 0 {
                 out.push(b',');
             }
+            made_of.extend_from_slice(part.0.etag.as_bytes());
+            made_of.extend_from_slice(&part.1.to_le_bytes());
             let Item { start, end, .. } = item(part);
             let session = &part.0.body[start..end];
             match &self.page.shape.fields {
@@ -285,6 +293,7 @@ impl List<'_> {
                 Some(fields) => fields.cut(session, &mut out)?,
             }
         }
+        let around = out.len();
         out.extend_from_slice(b"],\"next_page_token\":");
         write_json(&mut out, &self.next_token(readers));
         out.extend_from_slice(b",\"total_count\":");
@@ -296,7 +305,8 @@ impl List<'_> {
         let now = runtime::now();
         write_json(&mut out, &readers.iter().map(|reader| self.row(reader, now)).collect::<Vec<_>>());
         out.push(b'}');
-        Ok(out)
+        made_of.extend_from_slice(&out[around..]);
+        Ok((out, etag(&made_of)))
     }
 
     fn next_token(&self, readers: &[Reader]) -> Option<String> {

@@ -312,7 +312,7 @@ pub struct View {
     pub body: Bytes,
     /// Where each session stands in `body`.
     pub items: Vec<Item>,
-    /// A strong entity tag of `body`, where it is one session.
+    /// A strong entity tag of `body`.
     pub etag: HeaderValue,
 }
 

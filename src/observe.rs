@@ -9,7 +9,6 @@ use crate::metrics::{HttpMetrics, Metrics};
 use crate::model::{Time, write_json};
 use crate::trace::Trace;
 use prometheus::{Histogram, IntCounter};
-use serde_json::json;
 use std::io::Write;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -154,32 +153,63 @@ pub fn request(
     if !logger.wants(mode, trace.status) {
         return;
     }
-    let line = json!({
-        "time": now.rfc3339(),
-        "request_id": trace.request_id,
-        "client": trace.client.as_deref(),
-        "method": method.as_str(),
-        "route": trace.route,
-        "provider": trace.provider.as_deref(),
-        "status": trace.status,
-        "cache": trace.cache_label(),
-        "bytes": trace.bytes,
-        "total_ms": milliseconds(took),
-        "upstream_ms": milliseconds(trace.waited),
-        "error": trace.error,
-    });
-    let mut bytes = Vec::with_capacity(384);
-    write_json(&mut bytes, &line);
-    bytes.push(b'\n');
-    let sent = logger.queue.as_ref().is_some_and(|queue| queue.try_send(bytes).is_ok());
+    let mut line = Line(Vec::with_capacity(384));
+    line.text("time", Some(&now.rfc3339()));
+    line.text("request_id", Some(&trace.request_id));
+    line.text("client", trace.client.as_deref());
+    line.text("method", Some(method.as_str()));
+    line.text("route", Some(trace.route));
+    line.text("provider", trace.provider.as_deref());
+    line.bare("status", itoa::Buffer::new().format(trace.status));
+    line.text("cache", Some(trace.cache_label()));
+    line.bare("bytes", itoa::Buffer::new().format(trace.bytes));
+    line.milliseconds("total_ms", took);
+    line.milliseconds("upstream_ms", trace.waited);
+    line.text("error", trace.error);
+    let sent = logger.queue.as_ref().is_some_and(|queue| queue.try_send(line.end()).is_ok());
     if !sent {
         http.access_log_dropped.inc();
     }
 }
 
-/// Milliseconds with microseconds behind the point.
-fn milliseconds(duration: Duration) -> f64 {
-    (duration.as_secs_f64() * 1_000_000.0).round() / 1000.0
+/// A line being written: a JSON object, member by member. Names are ours and need no quoting.
+struct Line(Vec<u8>);
+
+impl Line {
+    fn bare(&mut self, name: &str, value: &str) {
+        let begin: &[u8] = if self.0.is_empty() { b"{\"" } else { b",\"" };
+        for part in [begin, name.as_bytes(), b"\":", value.as_bytes()] {
+            self.0.extend_from_slice(part);
+        }
+    }
+
+    fn text(&mut self, name: &str, value: Option<&str>) {
+        match value {
+            None => self.bare(name, "null"),
+            Some(text) => {
+                self.bare(name, "");
+                write_json(&mut self.0, text);
+            }
+        }
+    }
+
+    /// With microseconds behind the point.
+    fn milliseconds(&mut self, name: &str, duration: Duration) {
+        let micros = duration.as_micros();
+        self.bare(name, itoa::Buffer::new().format(micros / 1000));
+        let thousandths = [b'.', digit(micros / 100), digit(micros / 10), digit(micros)];
+        self.0.extend_from_slice(&thousandths);
+    }
+
+    fn end(mut self) -> Vec<u8> {
+        self.0.extend_from_slice(b"}\n");
+        self.0
+    }
+}
+
+/// The last digit of a number.
+fn digit(number: u128) -> u8 {
+    b'0' + u8::try_from(number % 10).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -220,6 +250,7 @@ mod tests {
         assert_eq!(text.lines().count(), 4, "{text}");
         let first: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
         assert_eq!((first["time"].as_str(), first["total_ms"].as_f64()), (Some("1970-01-01T00:00:00.000Z"), Some(1.5)));
+        assert_eq!((first["status"].as_u64(), &first["client"]), (Some(200), &serde_json::Value::Null));
         assert_eq!(text.matches("\"status\":502").count(), 2);
     }
 }

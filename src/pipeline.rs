@@ -288,8 +288,8 @@ impl Line {
         let costs =
             costs.filter_map(|(reader, (source, _))| Some((Some(source.provider), Cost::one(reader.is_hit()?))));
         self.admit(asked, &costs.collect::<Vec<_>>())?;
-        let body = list.read(readers, trace).await?;
-        Ok(Content { etag: Some(crate::reading::etag(&body)), body })
+        let (body, etag) = list.read(readers, trace).await?;
+        Ok(Content { body, etag: Some(etag) })
     }
 
     async fn batch(

@@ -198,7 +198,7 @@ def nginx(directory, sim, core=0, prefix=()):
 def varnish(directory, sim, core=0, prefix=()):
     address = f"127.0.0.1:{free_port()}"
     file = filled("varnish.vcl", directory, address, sim)
-    command = ["varnishd", "-F", "-f", file, "-a", address, "-n", directory / "varnish", "-s", "malloc,64m", "-T", "none"]
+    command = ["varnishd", "-j", "none", "-F", "-f", file, "-a", address, "-n", directory / "varnish", "-s", "malloc,64m", "-T", "none"]
     process = Process("Varnish", [*command, "-p", "thread_pools=1"], core, prefix=prefix)
     process.address = address
     return process

@@ -198,7 +198,9 @@ impl Snapshot {
         now: Time,
     ) -> Result<Snapshot, Vec<Fault>> {
         let load::Loaded { config, mut faults } = load::load(source);
-        let snapshot = config.map(|config| Builder { before, faults: &mut faults, now }.build(config, random));
+        let clients = before.into_iter().flat_map(|before| &before.clients);
+        let clients = clients.map(|client| (&*client.id, client)).collect();
+        let snapshot = config.map(|config| Builder { before, clients, faults: &mut faults, now }.build(config, random));
         match snapshot {
             Some(snapshot) if faults.is_empty() => Ok(snapshot),
             _ => Err(faults.sorted()),
@@ -240,6 +242,8 @@ impl Snapshot {
 
 struct Builder<'a> {
     before: Option<&'a Snapshot>,
+    /// Of the one before, by name.
+    clients: HashMap<&'a str, &'a Client>,
     faults: &'a mut Faults,
     now: Time,
 }
@@ -380,6 +384,7 @@ impl Builder<'_> {
             let limiter = limiters.iter().find(|limiter| limiter.policy.name == policy)?;
             Some(Bucket::new(limiter.clone(), key.into()))
         };
+        let before = self.clients.get(id.as_str()).copied();
         let mut access = Vec::new();
         for provider in providers {
             let name = provider.name.to_string();
@@ -397,7 +402,7 @@ impl Builder<'_> {
             let buckets = policies.filter_map(|at| bucket(&at.value, &format!("{id}\n{name}"))).collect();
             access.push(permitted.then_some(Access { credential, tap, buckets }));
         }
-        let gate = self.before.and_then(|before| before.clients.iter().find(|c| *c.id == **id)).map(|c| c.gate.clone());
+        let gate = before.map(|before| before.gate.clone());
         Client {
             id: id.as_str().into(),
             reveal_secrets: config.reveal_secrets,
