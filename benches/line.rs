@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use support::{House, LIST, ONE, hundred, one, request};
 use tokio::task::JoinSet;
 use weir::config::decode::Secret;
-use weir::cursor::{Position, Signer};
+use weir::cursor::{Position, Reached, Signer};
 use weir::flight::{Flights, Joined, Terms, landed};
 use weir::head;
 use weir::model::Time;
@@ -65,8 +65,10 @@ fn misses(c: &mut Criterion) {
 
 fn tokens(c: &mut Criterion) {
     let signer = Signer::new(&Secret(String::new()), &[7; 32]);
-    let (binding, position) =
-        (["client", "provider", "agent", "", ""], Position { page_token: Some("x".repeat(40)), size: 100, offset: 7 });
+    let (binding, position) = (
+        ["client", "provider", "agent", "", ""],
+        Reached::At(Position { page_token: Some("x".repeat(40)), size: 100, offset: 7 }),
+    );
     let token = signer.seal(&binding, std::slice::from_ref(&position));
     c.bench_function("cursor/seal", |b| b.iter(|| signer.seal(black_box(&binding), std::slice::from_ref(&position))));
     c.bench_function("cursor/open", |b| b.iter(|| signer.open(black_box(&binding), &token).unwrap()));

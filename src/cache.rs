@@ -26,6 +26,9 @@ mod written;
 /// What an entry costs beyond its key and bodies, in bytes: moka's node, the entry and its parts.
 const OVERHEAD: usize = 600;
 
+/// What part of its size the cache may be over it until entries are evicted.
+const SLACK: u64 = 10;
+
 /// How long an answer that must be confirmed each time is kept to be confirmed.
 const ASK_WITH: Duration = Duration::from_secs(600);
 
@@ -188,6 +191,9 @@ pub struct Cache {
     tickets: AtomicU64,
     /// What was written through Weir: answers asked for before are not it.
     writes: Writes,
+    /// Weighed bytes, roughly, put in since entries were last evicted.
+    put_since: AtomicU64,
+    max_bytes: u64,
     metrics: CacheMetrics,
 }
 
@@ -204,7 +210,15 @@ impl Cache {
                 on_removal.removed(&kept.entry.subject.provider, cause_label(cause));
             })
             .build();
-        Self { moka, purges: RwLock::default(), tickets: AtomicU64::new(1), writes: Writes::default(), metrics }
+        Self {
+            moka,
+            purges: RwLock::default(),
+            tickets: AtomicU64::new(1),
+            writes: Writes::default(),
+            put_since: AtomicU64::new(0),
+            max_bytes,
+            metrics,
+        }
     }
 
     /// The entry under a key, fresh or not.
@@ -251,8 +265,9 @@ impl Cache {
     }
 
     /// Keeps an entry until its last moment. One that has none left, that was purged since its ticket was
-    /// taken, or that was asked for before the one that is there, is not kept.
-    pub fn store(&self, key: Key, entry: Arc<Entry>, ticket: Ticket, now: Time) {
+    /// taken, or that was asked for before the one that is there, is not kept. `false` where it was purged, or something
+    /// was written that makes it untrue.
+    pub fn store(&self, key: Key, entry: Arc<Entry>, ticket: Ticket, now: Time) -> bool {
         let keep = entry.keep(now);
         let purges = self.purges.read().unwrap_or_else(PoisonError::into_inner);
         let untrue = purges.purged_since(ticket.epoch, &entry.subject) || self.outdated(&entry, ticket.number);
@@ -263,11 +278,29 @@ impl Cache {
                 _ => self.put(entry, keep, ticket.number),
             });
         }
+        drop(purges);
+        self.evict();
+        !untrue
     }
 
     fn put(&self, entry: Arc<Entry>, keep: Duration, asked: u64) -> Op<Kept> {
         self.metrics.added(&entry.subject.provider);
+        // As a rule there is one view, about as long as the body.
+        let weight = (OVERHEAD + 2 * entry.body.len()) as u64;
+        self.put_since.fetch_add(weight, Ordering::Relaxed);
         Op::Put(Kept { entry, keep, asked })
+    }
+
+    /// moka evicts when it finds the time, by the number of entries put in, and its map frees what was taken out when
+    /// it finds the time, by the number taken out: with large ones both would be many times what may be held. So it
+    /// is told to, once much has come.
+    fn evict(&self) {
+        if self.put_since.load(Ordering::Relaxed) > self.max_bytes / SLACK {
+            self.put_since.store(0, Ordering::Relaxed);
+            self.moka.run_pending_tasks();
+            // What a thread took out is free once the epoch has moved on twice.
+            (0..3).for_each(|_| crossbeam_epoch::pin().flush());
+        }
     }
 
     /// Purges what the scope touches; how many entries that were.
@@ -293,6 +326,7 @@ impl Cache {
                 }
             });
         }
+        self.evict();
         touched
     }
 
@@ -305,6 +339,7 @@ impl Cache {
             }
             _ => Op::Nop,
         });
+        self.evict();
     }
 
     /// Lets moka do what it put off, so that counts are true.
@@ -391,6 +426,21 @@ mod tests {
         assert!(cache.bytes() <= 100_000 && cache.bytes() > 50_000, "{}", cache.bytes());
         let text = metrics.render();
         assert!(text.contains(&format!("weir_cache_entries{{provider=\"p\"}} {}", cache.entries())), "{text}");
+    }
+
+    #[test]
+    fn it_is_bounded_at_every_moment_and_not_only_when_somebody_looks() {
+        let cache = Cache::new(1_000_000, Metrics::new().unwrap().cache);
+        let mut stored: Vec<std::sync::Weak<Entry>> = Vec::new();
+        // Ten times its size, in entries of a fifth of it; every third key comes again.
+        for n in 0..50 {
+            let path = if n % 3 == 0 { n / 2 } else { n }.to_string();
+            let large = entry(180_000, 60);
+            stored.push(Arc::downgrade(&large));
+            cache.store(Key::of(KeyParts { path_and_query: &path, ..PARTS }), large, cache.ticket(), Time(0));
+            let held: usize = stored.iter().filter_map(std::sync::Weak::upgrade).map(|entry| entry.body.len()).sum();
+            assert!(held <= 1_100_000, "{held} bytes after {n}");
+        }
     }
 
     #[test]

@@ -22,6 +22,8 @@ use tokio::time::Instant;
 
 /// Why an answer was not stored, when the provider said so.
 const NO_STORE: &str = "upstream-no-store";
+/// Why one was not stored that a purge or a write came before.
+const OUTDATED: &str = "purged";
 
 /// One call to a provider, from the gate to the cache.
 ///
@@ -47,10 +49,13 @@ pub async fn call(shared: &Shared, question: &Question, store: bool) -> Landed {
             Stored::No(reason)
         }
         None => {
-            let ttl = shared.metrics.cache.ttl.with_label_values(&[&*provider.name, entry.life.source.as_str()]);
-            ttl.observe(entry.life.total().as_secs_f64());
-            shared.cache.store(question.key.clone(), entry.clone(), ticket, now);
-            Stored::Yes
+            if shared.cache.store(question.key.clone(), entry.clone(), ticket, now) {
+                let ttl = shared.metrics.cache.ttl.with_label_values(&[&*provider.name, entry.life.source.as_str()]);
+                ttl.observe(entry.life.total().as_secs_f64());
+                Stored::Yes
+            } else {
+                Stored::No(OUTDATED)
+            }
         }
     };
     Ok((entry, stored))

@@ -135,8 +135,9 @@ impl Rules {
 /// `Retry-After` as seconds or as a date (RFC 9110, section 10.2.3).
 fn retry_after(reply: &ProviderReply, now: Time) -> Option<Duration> {
     let text = reply.headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = text.parse::<u64>() {
-        return Some(Duration::from_secs(seconds));
+    if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
+        // One too large to hold is very long, not absent.
+        return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
     }
     let date = httpdate::parse_http_date(text).ok()?.duration_since(std::time::UNIX_EPOCH).ok()?;
     Some(Time(i64::try_from(date.as_millis()).ok()?).since(now))

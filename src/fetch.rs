@@ -14,7 +14,7 @@ use crate::question::{Landed, Question, Shared};
 use crate::reading::etag;
 use crate::runtime;
 use crate::runtime::snapshot::Provider;
-use crate::trace::{CacheStatus, How, Stored, Trace};
+use crate::trace::{CacheStatus, How, Stored, Trace, Why};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::time::{Instant as Latest, timeout_at};
@@ -138,11 +138,12 @@ pub async fn obtain(
     // A fresh entry was there, and the client did not take it.
     let unwanted = looked.entry.as_ref().is_some_and(|entry| entry.life.fresh_until > asked_at);
     let requested = looked.directives.no_cache || looked.directives.no_store || unwanted;
-    let how = |stored| match (collapsed, requested) {
-        (true, _) => How::Collapsed(stored),
-        (false, true) => How::Requested(stored),
-        (false, false) => How::Miss(stored),
+    let why = match (requested, &looked.entry) {
+        (true, _) => Why::Request,
+        (false, Some(_)) => Why::Stale,
+        (false, None) => Why::Miss,
     };
+    let how = |stored| How::Forwarded { why, stored, collapsed };
     // Looked up again: what was purged while this request waited is gone, and what came since is newer.
     let again = result.is_err().then(|| look(shared, question, looked.directives, now));
     match (result, again) {

@@ -408,8 +408,8 @@ fn together(readers: &[Reader]) -> Option<CacheStatus> {
 pub fn worse(one: Option<CacheStatus>, other: CacheStatus) -> CacheStatus {
     let rank = |status: &CacheStatus| match status.how {
         How::Hit => 0,
-        How::Collapsed(_) => 1,
-        How::Miss(_) | How::Requested(_) | How::Refused(_) => 2,
+        How::Forwarded { collapsed: true, .. } => 1,
+        How::Forwarded { .. } | How::Refused(_) => 2,
         How::Stale(_) | How::StaleOnError { .. } => 3,
     };
     let Some(one) = one else { return other };

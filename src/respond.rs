@@ -168,7 +168,7 @@ fn caching(headers: &mut Headers, trace: &Trace, now: Time) {
         let lifetime = life.max_age().as_secs();
         let mut digits = itoa::Buffer::new();
         headers.push((header::CACHE_CONTROL, text(["private, max-age=", digits.format(lifetime)].concat())));
-        let (age, asked) = (life.age(now).as_secs(), matches!(status.how, How::Miss(_) | How::Requested(_)));
+        let (age, asked) = (life.age(now).as_secs(), matches!(status.how, How::Forwarded { collapsed: false, .. }));
         if !asked || age > 0 {
             headers.push((header::AGE, age.into()));
         }

@@ -79,11 +79,14 @@ pub enum How {
     /// Stale in the cache, served without asking the provider in this request.
     Stale(&'static str),
     /// The provider was asked.
-    Miss(Stored),
-    /// Another request's call answered this one too.
-    Collapsed(Stored),
-    /// The client wanted the provider to be asked.
-    Requested(Stored),
+    Forwarded {
+        /// Why what was stored did not do.
+        why: Why,
+        /// Whether its answer was stored.
+        stored: Stored,
+        /// By another request's call, which answered this one too.
+        collapsed: bool,
+    },
     /// The provider was asked and failed; what was stored is served.
     StaleOnError {
         /// Its status, where there was a response.
@@ -91,6 +94,27 @@ pub enum How {
     },
     /// Nothing was stored and the provider could not be asked, for this reason.
     Refused(&'static str),
+}
+
+/// Why the provider was asked (RFC 9211, section 2.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// Nothing was stored.
+    Miss,
+    /// What was stored had lost its freshness.
+    Stale,
+    /// The client wanted it, or not what was stored.
+    Request,
+}
+
+impl Why {
+    fn as_str(self) -> &'static str {
+        match self {
+            Why::Miss => "miss",
+            Why::Stale => "stale",
+            Why::Request => "request",
+        }
+    }
 }
 
 /// Whether an answer was stored.
@@ -110,9 +134,9 @@ impl How {
     pub fn label(self) -> &'static str {
         match self {
             How::Hit => "hit",
-            How::Miss(_) | How::Refused(_) => "miss",
-            How::Collapsed(_) => "collapsed",
-            How::Requested(_) => "bypass",
+            How::Forwarded { collapsed: true, .. } => "collapsed",
+            How::Forwarded { why: Why::Request, .. } => "bypass",
+            How::Forwarded { .. } | How::Refused(_) => "miss",
             How::Stale(_) | How::StaleOnError { .. } => "stale",
         }
     }
@@ -127,7 +151,9 @@ impl CacheStatus {
         let mut digits = itoa::Buffer::new();
         let mut hit = |detail: &str| ["weir; hit; ttl=", digits.format(ttl), "; detail=", detail].concat();
         let forwarded = |why: &str, stored: Stored, collapsed: &str| match stored {
-            Stored::Yes => format!("weir; fwd={why}; stored{collapsed}; detail={source}"),
+            // Its own call was saved: whether the other's was stored is the other's to tell.
+            Stored::Yes if !collapsed.is_empty() => format!("weir; fwd={why}{collapsed}"),
+            Stored::Yes => format!("weir; fwd={why}; stored; detail={source}"),
             Stored::No(reason) => format!("weir; fwd={why}{collapsed}; detail={reason}"),
             Stored::Failed(Some(status)) => format!("weir; fwd={why}; fwd-status={status}{collapsed}"),
             Stored::Failed(None) => format!("weir; fwd={why}{collapsed}"),
@@ -135,11 +161,9 @@ impl CacheStatus {
         match self.how {
             How::Hit => hit(source),
             How::Stale(detail) => hit(detail),
-            How::Miss(stored) => forwarded("miss", stored, ""),
-            // Its own call was saved: whether the other's was stored is the other's to tell.
-            How::Collapsed(Stored::Yes) => "weir; fwd=miss; collapsed".into(),
-            How::Collapsed(stored) => forwarded("miss", stored, "; collapsed"),
-            How::Requested(stored) => forwarded("request", stored, ""),
+            How::Forwarded { why, stored, collapsed } => {
+                forwarded(why.as_str(), stored, if collapsed { "; collapsed" } else { "" })
+            }
             How::StaleOnError { status: Some(status) } => {
                 format!("weir; fwd=stale; fwd-status={status}; detail=stale-if-error")
             }
@@ -159,11 +183,14 @@ mod tests {
     fn the_headers_of_the_contract() {
         let life = Lifetime::until(Time(0), Time(60_000), TtlSource::Default);
         let at = |how, now: i64| CacheStatus { how, life: Some(life) }.header(Time(now));
+        let forwarded = |why, stored, collapsed| at(How::Forwarded { why, stored, collapsed }, 0);
         assert_eq!(at(How::Hit, 3000), "weir; hit; ttl=57; detail=default");
-        assert_eq!(at(How::Miss(Stored::Yes), 0), "weir; fwd=miss; stored; detail=default");
-        assert_eq!(at(How::Miss(Stored::No("no-store")), 0), "weir; fwd=miss; detail=no-store");
-        assert_eq!(at(How::Collapsed(Stored::Yes), 0), "weir; fwd=miss; collapsed");
-        assert_eq!(at(How::Requested(Stored::Yes), 0), "weir; fwd=request; stored; detail=default");
+        assert_eq!(forwarded(Why::Miss, Stored::Yes, false), "weir; fwd=miss; stored; detail=default");
+        assert_eq!(forwarded(Why::Miss, Stored::No("no-store"), false), "weir; fwd=miss; detail=no-store");
+        assert_eq!(forwarded(Why::Miss, Stored::Yes, true), "weir; fwd=miss; collapsed");
+        assert_eq!(forwarded(Why::Stale, Stored::Yes, false), "weir; fwd=stale; stored; detail=default");
+        assert_eq!(forwarded(Why::Request, Stored::Yes, false), "weir; fwd=request; stored; detail=default");
+        assert_eq!(forwarded(Why::Request, Stored::Yes, true), "weir; fwd=request; collapsed");
         assert_eq!(
             at(How::Stale("stale-while-revalidate"), 64_000),
             "weir; hit; ttl=-4; detail=stale-while-revalidate"
@@ -173,9 +200,9 @@ mod tests {
             "weir; fwd=stale; fwd-status=503; detail=stale-if-error"
         );
         assert_eq!(at(How::StaleOnError { status: None }, 64_000), "weir; fwd=stale; detail=stale-if-error");
-        assert_eq!(at(How::Miss(Stored::Failed(Some(500))), 0), "weir; fwd=miss; fwd-status=500");
-        assert_eq!(at(How::Collapsed(Stored::Failed(Some(500))), 0), "weir; fwd=miss; fwd-status=500; collapsed");
-        assert_eq!(at(How::Requested(Stored::Failed(None)), 0), "weir; fwd=request");
+        assert_eq!(forwarded(Why::Miss, Stored::Failed(Some(500)), false), "weir; fwd=miss; fwd-status=500");
+        assert_eq!(forwarded(Why::Miss, Stored::Failed(Some(500)), true), "weir; fwd=miss; fwd-status=500; collapsed");
+        assert_eq!(forwarded(Why::Request, Stored::Failed(None), false), "weir; fwd=request");
         assert_eq!(at(How::Refused("provider_unavailable"), 0), "weir; detail=provider_unavailable");
     }
 }

@@ -396,6 +396,27 @@ fn memory_stays_within_its_bound_when_ten_times_as_much_comes() {
 }
 
 #[test]
+fn large_answers_are_bounded_too_and_not_only_when_somebody_looks() {
+    let sim = Sim::with(&["--sessions", "20"]);
+    let weir = Config::shipped()
+        .edit("weir.yaml", "max_bytes: 256MiB", "max_bytes: 16MiB")
+        .edit("weir.yaml", "access_log: on", "access_log: off")
+        .start(&sim);
+    let filler = "x".repeat(1_500_000);
+    let body = format!(r#"{{"key":"ase_1","agent_key":"agt_1","enabled":true,"metadata":{{"filler":"{filler}"}}}}"#);
+    sim.answers("/v2/agents/agt_1", 200, &json!({}), &body);
+    weir.get(VECTARA);
+    let (before, mut most) = (weir.process.resident(), 0.0_f64);
+    // 3 MB an entry (body and view): nearly twenty times what fits.
+    for n in 0..100 {
+        assert_eq!(weir.get(&format!("/v1/sessions/vectara:agt_1:ase_{}", n % 70)).status, 200);
+        most = most.max(weir.process.resident() - before);
+    }
+    println!("resident memory grew by {most} at most for {} weighed bytes", weir.metric("weir_cache_bytes"));
+    assert!(most < 16.0 * 1024.0 * 1024.0 * 3.0 + 16e6, "resident memory grew by {most}");
+}
+
+#[test]
 fn the_cache_says_what_it_holds() {
     let (sim, config) = (Sim::start(), Config::shipped());
     let weir = config.start(&sim);

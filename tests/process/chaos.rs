@@ -25,6 +25,8 @@ struct Counts {
     wrong: Vec<String>,
     cross_tenant: Vec<String>,
     unexplained: Vec<String>,
+    /// Answers to what was asked when nothing misbehaved any more.
+    calm: u64,
 }
 
 fn fault(random: &mut Random) -> Value {
@@ -39,7 +41,7 @@ fn fault(random: &mut Random) -> Value {
         4 => answer(200, json!({}), "garbage"),
         5 => json!({ "kind": "hang" }),
         7 => answer(429, json!({ "retry-after": "1" }), "{}"),
-        8 => answer(503, json!({}), ""),
+        8 => answer(503, json!({ "retry-after": "1" }), ""),
         _ => json!({ "kind": "oversize", "bytes": 5_000_000 }),
     }
 }
@@ -157,9 +159,12 @@ fn nothing_wrong_comes_of_chaos() {
     );
     drop(truth);
     let (counts, stop) = (Arc::new(Mutex::new(Counts::default())), Arc::new(AtomicBool::new(false)));
+    // Set once nothing misbehaves any more: from then on nothing may fail.
+    let calm = Arc::new(AtomicBool::new(false));
     let mut threads = Vec::new();
     for n in 0..8_u64 {
-        let (weir, counts, stop, asked) = (weir.clone(), counts.clone(), stop.clone(), asked.clone());
+        let (weir, counts, stop, asked, calm) =
+            (weir.clone(), counts.clone(), stop.clone(), asked.clone(), calm.clone());
         threads.push(std::thread::spawn(move || {
             let mut random = Random(n + 1);
             let tenant = if n % 2 == 0 { "insider" } else { "outsider" };
@@ -169,8 +174,14 @@ fn nothing_wrong_comes_of_chaos() {
                     [usize::try_from(random.below(6)).unwrap()];
                 let mut headers = vec![("X-API-Key", tenant)];
                 headers.extend(directive.map(|directive| ("Cache-Control", directive)));
+                let calm = calm.load(Ordering::SeqCst);
                 let answer = send(weir.http, "GET", &asked.target, &headers);
                 judge(&counts, tenant, asked, &answer);
+                let mut counts = counts.lock().unwrap();
+                counts.calm += u64::from(calm);
+                if calm && !matches!(answer.status, 200 | 403) {
+                    counts.unexplained.push(format!("in calm: {tenant} {} {:?}", asked.target, answer.code()));
+                }
             }
         }));
     }
@@ -209,6 +220,11 @@ fn nothing_wrong_comes_of_chaos() {
             weir.get_with_key("insider", target, &[("Cache-Control", "no-cache")]).status == 200
         });
     }
+    until("the outsider's credential is no longer paused", || {
+        weir.get_with_key("outsider", VECTARA, &[("Cache-Control", "no-cache")]).status == 403
+    });
+    calm.store(true, Ordering::SeqCst);
+    until("calm has been seen", || counts.lock().unwrap().calm > 500);
     stop.store(true, Ordering::SeqCst);
     threads.into_iter().for_each(|thread| thread.join().unwrap());
     let reloaded = weir.metric("weir_config_reloads_total{result=\"success\"}");
@@ -234,7 +250,7 @@ fn nothing_wrong_comes_of_chaos() {
     assert!(reloaded >= least && evicted > 0.0, "{reloaded} reloads, {evicted} evictions");
     let all: u64 = counts.answers.values().sum();
     let told: u64 = counts.answers.iter().filter(|(answer, _)| answer.starts_with("503")).map(|(_, n)| n).sum();
-    assert!(told * 10 < all * 8, "{told} of {all} were 503: the load shows little");
+    assert!(told * 10 < all * 6, "{told} of {all} were 503: the load shows little");
     // Flat: what an allocator keeps for itself, and nothing that grows with time.
     let warming = if seconds < 60 { 64e6 } else { 0.0 };
     assert!(late < early + 24e6 + warming, "memory grew from {early} to {late}");

@@ -415,7 +415,7 @@ fn every_cell_of_the_fault_matrix() {
 fn line(row: &Row) -> String {
     let fwd_status = row.fwd_status.map(|s| format!("; fwd-status={s}")).unwrap_or_default();
     format!(
-        "| {} | {} `{}` | {} | {} | 200 `hit` | 200 `fwd=stale{fwd_status}` |",
+        "| {} | {} `{}`, `fwd=miss{fwd_status}` | {} | {} | 200 `hit` | 200 `fwd=stale{fwd_status}` |",
         row.words,
         row.status,
         row.code,
