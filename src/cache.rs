@@ -49,7 +49,7 @@ pub struct KeyParts<'k> {
 
 /// A key. Made nowhere else.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Key(Box<str>);
+pub struct Key(String);
 
 impl Key {
     /// The key of these parts. Each is preceded by its length, so that no two sets of parts, whatever is in
@@ -62,7 +62,7 @@ impl Key {
         for part in parts {
             key.extend([itoa::Buffer::new().format(part.len()), ":", part]);
         }
-        Self(key.into())
+        Self(key)
     }
 }
 

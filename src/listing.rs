@@ -11,7 +11,7 @@ use crate::cursor::{Position, Reached};
 use crate::error::{Code, Outcome, Problem};
 use crate::fetch::{self, Looked, Served};
 use crate::held::Counted;
-use crate::model::{Form, Item, Show, Time, View, write_json};
+use crate::model::{Form, Show, Time, View, write_json};
 use crate::parameters::Page;
 use crate::question::{Asking, Question, Shared};
 use crate::reading::etag;
@@ -176,9 +176,10 @@ impl List<'_> {
         trace: &mut Trace,
     ) -> Outcome<Vec<(Arc<View>, usize)>> {
         let limit = self.page.limit as usize;
-        let mut chosen = Vec::with_capacity(limit);
+        let (mut chosen, mut heads) = (Vec::with_capacity(limit), Vec::with_capacity(readers.len()));
         loop {
-            let heads: Vec<Head> = readers.iter_mut().map(|reader| reader.head(&self.page.filter)).collect();
+            heads.clear();
+            heads.extend(readers.iter_mut().map(|reader| reader.head(&self.page.filter)));
             if chosen.len() == limit {
                 return Ok(chosen);
             }
@@ -275,8 +276,7 @@ impl List<'_> {
     /// The body and its tag. The tag is of the pages' own tags, which of their sessions were chosen, and all else that
     /// stands in the body: the sessions, which are most of it, need not be digested again.
     fn body(&self, chosen: &[(Arc<View>, usize)], readers: &[Reader]) -> Outcome<(Vec<u8>, HeaderValue)> {
-        let item = |(view, item): &(Arc<View>, usize)| -> Item { view.items[*item].clone() };
-        let bytes: usize = chosen.iter().map(item).map(|item| item.end - item.start + 1).sum();
+        let bytes: usize = chosen.iter().map(|part| session(part).len() + 1).sum();
         let mut out = Vec::with_capacity(bytes + 512);
         let mut made_of = Vec::with_capacity(32 * chosen.len() + 512);
         out.extend_from_slice(b"{\"sessions\":[");
@@ -286,11 +286,9 @@ impl List<'_> {
             }
             made_of.extend_from_slice(part.0.etag.as_bytes());
             made_of.extend_from_slice(&part.1.to_le_bytes());
-            let Item { start, end, .. } = item(part);
-            let session = &part.0.body[start..end];
             match &self.page.shape.fields {
-                None => out.extend_from_slice(session),
-                Some(fields) => fields.cut(session, &mut out)?,
+                None => out.extend_from_slice(session(part)),
+                Some(fields) => fields.cut(session(part), &mut out)?,
             }
         }
         let around = out.len();
@@ -355,9 +353,9 @@ impl Reader {
                     _ => Head::Unread,
                 };
             };
-            let rest = view.items.iter().enumerate().skip(at.offset as usize);
-            let found = rest.into_iter().find(|(_, item)| filter.takes(item.status, item.created_at));
-            if let Some((position, item)) = found {
+            let first = at.offset as usize;
+            let mut rest = view.items.get(first..).unwrap_or_default().iter().zip(first..);
+            if let Some((item, position)) = rest.find(|(item, _)| filter.takes(item.status, item.created_at)) {
                 at.offset = u32::try_from(position).unwrap_or(u32::MAX);
                 return Head::Session(position, item.created_at);
             }
@@ -375,6 +373,12 @@ impl Reader {
             at.offset = u32::try_from(item + 1).unwrap_or(u32::MAX);
         }
     }
+}
+
+/// A chosen session's JSON.
+fn session((view, item): &(Arc<View>, usize)) -> &[u8] {
+    let item = &view.items[*item];
+    &view.body[item.start..item.end]
 }
 
 /// Whose head is the newest: one that does not say when it was made comes first, so that it blocks nothing; of

@@ -146,7 +146,7 @@ pub fn request(
     method: &http::Method,
     trace: &Trace,
     took: Duration,
-    now: Time,
+    now: impl FnOnce() -> Time,
 ) {
     let http = &metrics.http;
     counters.count(http, trace, took);
@@ -154,7 +154,7 @@ pub fn request(
         return;
     }
     let mut line = Line(Vec::with_capacity(384));
-    line.text("time", Some(&now.rfc3339()));
+    line.text("time", Some(&now().rfc3339()));
     line.text("request_id", Some(&trace.request_id));
     line.text("client", trace.client.as_deref());
     line.text("method", Some(method.as_str()));
@@ -238,7 +238,7 @@ mod tests {
             trace.status = if n % 50 == 7 { 502 } else { 200 };
             let took = Duration::from_micros(1500);
             let mode = AccessLog::Sample(49);
-            request(&metrics, &mut counters, &logger, mode, &http::Method::GET, &trace, took, Time(0));
+            request(&metrics, &mut counters, &logger, mode, &http::Method::GET, &trace, took, || Time(0));
         }
         let counted = metrics.render();
         for (status, count) in [(200, 98), (502, 2)] {

@@ -104,6 +104,8 @@ impl Line {
             Some(mounted) => self.native(request, mounted, &mut asked, &mut trace).await,
         };
         let buckets = asked.buckets();
+        // What waited for nothing is answered in the moment in which it was asked.
+        let now = if trace.waited.is_zero() { now } else { runtime::now() };
         let shared_with = cors::headers(snapshot.weir.cors.as_ref(), request);
         let mut answer = match (outcome, mounted) {
             (Ok(Done::Passed(mut forward)), _) => {
@@ -116,12 +118,12 @@ impl Line {
                 return (Handled::Watching(answer, watching), trace);
             }
             (Ok(Done::Nothing), _) => respond::nothing(&buckets, &mut trace),
-            (Ok(Done::Content(content)), _) => respond::content(request, content, &buckets, &mut trace, runtime::now()),
-            (Err(problem), None) => respond::problem(&problem, &buckets, &mut trace, runtime::now()),
+            (Ok(Done::Content(content)), _) => respond::content(request, content, &buckets, &mut trace, now),
+            (Err(problem), None) => respond::problem(&problem, &buckets, &mut trace, now),
             (Err(problem), Some(mounted)) => {
                 let provider = &snapshot.providers[mounted.provider];
                 let dialect = provider.dialect.as_ref();
-                let mut answer = respond::native(&problem, dialect, &buckets, &mut trace, runtime::now());
+                let mut answer = respond::native(&problem, dialect, &buckets, &mut trace, now);
                 for (_, value) in answer.headers.iter_mut().filter(|(name, _)| *name == header::LOCATION) {
                     *value = forward::here(provider, mounted.prefix, value).unwrap_or_else(|| value.clone());
                 }

@@ -72,7 +72,7 @@ impl Passing {
     /// Tells that a request is over.
     pub fn observe(&self, counters: &mut Counters, method: &Method, trace: &Trace, took: Duration) {
         let (mode, metrics) = (self.line.runtime.snapshot().weir.access_log, &self.line.shared.metrics);
-        observe::request(metrics, counters, &self.logger, mode, method, trace, took, runtime::now());
+        observe::request(metrics, counters, &self.logger, mode, method, trace, took, runtime::now);
     }
 }
 

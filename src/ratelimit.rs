@@ -11,6 +11,7 @@ use governor::nanos::Nanos;
 use governor::state::StateStore;
 use governor::state::keyed::{DashMapStateStore, ShrinkableKeyedStateStore};
 use governor::{InsufficientCapacity, Quota, RateLimiter};
+use http::HeaderValue;
 use prometheus::IntCounter;
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -94,14 +95,15 @@ pub struct Limiter<C: Clock<Instant = Nanos> = Ticker> {
     /// The policy as configured; a limiter is kept over a reload only while this stays the same.
     pub policy: Policy,
     /// The policy as clients are told of it (draft-ietf-httpapi-ratelimit-headers-10).
-    pub told: String,
+    pub told: HeaderValue,
 }
 
 /// Name, quota, and the seconds in which a burst is earned.
-fn told(policy: &Policy) -> String {
+fn told(policy: &Policy) -> HeaderValue {
     let earned = policy.per.as_millis() * u128::from(policy.burst.get());
     let window = earned.div_ceil(1000 * u128::from(policy.requests.get()));
-    format!("\"{}\";q={};w={window}", policy.name, policy.burst)
+    let text = format!("\"{}\";q={};w={window}", policy.name, policy.burst);
+    HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static(""))
 }
 
 /// What is left in a bucket.

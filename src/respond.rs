@@ -184,8 +184,7 @@ fn common(headers: &mut Headers, buckets: &[&Bucket], trace: &Trace, refused: Op
     headers.push((header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")));
     headers.push((REQUEST_ID, text(trace.request_id.clone())));
     if !buckets.is_empty() {
-        let policies: Vec<&str> = buckets.iter().map(|bucket| bucket.limiter.told.as_str()).collect();
-        headers.push((RATELIMIT_POLICY, text(policies.join(", "))));
+        headers.push((RATELIMIT_POLICY, policies(buckets)));
         let mut left = String::with_capacity(64 * buckets.len());
         for bucket in buckets {
             let policy = &bucket.limiter.policy;
@@ -200,6 +199,15 @@ fn common(headers: &mut Headers, buckets: &[&Bucket], trace: &Trace, refused: Op
         }
         headers.push((RATELIMIT, text(left)));
     }
+}
+
+/// The policies that a request is under.
+fn policies(buckets: &[&Bucket]) -> HeaderValue {
+    if let [one] = buckets {
+        return one.limiter.told.clone();
+    }
+    let all: Vec<&str> = buckets.iter().filter_map(|bucket| bucket.limiter.told.to_str().ok()).collect();
+    text(all.join(", "))
 }
 
 /// Text of ours as a header's value; all of it is visible ASCII.

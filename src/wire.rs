@@ -32,9 +32,10 @@ const SLACK: usize = 1024;
 const LINGER: Duration = Duration::from_secs(1);
 
 /// What came of waiting for a request.
+#[allow(clippy::large_enum_variant)] // nearly all are heads, which a box would cost more than it saves
 pub enum Came {
     /// Its head. Its bytes stay here until they are consumed.
-    Head(Box<Head>),
+    Head(Head),
     /// Nothing more: the client went, or it is time to stop.
     End,
     /// Nothing, for too long.
@@ -100,7 +101,7 @@ impl Wire {
             // A head that comes in drops is not read anew at each of them.
             if looked_at == 0 && self.filled > 0 || ends_in(&self.buffer[looked_at.saturating_sub(3)..self.filled]) {
                 match head::parse(&self.buffer[..self.filled], peer) {
-                    Ok(Some(head)) => return Came::Head(Box::new(head)),
+                    Ok(Some(head)) => return Came::Head(head),
                     Ok(None) => {}
                     Err(problem) => return Came::Malformed(problem),
                 }
@@ -215,9 +216,10 @@ impl Wire {
     fn write_head(&mut self, version: Version, answer: &Answer, goes_on: bool, now: Time) {
         let out = &mut self.out;
         out.clear();
-        let reason = StatusCode::from_u16(answer.status).ok().and_then(|status| status.canonical_reason());
-        // Writing to a Vec cannot fail.
-        let _ = write!(out, "HTTP/1.1 {} {}\r\n", answer.status, reason.unwrap_or_default());
+        let status = StatusCode::from_u16(answer.status).unwrap_or_default();
+        for part in ["HTTP/1.1 ", status.as_str(), " ", status.canonical_reason().unwrap_or_default(), "\r\n"] {
+            out.extend_from_slice(part.as_bytes());
+        }
         for (name, value) in &answer.headers {
             line(out, name.as_str(), value.as_bytes());
         }

@@ -9,6 +9,7 @@ a rate limit as well as it can, and writes no access log (Weir once more with it
 import argparse
 import json
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
@@ -300,10 +301,15 @@ def main():
         options.rounds, options.seconds, options.requests = 2, 1, 200
     named = {name: options.binaries / name for name in ("weir", "weir-sim", "bare", "load")} if options.binaries else build()
     with tempfile.TemporaryDirectory(prefix="weir-peers-") as directory:
-        bench = Bench(named, pathlib.Path(directory), options)
-        for part in options.parts or PARTS:
-            PARTS[part](bench)
-        bench.sim.end()
+        # Whatever ends this, no server outlives it.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+        try:
+            bench = Bench(named, pathlib.Path(directory), options)
+            for part in options.parts or PARTS:
+                PARTS[part](bench)
+        finally:
+            for server in list(servers.Process.running):
+                server.end()
 
 
 if __name__ == "__main__":

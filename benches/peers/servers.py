@@ -36,12 +36,15 @@ def get(address, path, headers=(), key=KEY):
 class Process:
     """A server in a directory of its own, pinned to a core."""
 
+    running = []
+
     def __init__(self, name, command, core=0, env=None, prefix=()):
         self.name = name
         pinned = ["taskset", "-c", str(core), *prefix, *map(str, command)]
         self.child = subprocess.Popen(
             pinned, env={**os.environ, **(env or {})}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
+        Process.running.append(self)
 
     def line(self, stream, pattern, patience=60):
         """What the pattern's group matches in the first line that it fits."""
@@ -89,6 +92,8 @@ class Process:
         return total
 
     def end(self):
+        if self in Process.running:
+            Process.running.remove(self)
         pids = self.pids()
         self.child.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
