@@ -8,14 +8,12 @@ use crate::error::{Code, Problem};
 use crate::gateway::Gateway;
 use crate::metrics::EdgeMetrics;
 use crate::runtime::Runtime;
+use crate::socket::Socket;
 use crate::wire;
 use pingora::apps::ServerApp;
-use pingora::protocols::ALPN;
-use pingora::protocols::l4::stream::Stream as Socket;
-use pingora::protocols::{GetSocketDigest, SocketDigest, Stream};
+use pingora::protocols::{ALPN, Stream};
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -147,7 +145,7 @@ where
     while let Some((socket, peer)) = next(&listener, &stopping).await {
         let (app, stopping) = (app.clone(), stopping.clone());
         tasks.spawn(async move {
-            app.process_new(Box::new(plain(socket, peer)), &stopping).await;
+            app.process_new(Box::new(Socket::new(socket, peer)), &stopping).await;
         });
     }
 }
@@ -181,15 +179,6 @@ async fn refuse(mut socket: TcpStream, limit: &str) {
     }
 }
 
-fn plain(socket: TcpStream, peer: SocketAddr) -> Socket {
-    let digest = SocketDigest::from_raw_fd(socket.as_raw_fd());
-    // Known already: it need not be asked of the system.
-    let _ = digest.peer_addr.set(Some(peer.into()));
-    let mut stream = Socket::from(socket);
-    stream.set_socket_digest(digest);
-    stream
-}
-
 impl Door {
     async fn serve(&self, mut socket: TcpStream, peer: SocketAddr, stopping: watch::Receiver<bool>) {
         let snapshot = self.runtime.snapshot();
@@ -198,7 +187,7 @@ impl Door {
         if self.h2c && handshake.is_none() {
             match tokio::time::timeout(limits.header_timeout, speaks_h2(&socket)).await {
                 Ok(true) => {
-                    self.gateway.process_new(Box::new(plain(socket, peer)), &stopping).await;
+                    self.gateway.process_new(Box::new(Socket::new(socket, peer)), &stopping).await;
                     return;
                 }
                 Ok(false) => {}
@@ -211,7 +200,7 @@ impl Door {
                 }
             }
         }
-        let stream = plain(socket, peer);
+        let stream = Socket::new(socket, peer);
         let stream: Stream = match handshake {
             None => Box::new(stream),
             Some(acceptor) => match tokio::time::timeout(limits.header_timeout, acceptor.tls_handshake(stream)).await {

@@ -38,7 +38,7 @@ pub struct Credential {
 enum Source {
     /// Nothing is sent.
     None,
-    Fixed(Header),
+    Fixed(Arc<Header>),
     /// The client's own, in this header.
     Forward(HeaderName),
     Grant(Arc<Grant>),
@@ -86,7 +86,7 @@ impl Credential {
         let mut value = value.clone();
         value.set_sensitive(true);
         let identity = format!("{FORWARDED}{}", digest(name.as_str(), value.as_bytes()));
-        Ok(Self { identity: identity.into(), source: Source::Fixed((name.clone(), value)) })
+        Ok(Self { identity: identity.into(), source: Source::Fixed(Arc::new((name.clone(), value))) })
     }
 
     /// Whether each client brings its own.
@@ -109,7 +109,7 @@ impl Credential {
     pub async fn show(&self, upstream: &Arc<Upstream>, metrics: &UpstreamMetrics, deadline: Instant) -> Outcome<Shown> {
         match &self.source {
             Source::None | Source::Forward(_) => Ok(Shown { header: None, token: None }),
-            Source::Fixed(header) => Ok(Shown { header: Some(header.clone()), token: None }),
+            Source::Fixed(header) => Ok(Shown { header: Some(Header::clone(header)), token: None }),
             Source::Grant(grant) => grant.show(upstream, metrics, deadline).await,
         }
     }
@@ -190,7 +190,8 @@ fn fixed(header: &At<String>, value: &str, faults: &mut Faults) -> Credential {
         .map_err(|_| "the credential's value holds characters that a header cannot have (a line break?)");
     let compiled = faults.keep(&header.place, compiled).map(sensitive);
     let identity = digest(&header.value.to_ascii_lowercase(), value.as_bytes());
-    Credential { identity: identity.into(), source: name.zip(compiled).map_or(Source::None, Source::Fixed) }
+    let source = name.zip(compiled).map_or(Source::None, |header| Source::Fixed(header.into()));
+    Credential { identity: identity.into(), source }
 }
 
 fn sensitive(mut value: HeaderValue) -> HeaderValue {

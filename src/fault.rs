@@ -10,8 +10,7 @@ use crate::exchange::{FailureKind, ProviderFailure, ProviderReply};
 use crate::json;
 use crate::jsonpath::JsonPath;
 use crate::model::Time;
-use crate::pattern;
-use regex::Regex;
+use crate::pattern::{self, Pattern};
 use serde_json::Value;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,7 +35,7 @@ pub struct Rules {
 #[derive(Debug)]
 struct Rule {
     status: Vec<u16>,
-    when: Option<(JsonPath, Regex)>,
+    when: Option<(JsonPath, Pattern)>,
     code: Code,
 }
 
@@ -150,7 +149,7 @@ mod tests {
     fn rules() -> Rules {
         let rule = |status: &[u16], when: Option<(&str, &str)>, code| Rule {
             status: status.to_vec(),
-            when: when.map(|(path, pattern)| (JsonPath::compile(path).unwrap(), Regex::new(pattern).unwrap())),
+            when: when.map(|(path, pattern)| (JsonPath::compile(path).unwrap(), pattern::compile(pattern).unwrap())),
             code,
         };
         Rules {

@@ -158,7 +158,7 @@ impl Gateway {
                 Asked::Answered(answer, begun) => {
                     // A body is not wanted here: where one comes, the connection ends.
                     let goes_on = head.keep_alive && !head.has_body && left > 0 && !wire.stops();
-                    let written = wire.answer(request, answer, goes_on, runtime::now()).await;
+                    let written = wire.answer(request, answer, goes_on, begun.trace.answered_at).await;
                     self.ended(&mut counters, request, &begun);
                     if written.is_err() {
                         return;

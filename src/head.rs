@@ -5,7 +5,6 @@
 
 use crate::error::{Code, Outcome, Problem};
 use crate::exchange::Request;
-use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version, header};
 use std::mem::MaybeUninit;
@@ -45,7 +44,7 @@ pub fn parse(bytes: &[u8], peer: Option<IpAddr>) -> Outcome<Option<Head>> {
     let (method, target) = (parsed.method.unwrap_or_default(), parsed.path.unwrap_or_default());
     let version = if parsed.version == Some(1) { Version::HTTP_11 } else { Version::HTTP_10 };
     let Ok(method) = Method::from_bytes(method.as_bytes()) else { return invalid("this method is none") };
-    let headers = headers(&bytes[..length], parsed.headers)?;
+    let headers = headers(parsed.headers)?;
     let has_body = has_body(&headers, version)?;
     let keep_alive = keeps_alive(&headers, version);
     let mut request = Request { method, version, path: String::new(), query: String::new(), headers, peer };
@@ -57,15 +56,11 @@ fn invalid<T>(detail: impl Into<String>) -> Outcome<T> {
     Err(Box::new(Problem::invalid(detail)))
 }
 
-/// All fields, their values slices of one copy of the head.
-fn headers(head: &[u8], fields: &[httparse::Header<'_>]) -> Outcome<HeaderMap> {
-    let copy = Bytes::copy_from_slice(head);
+fn headers(fields: &[httparse::Header<'_>]) -> Outcome<HeaderMap> {
     let mut headers = HeaderMap::with_capacity(fields.len());
     for field in fields {
-        let at = (field.value.as_ptr() as usize).wrapping_sub(head.as_ptr() as usize);
-        let value = copy.get(at..at.wrapping_add(field.value.len())).unwrap_or_default();
-        let name = HeaderName::from_bytes(field.name.as_bytes());
-        let value = HeaderValue::from_maybe_shared(copy.slice_ref(value));
+        // Values of their own cost less than slices of one copy, whose users are counted.
+        let (name, value) = (HeaderName::from_bytes(field.name.as_bytes()), HeaderValue::from_bytes(field.value));
         let (Ok(name), Ok(value)) = (name, value) else {
             return invalid(format!("the header field {:?} cannot be read", field.name));
         };

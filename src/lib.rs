@@ -64,6 +64,7 @@ pub mod admin;
 pub mod gateway;
 pub mod observe;
 pub mod proxy;
+pub mod socket;
 pub mod wire;
 // 9 assembly
 pub mod command;

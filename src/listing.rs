@@ -278,13 +278,17 @@ impl List<'_> {
     fn body(&self, chosen: &[(Arc<View>, usize)], readers: &[Reader]) -> Outcome<(Vec<u8>, HeaderValue)> {
         let bytes: usize = chosen.iter().map(|part| session(part).len() + 1).sum();
         let mut out = Vec::with_capacity(bytes + 512);
-        let mut made_of = Vec::with_capacity(32 * chosen.len() + 512);
+        let mut made_of = Vec::with_capacity(8 * chosen.len() + 1024);
         out.extend_from_slice(b"{\"sessions\":[");
         for (position, part) in chosen.iter().enumerate() {
             if position > 0 {
                 out.push(b',');
             }
-            made_of.extend_from_slice(part.0.etag.as_bytes());
+            if position == 0 || !Arc::ptr_eq(&part.0, &chosen[position - 1].0) {
+                // No session has this number.
+                made_of.extend_from_slice(&usize::MAX.to_le_bytes());
+                made_of.extend_from_slice(part.0.etag.as_bytes());
+            }
             made_of.extend_from_slice(&part.1.to_le_bytes());
             match &self.page.shape.fields {
                 None => out.extend_from_slice(session(part)),

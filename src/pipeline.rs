@@ -87,6 +87,7 @@ impl Line {
         let (snapshot, now) = (self.runtime.snapshot(), runtime::now());
         if let Some(headers) = cors::preflight(snapshot.weir.cors.as_ref(), request) {
             let mut trace = Trace::new(request_id, PREFLIGHT);
+            trace.answered_at = now;
             let answer = respond::preflight(headers, &mut trace);
             return (Handled::Answered(answer), trace);
         }
@@ -106,6 +107,7 @@ impl Line {
         let buckets = asked.buckets();
         // What waited for nothing is answered in the moment in which it was asked.
         let now = if trace.waited.is_zero() { now } else { runtime::now() };
+        trace.answered_at = now;
         let shared_with = cors::headers(snapshot.weir.cors.as_ref(), request);
         let mut answer = match (outcome, mounted) {
             (Ok(Done::Passed(mut forward)), _) => {

@@ -10,10 +10,9 @@ use crate::endpoints::{self, Answers, Endpoint, MAX_BATCH, MAX_ID, MAX_SOURCES};
 use crate::error::Outcome;
 use crate::error::{Code, Problem};
 use crate::parameters::{Page, Parameters, Shape};
-use crate::pattern;
+use crate::pattern::{self, Pattern};
 use http::Method;
 use percent_encoding::percent_decode_str;
-use regex::Regex;
 use std::sync::Arc;
 
 /// A session by its provider's own ids.
@@ -113,8 +112,8 @@ struct Patterns {
 
 #[derive(Debug)]
 struct Pair {
-    agent: Option<Regex>,
-    session: Option<Regex>,
+    agent: Option<Pattern>,
+    session: Option<Pattern>,
 }
 
 impl Pair {
@@ -127,7 +126,7 @@ impl Pair {
     }
 }
 
-fn fits(pattern: Option<&Regex>, id: &str) -> bool {
+fn fits(pattern: Option<&Pattern>, id: &str) -> bool {
     pattern.is_some_and(|pattern| pattern.is_match(id))
 }
 
@@ -475,7 +474,7 @@ mod tests {
     use super::*;
 
     fn pair(agent: Option<&str>, session: &str) -> Pair {
-        Pair { agent: agent.map(|a| Regex::new(a).unwrap()), session: Some(Regex::new(session).unwrap()) }
+        Pair { agent: agent.map(|a| pattern::compile(a).unwrap()), session: Some(pattern::compile(session).unwrap()) }
     }
 
     fn table() -> Table {

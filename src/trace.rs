@@ -24,6 +24,8 @@ pub struct Trace {
     pub cache: Option<CacheStatus>,
     /// How long the request waited for the provider.
     pub waited: Duration,
+    /// When the answer was made.
+    pub answered_at: Time,
     /// The problem's code, where there is one.
     pub error: Option<&'static str>,
     /// The answer's status.
@@ -48,6 +50,7 @@ impl Trace {
             provider: None,
             cache: None,
             waited: Duration::ZERO,
+            answered_at: Time::default(),
             error: None,
             status: 0,
             bytes: 0,

@@ -95,7 +95,9 @@ impl Wire {
             // It came with the one before: others have their turn all the same.
             tokio::task::consume_budget().await;
         }
-        self.deadline.set(if self.filled == 0 { self.idle } else { self.header });
+        if self.filled == 0 {
+            self.deadline.set(self.idle);
+        }
         let mut looked_at: usize = 0;
         loop {
             // A head that comes in drops is not read anew at each of them.
@@ -106,6 +108,9 @@ impl Wire {
                     Err(problem) => return Came::Malformed(problem),
                 }
             }
+            if looked_at == 0 && self.filled > 0 {
+                self.deadline.set(self.header);
+            }
             looked_at = self.filled;
             if self.filled >= self.most {
                 let detail = format!("the head of the request is longer than {} bytes", self.most);
@@ -113,9 +118,6 @@ impl Wire {
             }
             if let Err(came) = poll_fn(|cx| self.poll_more(cx)).await {
                 return came;
-            }
-            if looked_at == 0 {
-                self.deadline.set(self.header);
             }
         }
     }

@@ -44,7 +44,7 @@ const FLOORS: &[&[&str]] = &[
     &["forward"],
     &["native"],
     &["pipeline"],
-    &["observe", "wire"],
+    &["observe", "socket", "wire"],
     &["admin", "proxy"],
     &["gateway"],
     &["accept"],
