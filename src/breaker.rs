@@ -212,7 +212,11 @@ impl Tap {
     /// Takes one of the rate at once, if there is one.
     #[must_use]
     pub fn take(&self) -> bool {
-        self.rate.as_ref().is_none_or(|rate| rate.take().is_ok())
+        self.take_or_wait().is_ok()
+    }
+
+    fn take_or_wait(&self) -> Result<(), Duration> {
+        self.rate.as_ref().map_or(Ok(()), Rate::take)
     }
 
     /// Waits for a turn, round-robin among clients, at most until `latest`. `open` is asked when the turn
@@ -236,7 +240,7 @@ impl Tap {
             .map_err(|_| late())?;
         loop {
             open()?;
-            let Some(Err(wait)) = self.rate.as_ref().map(Rate::take) else { return Ok(permit) };
+            let Err(wait) = self.take_or_wait() else { return Ok(permit) };
             let ready = Instant::now() + wait;
             if ready > latest {
                 return Err(busy("rate", wait));

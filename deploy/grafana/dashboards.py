@@ -169,6 +169,11 @@ def overview():
             ("calls to providers", f'sum({b.of("weir_upstream_requests_in_flight")})'),
             ("connections", f'sum({b.of("weir_connections")})'))
 
+    b.lines("Sessions watched", "Clients that watch a session; they are not in flight.", "short",
+            ("{{instance}}", b.of("weir_watchers")))
+    b.lines("Events to watchers", "`problem`: a provider began to fail, or a session is gone.", "cps",
+            ("{{provider}} {{event}}", b.sum("provider, event", "weir_watch_events_total")))
+
     b.row("Cache")
     b.lines("Hit ratio by provider", "Hit, collapsed and stale, of all but bypass.", "percentunit",
             ("{{provider}}", f'{b.sum("provider", asked, RESULT_HIT)} / {b.sum("provider", asked, RESULT_ASKED)}'), most=1)

@@ -6,7 +6,8 @@ use crate::tools::has;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -199,6 +200,18 @@ fn troubles(sim: &Sim, weir: &Weir) {
     until("the next is not", || weir.metric("weir_config_reloads_total{result=\"success\"}") >= 1.0);
 }
 
+/// A client that watches a session for as long as this lives.
+fn watch(weir: &Weir) -> TcpStream {
+    let mut stream = TcpStream::connect(weir.http).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let path = "/v1/sessions/vectara:agt_customer_support:ase_customer_support_001/watch";
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\nX-API-Key: open\r\n\r\n").unwrap();
+    let mut begun = [0; 12];
+    stream.read_exact(&mut begun).unwrap();
+    assert_eq!(&begun, b"HTTP/1.1 200");
+    stream
+}
+
 /// What happens again and again while they look.
 fn trouble_again(weir: &Weir, round: usize) {
     weir.get(&format!("/v1/agents/{PALANTIR_LOAD}/sessions/{PALANTIR_SESSION}{round:012x}"));
@@ -214,6 +227,7 @@ fn trouble_again(weir: &Weir, round: usize) {
     weir.get_as("guest", VECTARA);
     weir.get_as("nobody", VECTARA);
     weir.reload();
+    drop(watch(weir));
 }
 
 #[test]
@@ -241,6 +255,7 @@ fn every_panel_and_variable_finds_data_in_a_real_prometheus() {
         "--rate",
         "20",
     ]));
+    let watching = watch(&weir);
     let (mut variables, mut panels): (Vec<Query>, Vec<Query>) = (Vec::new(), Vec::new());
     for (name, dashboard) in dashboards() {
         let (of_variables, of_panels) = queries(&name, &dashboard);
@@ -277,7 +292,7 @@ fn every_panel_and_variable_finds_data_in_a_real_prometheus() {
     for (place, what) in &found {
         println!("{place}: {what}");
     }
-    drop(load);
+    drop((load, watching));
 }
 
 #[test]
