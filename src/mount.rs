@@ -11,7 +11,8 @@ use std::collections::HashMap;
 /// Where providers' own APIs stand.
 #[derive(Debug, Default)]
 pub struct Mounts {
-    names: HashMap<String, usize>,
+    /// So few that looking at each is the quickest.
+    names: Vec<(String, usize)>,
     hosts: HashMap<String, usize>,
 }
 
@@ -32,7 +33,7 @@ impl Mounts {
     pub fn compile(providers: &[Provider]) -> Self {
         let mut mounts = Self::default();
         for (position, provider) in providers.iter().enumerate() {
-            mounts.names.insert(provider.name.value.clone(), position);
+            mounts.names.push((provider.name.value.clone(), position));
             mounts.hosts.extend(provider.native.hosts.iter().map(|host| (host.value.clone(), position)));
         }
         mounts
@@ -47,7 +48,7 @@ impl Mounts {
             return Some(Mounted { provider, prefix: "", path });
         }
         let name = path.strip_prefix('/')?.split('/').next()?;
-        let provider = *self.names.get(name)?;
+        let provider = self.names.iter().find(|(known, _)| known == name)?.1;
         let (prefix, rest) = path.split_at(name.len() + 1);
         Some(Mounted { provider, prefix, path: if rest.is_empty() { "/" } else { rest } })
     }
@@ -79,7 +80,7 @@ mod tests {
     #[test]
     fn by_host_with_or_without_port_and_by_the_first_segment() {
         let mut mounts = Mounts::default();
-        mounts.names.insert("one".into(), 0);
+        mounts.names.push(("one".into(), 0));
         mounts.hosts.extend([("two.example".to_owned(), 1), ("three.example:81".to_owned(), 2)]);
         let find = |host: &'static str, path: &'static str| {
             let headers = [(HOST, HeaderValue::from_static(host))].into_iter().collect();
