@@ -9,7 +9,7 @@ use crate::gateway::Gateway;
 use crate::metrics::EdgeMetrics;
 use crate::runtime::Runtime;
 use crate::socket::Socket;
-use crate::wire;
+use crate::wire::{self, Ends};
 use pingora::apps::ServerApp;
 use pingora::protocols::{ALPN, Stream};
 use std::collections::HashMap;
@@ -108,15 +108,15 @@ pub struct Door {
 }
 
 /// Accepts connections, each in a task that `tasks` waits for, until it is to stop.
-pub async fn clients(listener: TcpListener, door: Arc<Door>, tasks: TaskTracker, stopping: watch::Receiver<bool>) {
-    while let Some((socket, peer)) = next(&listener, &stopping).await {
+pub async fn clients(listener: TcpListener, door: Arc<Door>, tasks: TaskTracker, ends: Ends) {
+    while let Some((socket, peer)) = next(&listener, &ends.last).await {
         let limits = &door.runtime.snapshot().weir.limits;
         let most = (limits.connections, limits.connections_per_address);
         match door.connections.enter(peer.ip(), most, &door.metrics) {
             Ok(counted) => {
-                let (door, stopping) = (door.clone(), stopping.clone());
+                let (door, ends) = (door.clone(), ends.clone());
                 tasks.spawn(async move {
-                    door.serve(socket, peer, stopping).await;
+                    door.serve(socket, peer, ends).await;
                     drop(counted);
                 });
             }
@@ -180,14 +180,14 @@ async fn refuse(mut socket: TcpStream, limit: &str) {
 }
 
 impl Door {
-    async fn serve(&self, mut socket: TcpStream, peer: SocketAddr, stopping: watch::Receiver<bool>) {
+    async fn serve(&self, mut socket: TcpStream, peer: SocketAddr, ends: Ends) {
         let snapshot = self.runtime.snapshot();
         let limits = &snapshot.weir.limits;
         let handshake = snapshot.handshake(self.listener);
         if self.h2c && handshake.is_none() {
             match tokio::time::timeout(limits.header_timeout, speaks_h2(&socket)).await {
                 Ok(true) => {
-                    self.gateway.process_new(Box::new(Socket::new(socket, peer)), &stopping).await;
+                    self.gateway.process_new(Box::new(Socket::new(socket, peer)), &ends.last).await;
                     return;
                 }
                 Ok(false) => {}
@@ -210,13 +210,13 @@ impl Door {
             },
         };
         if stream.selected_alpn_proto() == Some(ALPN::H2) {
-            self.gateway.process_new(stream, &stopping).await;
+            self.gateway.process_new(stream, &ends.last).await;
             return;
         }
         // A connection may outlive many snapshots.
         let limits = limits.clone();
         drop(snapshot);
-        self.gateway.serve(stream, peer.ip(), &limits, &stopping).await;
+        self.gateway.serve(stream, peer.ip(), &limits, &ends).await;
     }
 
     fn ended(&self, why: &str) {

@@ -14,6 +14,7 @@ use crate::route::Name;
 use crate::runtime::reload::Reloaded;
 use crate::runtime::snapshot::Snapshot;
 use crate::runtime::{self, Runtime};
+use crate::supervisor;
 use async_trait::async_trait;
 use http::{Method, Response, header};
 use pingora::apps::http_app::ServeHttp;
@@ -288,7 +289,13 @@ fn purge_wanted(snapshot: &Snapshot, body: &[u8]) -> Result<(Scope, Mode), Probl
 /// Reloads where blocking is allowed; counts and tells how it went. All triggers come here.
 pub async fn reload(runtime: &Arc<Runtime>, shared: &Arc<Shared>, why: &str) -> Reloaded {
     let reloading = runtime.clone();
-    let outcome = tokio::task::spawn_blocking(move || reloading.reload(runtime::now())).await;
+    let reload = move || {
+        supervisor::reloading();
+        let outcome = reloading.reload(runtime::now());
+        supervisor::ready();
+        outcome
+    };
+    let outcome = tokio::task::spawn_blocking(reload).await;
     let outcome = outcome.unwrap_or_else(|_| Reloaded::Refused(Vec::new()));
     let seconds = std::time::Duration::from_millis(runtime::now().0.unsigned_abs()).as_secs_f64();
     match &outcome {

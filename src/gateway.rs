@@ -14,7 +14,7 @@ use crate::proxy::{self, InFlight, Passing, Way};
 use crate::runtime;
 use crate::trace::Trace;
 use crate::watching::Watching;
-use crate::wire::{Came, Wire};
+use crate::wire::{Came, Ends, Wire};
 use async_trait::async_trait;
 use futures_util::stream::StreamExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
@@ -138,8 +138,8 @@ impl Gateway {
     }
 
     /// Serves an HTTP/1 connection to its end.
-    pub async fn serve(&self, stream: Stream, peer: IpAddr, limits: &Limits, stopping: &watch::Receiver<bool>) {
-        let mut wire = Wire::new(stream, limits, stopping.clone());
+    pub async fn serve(&self, stream: Stream, peer: IpAddr, limits: &Limits, ends: &Ends) {
+        let mut wire = Wire::new(stream, limits, ends);
         let mut counters = Counters::default();
         for left in (0..limits.requests_per_connection).rev() {
             let head = match wire.head(Some(peer)).await {
@@ -173,7 +173,7 @@ impl Gateway {
                     self.passing.observe(&mut counters, &request.method, &trace, took);
                     return wire.end(head.has_body).await;
                 }
-                Asked::Passed(way) => match self.pass(wire, way, left, limits, stopping).await {
+                Asked::Passed(way) => match self.pass(wire, way, left, limits, ends).await {
                     Some(next) => wire = next,
                     None => return,
                 },
@@ -193,23 +193,16 @@ impl Gateway {
     }
 
     /// Has Pingora read again what came of a request and stream it; gives the connection back where it can go on.
-    async fn pass(
-        &self,
-        wire: Wire,
-        way: Way,
-        left: u32,
-        limits: &Limits,
-        stopping: &watch::Receiver<bool>,
-    ) -> Option<Wire> {
+    async fn pass(&self, wire: Wire, way: Way, left: u32, limits: &Limits, ends: &Ends) -> Option<Wire> {
         let (stream, came) = wire.give();
         let mut session = HttpSession::new(stream);
         session.set_pipelined_prefix(came);
         session.set_read_timeout(Some(limits.stall_timeout));
         session.set_write_timeout(Some(limits.stall_timeout));
         session.set_keepalive_reuses_remaining(Some(left));
-        let reused = way.go(self.proxy.process_new_http(ServerSession::H1(session), stopping)).await?;
+        let reused = way.go(self.proxy.process_new_http(ServerSession::H1(session), &ends.last)).await?;
         let (stream, _) = reused.consume();
-        Some(Wire::new(stream, limits, stopping.clone()))
+        Some(Wire::new(stream, limits, ends))
     }
 }
 

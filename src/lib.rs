@@ -41,6 +41,7 @@ pub mod credential;
 pub mod flight;
 pub mod held;
 pub mod reading;
+pub mod supervisor;
 pub mod tls;
 pub mod upstream;
 // 4 runtime
@@ -65,6 +66,7 @@ pub mod gateway;
 pub mod observe;
 pub mod proxy;
 pub mod socket;
+pub mod upgrade;
 pub mod wire;
 // 9 assembly
 pub mod command;

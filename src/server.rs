@@ -1,4 +1,4 @@
-//! The process: listeners, runtime, signals, and the way out.
+//! The process: listeners, runtime, signals, and the ways out: an end, or a successor.
 //!
 //! A room of its own because Pingora's own server can neither tell the ports it bound nor end when
 //! nothing is in flight: connections are accepted here and handed to its `HttpProxy`.
@@ -14,8 +14,12 @@ use crate::observe::{self, AccessLogger};
 use crate::pipeline::Line;
 use crate::question::Shared;
 use crate::runtime::{self, Runtime, reload};
+use crate::supervisor;
+use crate::upgrade::{Meeting, Offer, Predecessor};
+use crate::wire::Ends;
 use socket2::{Domain, Socket, Type};
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -43,6 +47,9 @@ pub enum StartError {
         /// Why.
         error: std::io::Error,
     },
+    /// The running process does not hand over its sockets.
+    #[error("{0}")]
+    Upgrade(String),
     /// The system refuses something that every process needs.
     #[error("{0}")]
     System(String),
@@ -55,6 +62,15 @@ pub struct Server {
     gateway: Arc<Gateway>,
     listeners: Vec<(Listener, std::net::TcpListener)>,
     admin: std::net::TcpListener,
+    predecessor: Option<Predecessor>,
+}
+
+/// Why a process ends.
+enum End {
+    /// It was told to.
+    Signal,
+    /// The process of this id has taken over.
+    Succeeded(u32),
 }
 
 /// Addresses really bound.
@@ -72,18 +88,39 @@ impl Server {
     /// # Errors
     /// All faults of the configuration, or the address that cannot be bound.
     pub fn bind(source: Source) -> Result<Self, StartError> {
+        let (random, now) = (random()?, runtime::now());
+        let runtime = Runtime::start(source, random, now).map_err(StartError::Config)?;
+        Self::with(runtime, None)
+    }
+
+    /// Loads the configuration and, if it is sound, asks the process that runs with it for its sockets. That one goes
+    /// on until [`Server::run`] accepts requests. Addresses that it does not have are bound.
+    ///
+    /// # Errors
+    /// As for [`Server::bind`], and that no process hands its sockets over.
+    pub fn take_over(source: Source) -> Result<Self, StartError> {
+        let (random, now) = (random()?, runtime::now());
+        let checked = Runtime::start(source.clone(), random, now).map_err(StartError::Config)?;
+        let at = Meeting::of(&checked.snapshot().weir.upgrade, &source.directory);
+        let at = at.ok_or_else(|| StartError::Upgrade("upgrade.socket is off in weir.yaml".to_owned()))?;
+        let predecessor = Predecessor::ask(&at).map_err(StartError::Upgrade)?;
+        let runtime = Runtime::start(source, predecessor.key, now).map_err(StartError::Config)?;
+        Self::with(runtime, Some(predecessor))
+    }
+
+    fn with(runtime: Runtime, mut predecessor: Option<Predecessor>) -> Result<Self, StartError> {
         let system = |error: &dyn std::fmt::Display| StartError::System(error.to_string());
-        let mut random = [0; 32];
-        getrandom::fill(&mut random).map_err(|e| system(&e))?;
-        let now = runtime::now();
-        let runtime = Arc::new(Runtime::start(source, random, now).map_err(StartError::Config)?);
+        let (runtime, now) = (Arc::new(runtime), runtime::now());
         let snapshot = runtime.snapshot();
         let metrics = Metrics::new().map_err(|e| system(&e))?;
         let seconds = Duration::from_millis(now.0.unsigned_abs()).as_secs_f64();
         metrics.config.in_force(&snapshot.revision, seconds);
-        let listeners = snapshot.weir.listen.iter().map(|listener| Ok((listener.clone(), bind(listener.address)?)));
+        let mut had = |address| predecessor.as_mut().and_then(|predecessor| predecessor.take(address));
+        let mut listening = |address| had(address).map_or_else(|| bind(address), Ok);
+        let listeners =
+            snapshot.weir.listen.iter().map(|listener| Ok((listener.clone(), listening(listener.address)?)));
         let listeners = listeners.collect::<Result<_, _>>()?;
-        let admin = bind(snapshot.weir.admin.address)?;
+        let admin = listening(snapshot.weir.admin.address)?;
         let shared = Arc::new(Shared::new(metrics, snapshot.weir.max_bytes, snapshot.weir.overload.max_buffered));
         let mut prefix = [0; 4];
         getrandom::fill(&mut prefix).map_err(|e| system(&e))?;
@@ -91,7 +128,7 @@ impl Server {
         let line = Arc::new(Line::new(runtime.clone(), shared.clone()));
         let gateway = Gateway::new(line, AccessLogger::new(std::io::stdout()), prefix, &snapshot.weir.limits);
         let gateway = Arc::new(gateway);
-        Ok(Self { runtime, shared, gateway, listeners, admin })
+        Ok(Self { runtime, shared, gateway, listeners, admin, predecessor })
     }
 
     /// The addresses really bound.
@@ -105,7 +142,14 @@ impl Server {
         Ok(Addresses { http, admin: local(&self.admin)? })
     }
 
-    /// Serves until SIGTERM or SIGINT, then until nothing is in flight or the grace is over.
+    /// What another process would be handed, each with the address it was configured for.
+    fn sockets(&self) -> std::io::Result<Vec<(SocketAddr, OwnedFd)>> {
+        let admin = (self.runtime.started().admin.address, &self.admin);
+        let all = self.listeners.iter().map(|(config, listener)| (config.address, listener)).chain([admin]);
+        all.map(|(address, listener)| Ok((address, listener.try_clone()?.into()))).collect()
+    }
+
+    /// Serves until SIGTERM, SIGINT or a successor, then until nothing is in flight or the grace is over.
     /// `ready` is called once requests are accepted.
     ///
     /// # Errors
@@ -123,49 +167,144 @@ impl Server {
     }
 
     async fn serve(self, ready: impl FnOnce()) -> std::io::Result<()> {
-        let (stop, stopping) = watch::channel(false);
-        let draining = Arc::new(AtomicBool::new(false));
+        let (sockets, predecessor, runtime, shared) = (self.sockets()?, self.predecessor, self.runtime, self.shared);
+        let way_out = WayOut::new();
         let open = Arc::<Connections>::default();
-        let admin = Admin { runtime: self.runtime.clone(), shared: self.shared.clone(), draining: draining.clone() };
-        let (connections, background) = (TaskTracker::new(), TaskTracker::new());
+        let background = TaskTracker::new();
         for (position, (config, listener)) in self.listeners.into_iter().enumerate() {
             let door = Door {
                 listener: position,
                 gateway: self.gateway.clone(),
                 h2c: config.h2c,
-                runtime: self.runtime.clone(),
+                runtime: runtime.clone(),
                 connections: open.clone(),
-                metrics: self.shared.metrics.edge.clone(),
+                metrics: shared.metrics.edge.clone(),
                 refusing: Arc::new(Semaphore::new(accept::MOST_REFUSING)),
             };
-            let (tasks, stopping) = (connections.clone(), stopping.clone());
-            background.spawn(accept::clients(listen(listener)?, Arc::new(door), tasks, stopping));
+            let (tasks, ends) = (way_out.connections.clone(), way_out.ends());
+            background.spawn(accept::clients(listen(listener)?, Arc::new(door), tasks, ends));
         }
-        // Operators may look until the end: their connections are not waited for.
-        let (never, running) = watch::channel(false);
-        background.spawn(accept::operators(listen(self.admin)?, Arc::new(admin), running));
-        background.spawn(watch_files(self.runtime.clone(), self.shared.clone()));
-        background.spawn(reload_on_hangup(self.runtime.clone(), self.shared.clone()));
-        background.spawn(sweep(self.runtime.clone()));
+        let admin = Admin { runtime: runtime.clone(), shared: shared.clone(), draining: way_out.draining.clone() };
+        background.spawn(accept::operators(listen(self.admin)?, Arc::new(admin), way_out.leave.subscribe()));
+        background.spawn(watch_files(runtime.clone(), shared.clone()));
+        background.spawn(reload_on_hangup(runtime.clone(), shared.clone()));
+        background.spawn(sweep(runtime.clone()));
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let offer = offer(&runtime, predecessor, sockets).await;
         ready();
-        tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }
-        draining.store(true, Ordering::Release);
-        stop.send_replace(true);
-        self.shared.stopping.cancel();
-        connections.close();
-        let grace = self.runtime.snapshot().weir.grace;
-        let (open, begun) = (connections.len(), tokio::time::Instant::now());
-        let drained = tokio::time::timeout(grace, connections.wait());
+        supervisor::ready();
+        let taken = async {
+            match &offer {
+                Some(offer) => offer.taken().await,
+                None => std::future::pending().await,
+            }
+        };
+        let end = tokio::select! {
+            _ = terminate.recv() => End::Signal,
+            _ = interrupt.recv() => End::Signal,
+            pid = taken => End::Succeeded(pid),
+        };
+        way_out.stop(&end, &shared);
+        tell(&end, offer);
+        way_out.drain(&end, runtime.snapshot().weir.grace).await;
+        Ok(())
+    }
+}
+
+/// What ends, in the order in which it does.
+struct WayOut {
+    draining: Arc<AtomicBool>,
+    /// No connection is accepted, and none has more than one further request.
+    stop: watch::Sender<bool>,
+    /// Operators' connections are not accepted.
+    leave: watch::Sender<bool>,
+    /// Connections without a request are closed.
+    close: watch::Sender<bool>,
+    connections: TaskTracker,
+}
+
+impl WayOut {
+    fn new() -> Self {
+        let [stop, leave, close] = [(); 3].map(|()| watch::channel(false).0);
+        Self { draining: Arc::default(), stop, leave, close, connections: TaskTracker::new() }
+    }
+
+    /// What a connection is told.
+    fn ends(&self) -> Ends {
+        Ends { last: self.stop.subscribe(), now: self.close.subscribe() }
+    }
+
+    fn stop(&self, end: &End, shared: &Shared) {
+        shared.stopping.cancel();
+        self.draining.store(true, Ordering::Release);
+        self.stop.send_replace(true);
+        // Operators may look until the end, unless a successor answers them.
+        self.leave.send_replace(matches!(end, End::Succeeded(_)));
+        self.connections.close();
+    }
+
+    /// Waits until nothing is in flight, or until the grace is over.
+    async fn drain(&self, end: &End, grace: Duration) {
+        let (connections, begun) = (&self.connections, tokio::time::Instant::now());
+        let open = connections.len();
+        let drained = tokio::time::timeout(grace, async {
+            if let End::Succeeded(_) = end {
+                // A request may be on its way on a connection that looks idle. Each has time for one more, whose answer
+                // says that it is the last; what is not used for so long is closed with little risk.
+                let _ = tokio::time::timeout(grace / 2, connections.wait()).await;
+            }
+            self.close.send_replace(true);
+            connections.wait().await;
+        });
         let (drained, took) = (drained.await.is_ok(), begun.elapsed().as_millis());
-        drop(never);
         observe::say(&match drained {
             true => format!("drained {open} connections in {took} ms"),
             false => {
                 format!("{} connections were still open after the grace of {} ms", connections.len(), grace.as_millis())
             }
         });
-        Ok(())
+    }
+}
+
+fn random() -> Result<[u8; 32], StartError> {
+    let mut random = [0; 32];
+    getrandom::fill(&mut random).map_err(|e| StartError::System(e.to_string()))?;
+    Ok(random)
+}
+
+/// Relieves the process before this one, and offers the sockets to the one after it.
+async fn offer(
+    runtime: &Runtime,
+    predecessor: Option<Predecessor>,
+    sockets: Vec<(SocketAddr, OwnedFd)>,
+) -> Option<Offer> {
+    let at = Meeting::of(&runtime.started().upgrade, &runtime.source().directory);
+    let mut door = None;
+    if let Some(predecessor) = predecessor {
+        let next = at.clone();
+        let relieved = tokio::task::spawn_blocking(move || predecessor.relieve(next.as_ref())).await;
+        door = relieved.unwrap_or_else(|error| Err(error.to_string())).unwrap_or_else(|why| {
+            observe::say(&why);
+            None
+        });
+    }
+    let at = at?;
+    let cannot =
+        |error| observe::say(&format!("no upgrade without a gap: nobody can come to upgrade.socket ({at}): {error}"));
+    Offer::new(at.clone(), door, sockets, runtime.random()).map_err(cannot).ok()
+}
+
+/// Says how it ends, to whom it concerns.
+fn tell(end: &End, offer: Option<Offer>) {
+    match end {
+        End::Signal => {
+            offer.into_iter().for_each(Offer::withdraw);
+            supervisor::stopping();
+        }
+        End::Succeeded(pid) => {
+            observe::say(&format!("process {pid} has taken over"));
+            supervisor::succeeded_by(*pid);
+        }
     }
 }
 

@@ -46,6 +46,15 @@ pub enum Came {
     Malformed(Box<Problem>),
 }
 
+/// What ends connections that could go on. Nobody looks at what is told by these: that it changed says it all.
+#[derive(Clone)]
+pub struct Ends {
+    /// The next request is the last.
+    pub last: watch::Receiver<bool>,
+    /// One that waits for a request waits no longer.
+    pub now: watch::Receiver<bool>,
+}
+
 /// A connection.
 pub struct Wire {
     stream: Stream,
@@ -56,6 +65,7 @@ pub struct Wire {
     out: Vec<u8>,
     date: Date,
     deadline: Deadline,
+    last: watch::Receiver<bool>,
     stop: Stop,
     idle: Duration,
     header: Duration,
@@ -67,7 +77,7 @@ pub struct Wire {
 impl Wire {
     /// A connection on which nothing came yet.
     #[must_use]
-    pub fn new(stream: Stream, limits: &Limits, stopping: watch::Receiver<bool>) -> Self {
+    pub fn new(stream: Stream, limits: &Limits, ends: &Ends) -> Self {
         Self {
             stream,
             buffer: vec![0; BUFFER],
@@ -75,7 +85,8 @@ impl Wire {
             out: Vec::new(),
             date: Date::default(),
             deadline: Deadline::new(),
-            stop: Stop::new(stopping),
+            last: ends.last.clone(),
+            stop: Stop::new(ends.now.clone()),
             idle: limits.idle_timeout,
             header: limits.header_timeout,
             stall: limits.stall_timeout,
@@ -86,7 +97,7 @@ impl Wire {
     /// Whether no further request is wanted.
     #[must_use]
     pub fn stops(&self) -> bool {
-        self.stop.is_told()
+        is_told(&self.last)
     }
 
     /// Waits for the next request.
@@ -351,6 +362,11 @@ impl Deadline {
     }
 }
 
+/// Nobody ever looks at what was told, so that it stays news.
+fn is_told(told: &watch::Receiver<bool>) -> bool {
+    told.has_changed().unwrap_or(true)
+}
+
 /// Whether it is time to stop, and a task that wants to know. Asked of it all the time, so it is one look at a
 /// number; only the first wait registers with what all connections share.
 struct Stop {
@@ -363,11 +379,6 @@ impl Stop {
         Self { told, listening: None }
     }
 
-    /// Nobody ever looks at what was told, so that it stays news.
-    fn is_told(&self) -> bool {
-        self.told.has_changed().unwrap_or(true)
-    }
-
     /// A connection has one task, so its waker stays the same.
     fn poll(&mut self, cx: &mut Context<'_>) -> bool {
         if self.listening.is_none() {
@@ -378,6 +389,6 @@ impl Stop {
             let _ = listening.as_mut().poll(cx);
             self.listening = Some(listening);
         }
-        self.is_told()
+        is_told(&self.told)
     }
 }

@@ -34,7 +34,11 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Run the gateway (the default)
-    Run,
+    Run {
+        /// Take over the sockets of the one that runs with this configuration; it then ends, without a failed request
+        #[arg(long)]
+        upgrade: bool,
+    },
     /// Check the configuration and run its examples; exit 1 on any fault
     Check,
     /// Print the unified session of a provider's body; a coverage table goes to stderr
@@ -69,8 +73,8 @@ enum KeyCommand {
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let source = Source::new(arguments.config);
-    match arguments.command.unwrap_or(Command::Run) {
-        Command::Run => run(source),
+    match arguments.command.unwrap_or(Command::Run { upgrade: false }) {
+        Command::Run { upgrade } => run(source, upgrade),
         Command::Check => check(&source),
         Command::Map { provider, file, reveal_secrets } => map::map(&source, &provider, &file, reveal_secrets),
         Command::Key(KeyCommand::New) => key_new(),
@@ -94,8 +98,9 @@ fn list_faults(faults: &[Fault]) {
     faults.iter().for_each(|fault| complain(&fault.to_string()));
 }
 
-fn run(source: Source) -> ExitCode {
-    let started = Server::bind(source).and_then(|server| {
+fn run(source: Source, upgrade: bool) -> ExitCode {
+    let bound = if upgrade { Server::take_over(source) } else { Server::bind(source) };
+    let started = bound.and_then(|server| {
         let Addresses { http, admin } = server.addresses()?;
         let http: Vec<String> = http.iter().map(|address| format!("http={address}")).collect();
         server.run(|| complain(&format!("listening {} admin={admin}", http.join(" "))))

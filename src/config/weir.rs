@@ -21,6 +21,8 @@ pub struct Weir {
     pub workers: usize,
     /// How long requests in flight may take to end after SIGTERM.
     pub grace: Duration,
+    /// Where a running process hands its sockets to the next.
+    pub upgrade: HandOver,
     /// What is logged of requests.
     pub access_log: AccessLog,
     /// The cache's weighed size in bytes.
@@ -37,6 +39,17 @@ pub struct Weir {
     pub page_token_key: Secret,
     /// Policies that clients name.
     pub policies: Vec<Policy>,
+}
+
+/// Where a running process hands its sockets to the next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HandOver {
+    /// At a place made of the user and the configuration's directory.
+    Default,
+    /// Nowhere.
+    Off,
+    /// At this socket: a path, or `@NAME` for an abstract one.
+    At(String),
 }
 
 /// The admin listener.
@@ -116,6 +129,12 @@ pub fn decode(root: &Node, cx: &mut Cx<'_>) -> Option<Weir> {
         fields.end(cx);
         grace
     });
+    let upgrade = fields.optional("upgrade", cx, |node, cx| {
+        let mut fields = Fields::of(node, "upgrade", cx)?;
+        let socket = fields.optional("socket", cx, hand_over);
+        fields.end(cx);
+        socket
+    });
     let access_log = fields.optional("access_log", cx, access_log);
     let max_bytes = fields.optional("cache", cx, |node, cx| {
         let mut fields = Fields::of(node, "cache", cx)?;
@@ -143,6 +162,7 @@ pub fn decode(root: &Node, cx: &mut Cx<'_>) -> Option<Weir> {
         admin: admin.unwrap_or_else(default_admin),
         workers: workers.unwrap_or(0),
         grace: grace.unwrap_or(Duration::from_secs(10)),
+        upgrade: upgrade.unwrap_or(HandOver::Default),
         access_log: access_log.unwrap_or(AccessLog::On),
         max_bytes: max_bytes.unwrap_or(256 << 20),
         limits: limits.unwrap_or_default(),
@@ -162,6 +182,23 @@ fn workers(node: &Node, cx: &mut Cx<'_>) -> Option<usize> {
         &node.place,
         workers.ok_or_else(|| format!("{number} workers are too many; at most 1024, 0 for one per core")),
     )
+}
+
+/// `auto`, `off`, an absolute path, or `@NAME`. The system takes at most 107 bytes (unix(7)).
+fn hand_over(node: &Node, cx: &mut Cx<'_>) -> Option<HandOver> {
+    let at = decode::at_text(node, cx)?;
+    match at.value.as_str() {
+        "auto" => Some(HandOver::Default),
+        "off" | "false" => Some(HandOver::Off),
+        text if text.len() <= 107 && text.len() > 1 && text.starts_with(['/', '@']) => {
+            Some(HandOver::At(text.to_owned()))
+        }
+        text => {
+            let right = "write auto, off, an absolute path, or @NAME for an abstract socket, at most 107 bytes";
+            cx.faults.add(&at.place, format!("{text:?} is not a place for a socket; {right}"));
+            None
+        }
+    }
 }
 
 fn overload(node: &Node, cx: &mut Cx<'_>) -> Option<Overload> {

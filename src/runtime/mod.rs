@@ -77,6 +77,12 @@ impl Runtime {
         &self.started
     }
 
+    /// Signs page tokens where the config has no key.
+    #[must_use]
+    pub fn random(&self) -> [u8; 32] {
+        self.random
+    }
+
     /// Where it is read from.
     #[must_use]
     pub fn source(&self) -> &Source {

@@ -36,4 +36,5 @@ mod sdk;
 mod support;
 mod tools;
 mod transport;
+mod upgrade;
 mod watch;

@@ -101,6 +101,10 @@ impl Process {
         assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
     }
 
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The exit status, waited for.
     pub fn wait(&mut self) -> ExitStatus {
         let mut status = None;
@@ -307,6 +311,17 @@ impl Config {
         command
     }
 
+    /// A process of `weir` with the simulator's environment.
+    pub fn run(&self, arguments: &[&str], sim: &Sim) -> Process {
+        let mut command = self.command(arguments);
+        for line in sim.process.stdout.lock().unwrap().iter() {
+            if let Some((name, value)) = line.strip_prefix("env ").and_then(|pair| pair.split_once('=')) {
+                command.env(name, value);
+            }
+        }
+        Process::start(command.envs(self.env.iter().map(|(n, v)| (n, v))))
+    }
+
     pub fn start(self, sim: &Sim) -> Weir {
         Weir::start(self, sim)
     }
@@ -343,13 +358,7 @@ pub struct Weir {
 
 impl Weir {
     fn start(config: Config, sim: &Sim) -> Self {
-        let mut command = config.command(&["run"]);
-        for line in sim.process.stdout.lock().unwrap().iter() {
-            if let Some((name, value)) = line.strip_prefix("env ").and_then(|pair| pair.split_once('=')) {
-                command.env(name, value);
-            }
-        }
-        let process = Process::start(command.envs(config.env.iter().map(|(n, v)| (n, v))));
+        let process = config.run(&["run"], sim);
         let line = line_with(&process.stderr, "listening http=");
         let (http, admin) = line.split_once(" admin=").unwrap();
         // The first of several.
