@@ -35,6 +35,7 @@ pub mod route;
 pub mod template;
 pub mod turns;
 // 3 mechanisms: with state or IO
+pub mod audit;
 pub mod breaker;
 pub mod cache;
 pub mod credential;

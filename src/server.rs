@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::task::TaskTracker;
 
@@ -187,9 +187,10 @@ impl Server {
         let admin = Admin { runtime: runtime.clone(), shared: shared.clone(), draining: way_out.draining.clone() };
         background.spawn(accept::operators(listen(self.admin)?, Arc::new(admin), way_out.leave.subscribe()));
         background.spawn(watch_files(runtime.clone(), shared.clone()));
-        background.spawn(reload_on_hangup(runtime.clone(), shared.clone()));
-        background.spawn(sweep(runtime.clone()));
+        // Before anyone is told that it runs: a signal that nobody waits for ends the process.
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        background.spawn(reload_on_hangup(signal(SignalKind::hangup())?, runtime.clone(), shared.clone()));
+        background.spawn(sweep(runtime.clone()));
         let offer = offer(&runtime, predecessor, sockets).await;
         ready();
         supervisor::ready();
@@ -340,8 +341,7 @@ async fn watch_files(runtime: Arc<Runtime>, shared: Arc<Shared>) {
     }
 }
 
-async fn reload_on_hangup(runtime: Arc<Runtime>, shared: Arc<Shared>) {
-    let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
+async fn reload_on_hangup(mut hangup: Signal, runtime: Arc<Runtime>, shared: Arc<Shared>) {
     while hangup.recv().await.is_some() {
         admin::reload(&runtime, &shared, "SIGHUP").await;
     }

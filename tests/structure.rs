@@ -33,7 +33,7 @@ const FLOORS: &[&[&str]] = &[
     &["parameters"],
     &["route"],
     &["breaker", "cache", "flight", "held", "reading", "supervisor", "tls", "trace"],
-    &["upstream"],
+    &["audit", "upstream"],
     &["credential"],
     &["runtime"],
     &["gate", "question"],

@@ -12,7 +12,7 @@ fuzz_target!(|text: &str| {
     let document = tree::parse(&"fuzz.yaml".into(), text, &env, &mut faults);
     let Some(root) = document.root else { return };
     let read_file = |_: &str| Err("not here".to_owned());
-    let mut cx = Cx { faults: &mut faults, read_file: &read_file, cut: document.cut };
+    let mut cx = Cx::new(&mut faults, &read_file, document.cut);
     let _ = own::decode(&root, &mut cx);
     let _ = clients::decode(&root, &mut cx);
     let _ = provider::decode(&root, &mut cx);

@@ -7,12 +7,14 @@ mod health;
 mod map;
 mod purge;
 
+use crate::audit;
 use crate::config::faults::Fault;
-use crate::config::load::Source;
+use crate::config::load::{self, Source};
+use crate::config::sketch;
 use crate::runtime;
 use crate::runtime::snapshot::Snapshot;
 use crate::server::{Addresses, Server, StartError};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use sha2::{Digest, Sha256};
 use std::io::Write;
 use std::path::PathBuf;
@@ -40,7 +42,23 @@ enum Command {
         upgrade: bool,
     },
     /// Check the configuration and run its examples; exit 1 on any fault
-    Check,
+    Check {
+        /// Also say what is sound but weak; exit 1 on any finding
+        #[arg(long)]
+        strict: bool,
+    },
+    /// Print the JSON Schema (2020-12) of a configuration file, for editors
+    Schema {
+        /// Which file
+        #[arg(value_enum, default_value = "weir")]
+        file: SchemaOf,
+    },
+    /// Print the completions of a shell
+    Completions {
+        /// Which shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
     /// Print the unified session of a provider's body; a coverage table goes to stderr
     Map {
         /// The provider's name
@@ -62,6 +80,17 @@ enum Command {
     Demo,
 }
 
+/// A kind of configuration file.
+#[derive(Clone, Copy, ValueEnum)]
+enum SchemaOf {
+    /// weir.yaml
+    Weir,
+    /// clients.yaml
+    Clients,
+    /// providers/*.yaml
+    Provider,
+}
+
 #[derive(Subcommand)]
 enum KeyCommand {
     /// Make a random key and print it with its line for clients.yaml
@@ -75,7 +104,9 @@ pub fn main() -> ExitCode {
     let source = Source::new(arguments.config);
     match arguments.command.unwrap_or(Command::Run { upgrade: false }) {
         Command::Run { upgrade } => run(source, upgrade),
-        Command::Check => check(&source),
+        Command::Check { strict } => check(&source, strict),
+        Command::Schema { file } => schema(file),
+        Command::Completions { shell } => completions(shell),
         Command::Map { provider, file, reveal_secrets } => map::map(&source, &provider, &file, reveal_secrets),
         Command::Key(KeyCommand::New) => key_new(),
         Command::Purge(arguments) => purge::purge(&source, &arguments),
@@ -123,9 +154,33 @@ fn finish(result: Result<(), StartError>) -> ExitCode {
     }
 }
 
-fn check(source: &Source) -> ExitCode {
+fn schema(file: SchemaOf) -> ExitCode {
+    let file = match file {
+        SchemaOf::Weir => sketch::File::Weir,
+        SchemaOf::Clients => sketch::File::Clients,
+        SchemaOf::Provider => sketch::File::Provider,
+    };
+    print(&format!("{:#}\n", sketch::schema(file)));
+    ExitCode::SUCCESS
+}
+
+fn completions(shell: clap_complete::Shell) -> ExitCode {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Arguments::command(), "weir", &mut script);
+    print(&String::from_utf8_lossy(&script));
+    ExitCode::SUCCESS
+}
+
+fn check(source: &Source, strict: bool) -> ExitCode {
     match Snapshot::load(source, None, &[0; 32], runtime::now()) {
         Ok(snapshot) => {
+            let audited = load::load(source).config.filter(|_| strict);
+            let findings = audited.map_or_else(Vec::new, |config| audit::audit(&config, runtime::now()));
+            if !findings.is_empty() {
+                list_faults(&findings);
+                complain(&format!("weir: nothing is wrong, but {} things could be better", findings.len()));
+                return ExitCode::FAILURE;
+            }
             print(&format!(
                 "ok: revision {}, {} providers, {} clients, {} files\n",
                 snapshot.revision,

@@ -88,28 +88,24 @@ fn by_provider<T>(
     cx: &mut Cx<'_>,
     read: impl Fn(&Node, &mut Cx<'_>) -> Option<T>,
 ) -> Option<Vec<(At<String>, T)>> {
-    let entries = decode::map(node, what, cx)?;
-    let named = |(key, node): &(super::tree::Key, Node), cx: &mut Cx<'_>| {
+    decode::each(node, what, &[], cx, |key, node, cx| {
         let provider = At { value: key.name.clone(), place: key.place.clone() };
         Some((provider, read(node, cx)?))
-    };
-    Some(entries.iter().filter_map(|entry| named(entry, cx)).collect())
+    })
 }
 
 fn key(node: &Node, cx: &mut Cx<'_>) -> Option<Key> {
     let mut fields = Fields::of(node, "a key", cx)?;
     let sha256 = fields.required("sha256", cx, |node, cx| {
-        let at = decode::at_text(node, cx)?;
-        let digest =
-            hex(&at.value).ok_or("a key is kept as its SHA-256: 64 hexadecimal digits, as `weir key new` prints them");
-        cx.faults.keep(&at.place, digest)
+        // It may be the key itself that stands there: it is not repeated.
+        let wanted = "a key is kept as its SHA-256: 64 hexadecimal digits, as `weir key new` prints them";
+        let digest = |text: &str| hex(text).ok_or_else(|| wanted.to_owned());
+        decode::shaped(node, cx, "^[0-9A-Fa-f]{64}$", digest).map(|at| at.value)
     });
     let expires_at = fields.optional("expires_at", cx, |node, cx| {
-        let at = decode::at_text(node, cx)?;
-        let time = parse_time(&at.value)
-            .map(|(_, time)| time)
-            .ok_or_else(|| format!("{:?} is not a time; write RFC 3339 as in 2027-01-31T00:00:00Z", at.value));
-        cx.faults.keep(&at.place, time)
+        let wrong = |text: &str| format!("{text:?} is not a time; write RFC 3339 as in 2027-01-31T00:00:00Z");
+        let time = |text: &str| parse_time(text).map(|(_, time)| time).ok_or_else(|| wrong(text));
+        decode::shaped(node, cx, "^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt].*$", time).map(|at| at.value)
     });
     let place = fields.place().clone();
     fields.end(cx);

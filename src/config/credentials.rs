@@ -39,7 +39,8 @@ pub struct OAuth2 {
 /// `{ header: NAME, value: SECRET }`, `{ bearer: SECRET }`, `{ oauth2: … }` or `{ mode: forward, header: NAME }`.
 pub fn decode(node: &Node, cx: &mut Cx<'_>) -> Option<Credential> {
     let mut fields = Fields::of(node, "credentials", cx)?;
-    let mode = fields.optional("mode", cx, decode::at_text);
+    let mode =
+        fields.optional("mode", cx, |node, cx| decode::one_of(node, cx, "mode", &[("swap", false), ("forward", true)]));
     let header = fields.optional("header", cx, decode::at_text);
     let value = fields.optional("value", cx, decode::secret);
     let bearer = fields.optional("bearer", cx, decode::secret);
@@ -47,16 +48,12 @@ pub fn decode(node: &Node, cx: &mut Cx<'_>) -> Option<Credential> {
     let place = fields.place().clone();
     // `value: ""` and `bearer: ""` are written, but empty: no credential.
     let written = ["value", "bearer", "oauth2"].map(|key| fields.node(key).is_some());
+    let wrong_mode = mode.is_none() && fields.node("mode").is_some();
     fields.end(cx);
-    let forward = match mode.as_ref().map(|at| (at.value.as_str(), &at.place)) {
-        None | Some(("swap", _)) => false,
-        Some(("forward", _)) => true,
-        Some((other, place)) => {
-            cx.faults.add(place, decode::unknown("mode", other, ["swap", "forward"].into_iter()));
-            return None;
-        }
-    };
-    match (forward, header, written) {
+    if wrong_mode {
+        return None;
+    }
+    match (mode.unwrap_or(false), header, written) {
         (true, Some(header), [false, false, false]) => Some(Credential::Forward { header }),
         (false, Some(header), [true, false, false]) => Some(Credential::Header { header, value: value? }),
         (false, None, [false, true, false]) => Some(bearer_of(bearer?, place)),

@@ -2,7 +2,7 @@
 
 use super::decode::{self, Cx, Fields, Secret};
 use super::faults::{At, Place};
-use super::tree::{Node, Value};
+use super::tree::Node;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -16,6 +16,8 @@ pub struct Listener {
     pub tls: Option<Tls>,
     /// HTTP/2 by prior knowledge, without TLS (RFC 9113, section 3.3).
     pub h2c: bool,
+    /// Where it stands.
+    pub place: Place,
 }
 
 /// What a listener asks of who connects; more is greater.
@@ -158,11 +160,10 @@ pub fn counted_as(address: IpAddr) -> IpAddr {
 
 /// An IP address and a port.
 pub(super) fn address(node: &Node, cx: &mut Cx<'_>) -> Option<At<SocketAddr>> {
-    let at = decode::at_text(node, cx)?;
-    let parsed = at.value.parse().map_err(|_| {
-        format!("{:?} is not an address; write an IP address and a port, as in 127.0.0.1:8080 or [::]:8080", at.value)
-    });
-    cx.faults.keep(&at.place, parsed).map(|value| At { value, place: at.place })
+    let right = "write an IP address and a port, as in 127.0.0.1:8080 or [::]:8080";
+    decode::shaped(node, cx, r"^[0-9A-Fa-f.:\[\]%]+:[0-9]{1,5}$", |text| {
+        text.parse().map_err(|_| format!("{text:?} is not an address; {right}"))
+    })
 }
 
 pub(super) fn listener(node: &Node, cx: &mut Cx<'_>) -> Option<Listener> {
@@ -179,7 +180,7 @@ pub(super) fn listener(node: &Node, cx: &mut Cx<'_>) -> Option<Listener> {
     if written && tls.is_none() {
         return None;
     }
-    address.map(|at| Listener { address: at.value, tls, h2c })
+    address.map(|at| Listener { address: at.value, tls, h2c, place: at.place })
 }
 
 fn tls(node: &Node, cx: &mut Cx<'_>) -> Option<Tls> {
@@ -255,23 +256,23 @@ fn within_pingora(limits: &Limits, place: &Place, cx: &mut Cx<'_>) {
 
 /// `off`, or a bucket.
 fn failures(node: &Node, cx: &mut Cx<'_>) -> Option<Option<Failures>> {
-    if !matches!(node.value, Value::Map(_)) {
-        return match decode::boolean(node, cx)? {
-            false => Some(None),
-            true => {
-                cx.faults.add(&node.place, "auth_failures is off, or { requests: N, per: DURATION, burst: N }");
-                None
-            }
-        };
-    }
-    let mut fields = Fields::of(node, "auth_failures", cx)?;
-    let requests = fields.required("requests", cx, decode::positive);
-    let per = fields.required("per", cx, decode::positive_duration);
-    let burst = fields.optional("burst", cx, decode::positive);
-    fields.end(cx);
-    let (requests, per) = (requests?, per?);
-    let burst = decode::burst(&node.place, requests, per, burst.unwrap_or(requests), cx);
-    Some(Some(Failures { requests, per, burst }))
+    let bucket = |node: &Node, cx: &mut Cx<'_>| {
+        let mut fields = Fields::of(node, "auth_failures", cx)?;
+        let requests = fields.required("requests", cx, decode::positive);
+        let per = fields.required("per", cx, decode::positive_duration);
+        let burst = fields.optional("burst", cx, decode::positive);
+        fields.end(cx);
+        let (requests, per) = (requests?, per?);
+        let burst = decode::burst(&node.place, requests, per, burst.unwrap_or(requests), cx);
+        Some(Some(Failures { requests, per, burst }))
+    };
+    decode::either(node, cx, bucket, |node, cx| match decode::boolean(node, cx)? {
+        false => Some(None),
+        true => {
+            cx.faults.add(&node.place, "auth_failures is off, or { requests: N, per: DURATION, burst: N }");
+            None
+        }
+    })
 }
 
 pub(super) fn cors(node: &Node, cx: &mut Cx<'_>) -> Option<Cors> {

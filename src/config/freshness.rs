@@ -70,15 +70,11 @@ pub(super) fn decode(node: &Node, cx: &mut Cx<'_>) -> Option<Freshness> {
 }
 
 fn by_status(node: &Node, cx: &mut Cx<'_>) -> Option<Vec<(Status, Duration)>> {
-    let entries = decode::map(node, "by_status", cx)?;
-    let mut all = Vec::new();
-    for (key, node) in entries {
-        let Some(status) = Status::parse(&key.name) else {
-            let known = Status::ALL.iter().map(|s| s.as_str());
-            cx.faults.add(&key.place, decode::unknown("status", &key.name, known));
-            continue;
-        };
-        all.extend(decode::duration(node, cx).map(|duration| (status, duration)));
-    }
-    Some(all)
+    let known = Status::ALL.map(Status::as_str);
+    decode::each(node, "by_status", &known, cx, |key, node, cx| {
+        let status = Status::parse(&key.name);
+        let status = status.ok_or_else(|| decode::unknown("status", &key.name, known.into_iter()));
+        let status = cx.faults.keep(&key.place, status)?;
+        decode::duration(node, cx).map(|duration| (status, duration))
+    })
 }

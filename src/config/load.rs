@@ -207,7 +207,7 @@ impl Decoder<'_> {
             }
             return None;
         };
-        decode(&root, &mut Cx { faults: self.faults, read_file: self.read_file, cut })
+        decode(&root, &mut Cx::new(self.faults, self.read_file, cut))
     }
 
     /// Takes `<case>.native.json` with its `<case>.unified.json`.

@@ -13,6 +13,7 @@ pub mod freshness;
 pub mod load;
 pub mod native;
 pub mod provider;
+pub mod sketch;
 pub mod tree;
 pub mod upstream;
 pub mod weir;

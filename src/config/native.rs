@@ -65,31 +65,24 @@ pub(super) fn decode(node: &Node, cx: &mut Cx<'_>) -> Option<Native> {
 }
 
 fn host(node: &Node, cx: &mut Cx<'_>) -> Option<At<String>> {
-    let mut at = decode::at_text(node, cx)?;
-    at.value = at.value.to_ascii_lowercase();
-    let good = at.value.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.:[]_".contains(&b));
-    if !good {
-        cx.faults
-            .add(&at.place, format!("{:?} is not a host; write NAME or NAME:PORT, without scheme or path", at.value));
-    }
-    good.then_some(at)
+    let good = |host: &str| host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.:[]_".contains(&b));
+    decode::shaped(node, cx, r"^[A-Za-z0-9.:\[\]_-]+$", |host| match good(host) {
+        true => Ok(host.to_ascii_lowercase()),
+        false => Err(format!("{host:?} is not a host; write NAME or NAME:PORT, without scheme or path")),
+    })
 }
 
 fn shape(node: &Node, cx: &mut Cx<'_>) -> Option<Shape> {
     let mut fields = Fields::of(node, "errors", cx)?;
     let body = fields.required("body", cx, decode::at_text);
     let words = fields.optional("words", cx, |node, cx| {
-        let groups = decode::map(node, "words", cx)?;
-        let group = |(name, node): &(super::tree::Key, Node), cx: &mut Cx<'_>| {
-            let entries = decode::map(node, "words", cx)?;
-            let word = |(code, node): &(super::tree::Key, Node), cx: &mut Cx<'_>| {
+        decode::each(node, "words", &[], cx, |name, node, cx| {
+            let words = decode::each(node, "words", &[], cx, |code, node, cx| {
                 let code = At { value: code.name.clone(), place: code.place.clone() };
                 Some((code, decode::text(node, cx)?))
-            };
-            let name = At { value: name.name.clone(), place: name.place.clone() };
-            Some((name, entries.iter().filter_map(|entry| word(entry, cx)).collect()))
-        };
-        Some(groups.iter().filter_map(|entry| group(entry, cx)).collect())
+            });
+            Some((At { value: name.name.clone(), place: name.place.clone() }, words?))
+        })
     });
     let headers = fields.optional("headers", cx, |node, cx| decode::list(node, cx, header));
     fields.end(cx);

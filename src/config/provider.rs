@@ -8,7 +8,7 @@ use super::decode::{self, Cx, Fields};
 use super::faults::{At, Place};
 use super::freshness::{self, Freshness};
 use super::native::{self, Native};
-use super::tree::{Node, Value};
+use super::tree::Node;
 use super::upstream::{self, Upstream};
 use crate::error::{Code, RULE_CODES};
 use crate::model::{FIELDS, Field, Kind, MODALITIES, Status};
@@ -93,6 +93,13 @@ pub struct Rule {
     pub default: Option<At<String>>,
     /// Left out unless the client may see secrets.
     pub secret: bool,
+}
+
+impl Rule {
+    fn at(place: &Place) -> Self {
+        let (from, values) = (Vec::new(), Vec::new());
+        Self { place: place.clone(), from, constant: None, values, default: None, secret: false }
+    }
 }
 
 /// How a provider's errors are read.
@@ -183,8 +190,7 @@ fn operation(node: &Node, item: &'static str, cx: &mut Cx<'_>) -> Option<Operati
     let mut fields = Fields::of(node, "an operation", cx)?;
     let request = fields.required("request", cx, decode::at_text);
     let query = fields.optional("query", cx, |node, cx| {
-        let entries = decode::map(node, "query", cx)?;
-        Some(entries.iter().filter_map(|(key, node)| Some((key.name.clone(), decode::at_text(node, cx)?))).collect())
+        decode::each(node, "query", &[], cx, |key, node, cx| Some((key.name.clone(), decode::at_text(node, cx)?)))
     });
     let path = fields.required(item, cx, decode::at_text);
     let (mut next, mut total, mut max_limit) = (None, None, None);
@@ -226,32 +232,29 @@ fn session(node: &Node, cx: &mut Cx<'_>) -> Option<Vec<(Field, Rule)>> {
 }
 
 fn rule(field: Field, node: &Node, cx: &mut Cx<'_>) -> Option<Rule> {
-    let empty = |from| Rule {
-        place: node.place.clone(),
-        from,
-        constant: None,
-        values: Vec::new(),
-        default: None,
-        secret: false,
-    };
-    if !matches!(node.value, Value::Map(_)) {
-        return decode::list(node, cx, decode::at_text).map(empty);
-    }
+    decode::either(
+        node,
+        cx,
+        |node, cx| written_rule(field, node, cx),
+        |node, cx| {
+            let from = decode::list(node, cx, decode::at_text)?;
+            Some(Rule { from, ..Rule::at(&node.place) })
+        },
+    )
+}
+
+fn written_rule(field: Field, node: &Node, cx: &mut Cx<'_>) -> Option<Rule> {
     let mut fields = Fields::of(node, "a rule", cx)?;
     let from = fields.optional("from", cx, |node, cx| decode::list(node, cx, decode::at_text));
     let constant = fields.optional("const", cx, |node, cx| word(field, node, cx));
     let values = fields.optional("values", cx, |node, cx| {
-        let entries = decode::map(node, "values", cx)?;
-        Some(entries.iter().filter_map(|(k, node)| Some((k.name.clone(), word(field, node, cx)?))).collect())
+        decode::each(node, "values", &[], cx, |key, node, cx| Some((key.name.clone(), word(field, node, cx)?)))
     });
     let default = fields.optional("default", cx, |node, cx| word(field, node, cx));
     let secret = fields.optional("secret", cx, decode::boolean).unwrap_or(false);
     fields.end(cx);
-    let mut rule = empty(from.unwrap_or_default());
-    rule.constant = constant;
-    rule.values = values.unwrap_or_default();
-    rule.default = default;
-    rule.secret = secret;
+    let (from, values) = (from.unwrap_or_default(), values.unwrap_or_default());
+    let rule = Rule { from, constant, values, default, secret, ..Rule::at(&node.place) };
     if rule.from.is_empty() == rule.constant.is_none() {
         cx.faults.add(&node.place, "a rule has either from: (a JSONPath or several) or const:");
         return None;
@@ -261,21 +264,18 @@ fn rule(field: Field, node: &Node, cx: &mut Cx<'_>) -> Option<Rule> {
 
 /// A value of ours written in the config: it must be one that the field can have.
 fn word(field: Field, node: &Node, cx: &mut Cx<'_>) -> Option<At<String>> {
-    let at = decode::at_text(node, cx)?;
     let known: Vec<&str> = match field.kind() {
         Kind::Status => Status::ALL.iter().map(|s| s.as_str()).collect(),
         Kind::Modality => MODALITIES.to_vec(),
-        Kind::Text | Kind::Id => return Some(at),
+        Kind::Text | Kind::Id => return decode::at_text(node, cx),
         _ => {
-            cx.faults.add(&at.place, format!("{} cannot have a fixed value", field.name()));
+            cx.faults.add(&node.place, format!("{} cannot have a fixed value", field.name()));
             return None;
         }
     };
-    if !known.contains(&at.value.as_str()) {
-        cx.faults.add(&at.place, decode::unknown(&field.name(), &at.value, known.into_iter()));
-        return None;
-    }
-    Some(at)
+    let words: Vec<(&str, &str)> = known.into_iter().map(|word| (word, word)).collect();
+    let value = decode::one_of(node, cx, &field.name(), &words)?.to_owned();
+    Some(At { value, place: node.place.clone() })
 }
 
 fn errors(node: &Node, cx: &mut Cx<'_>) -> Option<Errors> {
@@ -297,10 +297,8 @@ fn error_rule(node: &Node, cx: &mut Cx<'_>) -> Option<ErrorRule> {
         path.zip(matches)
     });
     let code = fields.required("code", cx, |node, cx| {
-        let at = decode::at_text(node, cx)?;
-        let code = Code::for_rule(&at.value)
-            .ok_or_else(|| decode::unknown("code", &at.value, RULE_CODES.iter().map(|c| c.as_str())));
-        cx.faults.keep(&at.place, code)
+        let words: Vec<(&str, Code)> = RULE_CODES.iter().map(|code| (code.as_str(), *code)).collect();
+        decode::one_of(node, cx, "code", &words)
     });
     fields.end(cx);
     Some(ErrorRule { status: status?, when, code: code? })

@@ -31,12 +31,15 @@ pub enum Value {
     List(Vec<Node>),
     /// `{a: b}`, in order; keys are unique.
     Map(Vec<(Key, Node)>),
+    /// Whatever is asked of it: not from a file, but to see what a decoder asks for.
+    Any,
 }
 
 impl std::fmt::Debug for Value {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Value::Null => f.write_str("null"),
+            Value::Any => f.write_str("anything"),
             // It may be a secret, from the environment or written out.
             Value::Text(text) => write!(f, "text of {} bytes", text.len()),
             Value::List(items) => f.debug_list().entries(items).finish(),

@@ -37,8 +37,25 @@ pub struct Weir {
     pub overload: Overload,
     /// Signs page tokens; random at start where it is empty.
     pub page_token_key: Secret,
+    /// Where some of it stands.
+    pub places: Places,
     /// Policies that clients name.
     pub policies: Vec<Policy>,
+}
+
+/// Where the file begins, and those of its keys that are spoken of once all is read.
+#[derive(Debug, Clone)]
+pub struct Places {
+    /// The file.
+    pub file: Place,
+    /// `page_tokens`
+    pub page_tokens: Option<Place>,
+    /// `limits`
+    pub limits: Option<Place>,
+    /// `cors`
+    pub cors: Option<Place>,
+    /// `trusted_proxies`
+    pub trusted_proxies: Option<Place>,
 }
 
 /// Where a running process hands its sockets to the next.
@@ -57,6 +74,8 @@ pub enum HandOver {
 pub struct Admin {
     /// Its address.
     pub address: SocketAddr,
+    /// Where that stands; `None` where it is the default.
+    pub place: Option<Place>,
     /// Wanted as a bearer token by all but metrics and health; empty: none.
     pub token: Secret,
 }
@@ -153,11 +172,19 @@ pub fn decode(root: &Node, cx: &mut Cx<'_>) -> Option<Weir> {
         key
     });
     let policies = fields.optional("rate_limits", cx, |node, cx| {
-        let entries = decode::map(node, "rate_limits", cx)?;
-        Some(entries.iter().filter_map(|(key, node)| policy(&key.name, &key.place, node, cx)).collect())
+        decode::each(node, "rate_limits", &[], cx, |key, node, cx| policy(&key.name, &key.place, node, cx))
     });
+    let mut place = |key| fields.node(key).map(|node| node.place.clone());
+    let places = Places {
+        page_tokens: place("page_tokens"),
+        cors: place("cors"),
+        trusted_proxies: place("trusted_proxies"),
+        limits: place("limits"),
+        file: root.place.clone(),
+    };
     fields.end(cx);
     Some(Weir {
+        places,
         listen: listen.unwrap_or_default(),
         admin: admin.unwrap_or_else(default_admin),
         workers: workers.unwrap_or(0),
@@ -186,19 +213,14 @@ fn workers(node: &Node, cx: &mut Cx<'_>) -> Option<usize> {
 
 /// `auto`, `off`, an absolute path, or `@NAME`. The system takes at most 107 bytes (unix(7)).
 fn hand_over(node: &Node, cx: &mut Cx<'_>) -> Option<HandOver> {
-    let at = decode::at_text(node, cx)?;
-    match at.value.as_str() {
-        "auto" => Some(HandOver::Default),
-        "off" | "false" => Some(HandOver::Off),
-        text if text.len() <= 107 && text.len() > 1 && text.starts_with(['/', '@']) => {
-            Some(HandOver::At(text.to_owned()))
-        }
-        text => {
-            let right = "write auto, off, an absolute path, or @NAME for an abstract socket, at most 107 bytes";
-            cx.faults.add(&at.place, format!("{text:?} is not a place for a socket; {right}"));
-            None
-        }
-    }
+    let right = "write auto, off, an absolute path, or @NAME for an abstract one, at most 107 bytes";
+    let read = |text: &str| match text {
+        "auto" => Ok(HandOver::Default),
+        "off" => Ok(HandOver::Off),
+        _ if (2..=107).contains(&text.len()) && text.starts_with(['/', '@']) => Ok(HandOver::At(text.to_owned())),
+        _ => Err(format!("{text:?} is not a place for a socket; {right}")),
+    };
+    decode::shaped(node, cx, "^(auto|off|[/@].{1,106})$", read).map(|at| at.value)
 }
 
 fn overload(node: &Node, cx: &mut Cx<'_>) -> Option<Overload> {
@@ -221,7 +243,8 @@ fn overload(node: &Node, cx: &mut Cx<'_>) -> Option<Overload> {
 }
 
 fn default_admin() -> Admin {
-    Admin { address: SocketAddr::from(([127, 0, 0, 1], 8081)), token: Secret(String::new()) }
+    let address = SocketAddr::from(([127, 0, 0, 1], 8081));
+    Admin { address, place: None, token: Secret(String::new()) }
 }
 
 fn admin(node: &Node, cx: &mut Cx<'_>) -> Option<Admin> {
@@ -236,17 +259,19 @@ fn admin(node: &Node, cx: &mut Cx<'_>) -> Option<Admin> {
             format!("admin listens on {}, which is not loopback; set admin.token too", address.value),
         );
     }
-    Some(Admin { address: address.value, token })
+    Some(Admin { address: address.value, place: Some(address.place), token })
 }
 
 fn access_log(node: &Node, cx: &mut Cx<'_>) -> Option<AccessLog> {
-    if let super::tree::Value::Map(_) = node.value {
+    let sampled = |node: &Node, cx: &mut Cx<'_>| {
         let mut fields = Fields::of(node, "access_log", cx)?;
         let sample = fields.required("sample", cx, decode::positive);
         fields.end(cx);
-        return sample.map(|n| AccessLog::Sample(n.get()));
-    }
-    decode::boolean(node, cx).map(|on| if on { AccessLog::On } else { AccessLog::Off })
+        sample.map(|n| AccessLog::Sample(n.get()))
+    };
+    decode::either(node, cx, sampled, |node, cx| {
+        decode::boolean(node, cx).map(|on| if on { AccessLog::On } else { AccessLog::Off })
+    })
 }
 
 fn policy(name: &str, place: &Place, node: &Node, cx: &mut Cx<'_>) -> Option<Policy> {
@@ -257,13 +282,8 @@ fn policy(name: &str, place: &Place, node: &Node, cx: &mut Cx<'_>) -> Option<Pol
     let requests = fields.required("requests", cx, decode::positive);
     let per = fields.required("per", cx, decode::positive_duration);
     let burst = fields.optional("burst", cx, decode::positive);
-    let charge = fields.optional("charge", cx, |node, cx| match decode::text(node, cx)?.as_str() {
-        "all" => Some(Charge::All),
-        "misses" => Some(Charge::Misses),
-        other => {
-            cx.faults.add(&node.place, format!("{other:?} is not a way to charge; write all or misses"));
-            None
-        }
+    let charge = fields.optional("charge", cx, |node, cx| {
+        decode::one_of(node, cx, "way to charge", &[("all", Charge::All), ("misses", Charge::Misses)])
     });
     fields.end(cx);
     let (requests, per) = (requests?, per?);

@@ -176,8 +176,8 @@ fn duplicates_across_and_within_files() {
     config.write("providers/other.yaml", &config.read("providers/vectara.yaml"));
     let (_, lines) = config.check();
     assert!(
-        lines.iter().any(|l| l.starts_with("providers/vectara.yaml:3:7: provider \"vectara\" is already used at")
-            && l.contains("other.yaml:3:7")),
+        lines.iter().any(|l| l.starts_with("providers/vectara.yaml:4:7: provider \"vectara\" is already used at")
+            && l.contains("other.yaml:4:7")),
         "{lines:#?}"
     );
     let config = Config::shipped().clients(

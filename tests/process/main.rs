@@ -12,6 +12,7 @@
 #![allow(unreachable_pub, clippy::needless_pass_by_value)]
 
 mod api;
+mod audit;
 mod cache;
 mod canary;
 mod chaos;
