@@ -4,6 +4,7 @@
 //! here shows a secret, a key's digest or a session.
 
 use crate::breaker::Room;
+use crate::config::weir::LogLevel;
 use crate::error::{Code, Problem};
 use crate::metrics::Metrics;
 use crate::model::Time;
@@ -303,13 +304,18 @@ pub async fn reload(runtime: &Arc<Runtime>, shared: &Arc<Shared>, why: &str) -> 
             shared.metrics.config.reloaded("success", revision, seconds);
             let restart =
                 if restart.is_empty() { String::new() } else { format!("; needs a restart: {}", restart.join(", ")) };
-            observe::say(&format!("config reloaded ({why}): revision {revision}{restart}"));
+            observe::say(runtime, LogLevel::Info, || format!("config reloaded ({why}): revision {revision}{restart}"));
         }
-        Reloaded::Unchanged { revision } => shared.metrics.config.reloaded("unchanged", revision, seconds),
+        Reloaded::Unchanged { revision } => {
+            shared.metrics.config.reloaded("unchanged", revision, seconds);
+            observe::say(runtime, LogLevel::Debug, || format!("config unchanged ({why}): revision {revision}"));
+        }
         Reloaded::Refused(faults) => {
             shared.metrics.config.reloaded("failure", "", seconds);
-            observe::say(&format!("config not reloaded ({why}): {} faults; the old one stays in force", faults.len()));
-            faults.iter().for_each(|fault| observe::say(&format!("  {fault}")));
+            observe::say(runtime, LogLevel::Warn, || {
+                format!("config not reloaded ({why}): {} faults; the old one stays in force", faults.len())
+            });
+            faults.iter().for_each(|fault| observe::say(runtime, LogLevel::Warn, || format!("  {fault}")));
         }
     }
     outcome

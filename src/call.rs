@@ -15,6 +15,7 @@ use crate::question::{Landed, Question, Shared};
 use crate::reading::Unreadable;
 use crate::runtime;
 use crate::runtime::snapshot::Provider;
+use crate::span::{Fact, Side, Steps};
 use crate::trace::Stored;
 use serde_json::Value;
 use std::sync::Arc;
@@ -29,14 +30,31 @@ const OUTDATED: &str = "purged";
 ///
 /// # Errors
 /// The provider's failure, or why it was not asked.
-pub async fn call(shared: &Shared, question: &Question, store: bool) -> Landed {
+pub async fn call(shared: &Shared, question: &Question, store: bool, mut steps: Steps) -> Landed {
+    let landed = in_steps(shared, question, store, &mut steps).await;
+    shared.spans.emit(steps.end(Side::Inside, landed.is_err(), || {
+        let stored = matches!(landed, Ok((_, Stored::Yes)));
+        let mut facts = vec![
+            ("weir.provider", Fact::Name(question.provider().name.clone())),
+            ("weir.stored", Fact::Word(if stored { "yes" } else { "no" })),
+        ];
+        facts.extend(question.operation().ok().map(|operation| ("weir.operation", Fact::Word(operation.name))));
+        facts.extend(landed.as_ref().err().map(|problem| ("error.type", Fact::Word(problem.code.as_str()))));
+        ("call".into(), facts)
+    }));
+    landed
+}
+
+async fn in_steps(shared: &Shared, question: &Question, store: bool, steps: &mut Steps) -> Landed {
     let _under_way = gate::begin(&shared.metrics.upstream, &question.provider().name, question.max_calls())?;
     let (provider, ticket) = (question.provider(), shared.cache.ticket());
     let known = shared.cache.look(&question.key).filter(|known| !known.conditions.is_empty());
-    let reply = ask_provider(shared, question, known.as_deref()).await;
+    let reply = ask_provider(shared, question, known.as_deref(), steps).await;
+    steps.step("judge and map");
     let now = runtime::now();
     let judged = reply.and_then(|reply| judge(shared, question, &reply, known.as_deref(), now));
     let (entry, forbidden) = judged?;
+    steps.step("store");
     let entry = Arc::new(entry);
     let no_time = (entry.life.last() <= now && !entry.ask_always).then_some("no-lifetime");
     let not_wanted = (!store).then_some("request-no-store");
@@ -62,22 +80,32 @@ pub async fn call(shared: &Shared, question: &Question, store: bool) -> Landed {
 }
 
 /// Gate → credential → upstream.
-async fn ask_provider(shared: &Shared, question: &Question, known: Option<&Entry>) -> Outcome<ProviderReply> {
+async fn ask_provider(
+    shared: &Shared,
+    question: &Question,
+    known: Option<&Entry>,
+    steps: &mut Steps,
+) -> Outcome<ProviderReply> {
     let (provider, operation, asking) = (question.provider(), question.operation()?, &question.asking);
     let (name, metrics) = (&provider.name, &shared.metrics.upstream);
     let deadline = Instant::now() + provider.target.timeout;
     // Half of the deadline for the turn leaves half for the answer.
     let latest = deadline - provider.target.timeout / 2;
     let tap = asking.tap(provider);
+    steps.step("gate");
     let _turn = gate::pass(metrics, provider, &tap, question.client_id(), latest).await?;
     let count = |status: &str| metrics.requests.with_label_values(&[name, operation.name, status]).inc();
     let mut again = true;
     loop {
+        steps.step("credential");
         let shown = asking.credential.show(&shared.upstream, metrics, deadline).await?;
+        steps.ask("upstream");
+        let mut conditions = known.map(|known| known.conditions.clone()).unwrap_or_default();
+        conditions.extend(steps.headers());
         let request = ProviderRequest {
             path_and_query: question.path_and_query.clone(),
             credential: shown.header.clone(),
-            conditions: known.map(|known| known.conditions.clone()).unwrap_or_default(),
+            conditions,
             form: None,
         };
         provider.retry_budget.earn();
@@ -95,9 +123,18 @@ async fn ask_provider(shared: &Shared, question: &Question, known: Option<&Entry
         let reply = shared.upstream.ask(&provider.target, &request, deadline, may_retry).await;
         timer.observe_duration();
         match &reply {
-            Ok(reply) => count(&reply.status.to_string()),
-            Err(failure) => count(failure.kind.as_str()),
+            Ok(reply) => {
+                count(&reply.status.to_string());
+                steps.fact("http.response.status_code", || Fact::Number(reply.status.into()));
+            }
+            Err(failure) => {
+                count(failure.kind.as_str());
+                steps.fact("error.type", || Fact::Word(failure.kind.as_str()));
+                steps.failed();
+            }
         }
+        steps.fact("http.request.method", || Fact::Word("GET"));
+        steps.fact("server.address", || Fact::Name(provider.target.authority().into()));
         gate::learn(provider, &tap, &reply);
         let refused =
             again && reply.as_ref().is_ok_and(|reply| reply.status == 401) && asking.credential.refused(&shown);

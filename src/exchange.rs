@@ -58,7 +58,7 @@ pub struct ProviderRequest {
     pub path_and_query: String,
     /// The credential's header, if there is one. Its value is marked sensitive.
     pub credential: Option<(HeaderName, HeaderValue)>,
-    /// Conditions under which what is known still holds (RFC 9110, section 13.1).
+    /// Conditions under which what is known still holds (RFC 9110, section 13.1), and what else is told.
     pub conditions: Vec<(HeaderName, HeaderValue)>,
     /// A form to POST (`application/x-www-form-urlencoded`); else it is a GET.
     pub form: Option<Bytes>,

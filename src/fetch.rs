@@ -7,13 +7,14 @@ use crate::cache::{Entry, Key, Kind};
 use crate::call::{call, entry_of, parse};
 use crate::conditional::Directives;
 use crate::error::{Code, Outcome, Problem};
-use crate::flight::{Joined, Landing, Terms, landed};
+use crate::flight::{Joined, Landing, Terms, landed_where};
 use crate::model::{Form, Show, Time, View};
 use crate::purge::Subject;
 use crate::question::{Landed, Question, Shared};
 use crate::reading::etag;
 use crate::runtime;
 use crate::runtime::snapshot::Provider;
+use crate::span::{Context, Steps};
 use crate::trace::{CacheStatus, How, Stored, Trace, Why};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -117,7 +118,7 @@ pub async fn obtain(
 ) -> Outcome<Served> {
     if let (Some(entry), Some(how)) = (&looked.entry, looked.serve) {
         if matches!(how, How::Stale("stale-while-revalidate")) && !looked.directives.only_if_cached {
-            refresh(shared, question);
+            refresh(shared, question, &trace.steps);
         }
         return Ok(served(shared, question, entry.clone(), how));
     }
@@ -127,11 +128,19 @@ pub async fn obtain(
     let asked_at = runtime::now();
     #[allow(clippy::disallowed_methods)] // how long a caller waits is told to its trace
     let asked = Instant::now();
-    let asking = ask(shared, question, &looked.directives);
-    let (result, collapsed) = match latest {
+    trace.steps.step("fetch");
+    let asking = ask(shared, question, &looked.directives, &trace.steps);
+    let answered = match latest {
         None => asking.await,
-        Some(latest) => timeout_at(latest, asking).await.unwrap_or_else(|_| (Err(too_late(question)), false)),
+        Some(latest) => timeout_at(latest, asking).await.unwrap_or_else(|_| {
+            let landed = Err(too_late(question));
+            Asked { landed, collapsed: false, call: None }
+        }),
     };
+    let Asked { landed: result, collapsed, call } = answered;
+    if let Some(call) = call.filter(|_| collapsed) {
+        trace.steps.link(&call);
+    }
     trace.waited += asked.elapsed();
     // Read after the wait: a stale answer must not outlive its last moment meanwhile.
     let now = runtime::now();
@@ -212,15 +221,24 @@ fn count(shared: &Shared, provider: &Provider, how: How) {
     }
 }
 
-/// Joins the call under way for this key or starts one. The flag says that it was another's.
-async fn ask(shared: &Arc<Shared>, question: &Question, directives: &Directives) -> (Landed, bool) {
+/// What became of asking.
+struct Asked {
+    landed: Landed,
+    /// It was another's call.
+    collapsed: bool,
+    /// Where in a trace that call was.
+    call: Option<Context>,
+}
+
+/// Joins the call under way for this key or starts one.
+async fn ask(shared: &Arc<Shared>, question: &Question, directives: &Directives, steps: &Steps) -> Asked {
     let lost = || Err(Box::new(Problem::new(Code::InternalError, "the call to the provider ended without a result")));
     if directives.no_store {
         // What may not be stored may not be shared either.
-        let (calling, asked) = (shared.clone(), question.clone());
+        let (calling, asked, steps) = (shared.clone(), question.clone(), steps.call(&shared.spans));
         #[allow(clippy::disallowed_methods)] // a task of its own, as all calls: a panic in it is told
-        let alone = tokio::spawn(async move { call(&calling, &asked, false).await });
-        return (alone.await.unwrap_or_else(|_| lost()), false);
+        let alone = tokio::spawn(async move { call(&calling, &asked, false, steps).await });
+        return Asked { landed: alone.await.unwrap_or_else(|_| lost()), collapsed: false, call: None };
     }
     // Within the millisecond of a write nobody knows which came first.
     let written = || shared.cache.written_at(&question.subject).map(|at| at.plus(Duration::from_millis(1)));
@@ -228,18 +246,22 @@ async fn ask(shared: &Arc<Shared>, question: &Question, directives: &Directives)
     let terms = Terms { most: question.max_waiters(), true_since, confirm: directives.no_cache };
     let fresh = || fresh(shared, question, directives);
     let (place, collapsed) = match shared.flights.join(&question.key, question.subject.clone(), &terms, fresh) {
-        Joined::Found(found) => return (found, true),
+        Joined::Found(landed) => return Asked { landed, collapsed: true, call: None },
         Joined::Waiting(place) => (place, true),
         Joined::Full => {
             let detail = "as many requests as may wait for the same answer of the provider";
-            return (Err(Box::new(Problem::new(Code::Overloaded, detail).retry_after_ms(1000))), true);
+            let full = Problem::new(Code::Overloaded, detail).retry_after_ms(1000);
+            return Asked { landed: Err(Box::new(full)), collapsed: true, call: None };
         }
         Joined::Leading(landing, place) => {
-            launch(shared, question, landing);
+            let steps = steps.call(&shared.spans);
+            steps.context().into_iter().for_each(|context| place.mark(context));
+            launch(shared, question, landing, steps);
             (place, false)
         }
     };
-    (landed(place).await.unwrap_or_else(lost), collapsed)
+    let (landed, call) = landed_where(place).await;
+    Asked { landed: landed.unwrap_or_else(lost), collapsed, call }
 }
 
 /// The answer that is fresh by now, if there is one.
@@ -251,22 +273,25 @@ fn fresh(shared: &Shared, question: &Question, directives: &Directives) -> Optio
 }
 
 /// Refreshes behind the answer, unless a call for this key is under way already.
-fn refresh(shared: &Arc<Shared>, question: &Question) {
+fn refresh(shared: &Arc<Shared>, question: &Question, steps: &Steps) {
     let terms = Terms { most: usize::MAX, true_since: Time(i64::MIN), confirm: false };
     // One that landed since this request looked has done it already.
     let fresh = || fresh(shared, question, &Directives::default());
-    if let Joined::Leading(landing, _) = shared.flights.join(&question.key, question.subject.clone(), &terms, fresh) {
-        launch(shared, question, landing);
+    if let Joined::Leading(landing, place) = shared.flights.join(&question.key, question.subject.clone(), &terms, fresh)
+    {
+        let steps = steps.call(&shared.spans);
+        steps.context().into_iter().for_each(|context| place.mark(context));
+        launch(shared, question, landing, steps);
     }
 }
 
 /// Runs the call apart from every caller; it ends by its own deadline, and nothing needs to wait for it.
 #[allow(clippy::disallowed_methods)]
-fn launch(shared: &Arc<Shared>, question: &Question, mut landing: Landing<Key, Landed, Subject>) {
+fn launch(shared: &Arc<Shared>, question: &Question, mut landing: Landing<Key, Landed, Subject>, steps: Steps) {
     let (shared, question) = (shared.clone(), question.clone());
     tokio::spawn(async move {
         landing.begin(runtime::now).await;
-        let result = call(&shared, &question, true).await;
+        let result = call(&shared, &question, true, steps).await;
         landing.land(result);
     });
 }

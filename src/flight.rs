@@ -4,10 +4,11 @@
 //! one that hangs up strands nobody; when it ends, however it ends, all wake at once.
 
 use crate::model::Time;
+use crate::span::Context;
 use std::collections::HashMap;
 use std::collections::hash_map::{Entry, RandomState};
 use std::hash::{BuildHasher, Hash};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::sync::watch;
 
 const SHARDS: usize = 32;
@@ -28,13 +29,24 @@ struct Flight<V, T> {
 /// A result to come, and who waits for it.
 struct Leg<V> {
     receiver: watch::Receiver<Option<V>>,
-    callers: Arc<()>,
+    callers: Arc<Mark>,
 }
+
+/// Held by all who wait for a leg; where in a trace its call is, once that is known.
+#[derive(Default)]
+struct Mark(OnceLock<Context>);
 
 /// A place among those who wait for a flight; given back when dropped.
 pub struct Place<V> {
     receiver: watch::Receiver<Option<V>>,
-    _caller: Arc<()>,
+    caller: Arc<Mark>,
+}
+
+impl<V> Place<V> {
+    /// Says where in a trace the call is, to all who wait for it.
+    pub fn mark(&self, context: &Context) {
+        let _ = self.caller.0.set(context.clone());
+    }
 }
 
 /// Calls under way, by key; each has a tag by which it can be found.
@@ -140,7 +152,7 @@ impl<V> Leg<V> {
     }
 
     fn place(&self) -> Place<V> {
-        Place { receiver: self.receiver.clone(), _caller: self.callers.clone() }
+        Place { receiver: self.receiver.clone(), caller: self.callers.clone() }
     }
 
     fn join<K: Hash + Eq, T>(&self, most: usize) -> Joined<K, V, T> {
@@ -205,9 +217,15 @@ impl<K: Hash + Eq, V, T> Drop for Landing<K, V, T> {
 }
 
 /// Waits for a flight's value; `None` when it ended without one.
-pub async fn landed<V: Clone>(mut place: Place<V>) -> Option<V> {
+pub async fn landed<V: Clone>(place: Place<V>) -> Option<V> {
+    landed_where(place).await.0
+}
+
+/// Likewise; and where in a trace its call was.
+pub async fn landed_where<V: Clone>(mut place: Place<V>) -> (Option<V>, Option<Context>) {
     let value = place.receiver.wait_for(Option::is_some).await;
-    value.ok().and_then(|value| value.clone())
+    let value = value.ok().and_then(|value| value.clone());
+    (value, place.caller.0.get().cloned())
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use crate::question::{Asking, Question, Shared};
 use crate::respond;
 use crate::runtime;
 use crate::runtime::snapshot::{Provider, Snapshot};
+use crate::span::Fact;
 use crate::trace::Trace;
 use crate::upstream::Peer;
 use bytes::Bytes;
@@ -81,6 +82,8 @@ pub struct Head {
     pub drop: Vec<HeaderName>,
     /// The provider's credential.
     pub credential: Option<(HeaderName, HeaderValue)>,
+    /// Where in a trace the provider is asked, if Weir has a part in it.
+    pub trace: Vec<(HeaderName, HeaderValue)>,
 }
 
 /// What becomes of an answer's header.
@@ -162,6 +165,13 @@ impl Forward {
         &self.snapshot.providers[self.provider]
     }
 
+    /// Its last step begins.
+    pub fn begin_passing(&mut self) {
+        let target = &self.snapshot.providers[self.provider].target;
+        self.trace.steps.ask("upstream");
+        self.trace.steps.fact("server.address", || Fact::Name(target.authority().into()));
+    }
+
     /// Where to connect.
     ///
     /// # Errors
@@ -195,6 +205,7 @@ impl Forward {
             authority: target.authority().to_owned(),
             drop: hops::of_request(headers).collect(),
             credential: self.shown.header.clone(),
+            trace: if self.trace.steps.context().is_some() { self.trace.steps.headers() } else { Vec::new() },
         }
     }
 
@@ -221,6 +232,7 @@ impl Forward {
             self.changed();
         }
         self.trace.status = status;
+        self.trace.steps.fact("http.response.status_code", || Fact::Number(status.into()));
         Answered::Pass { drop: hops::of_answer(headers).collect(), set: self.set(headers) }
     }
 

@@ -8,7 +8,7 @@ use crate::config::edge::Limits;
 use crate::error::{Code, Problem};
 use crate::exchange::{Answer, Request};
 use crate::metrics::EdgeMetrics;
-use crate::observe::{self, AccessLogger, Counters};
+use crate::observe::{AccessLogger, Counters};
 use crate::pipeline::{Handled, Line};
 use crate::proxy::{self, InFlight, Passing, Way};
 use crate::runtime;
@@ -91,9 +91,6 @@ impl Gateway {
                 if request.method == Method::HEAD {
                     trace.bytes = 0;
                 }
-                if trace.error == Some("internal_error") {
-                    observe::say(&format!("internal error, request id {}, route {}", trace.request_id, trace.route));
-                }
                 Asked::Answered(answer, Begun { started, trace, _in_flight: in_flight })
             }
             // It is bounded apart from requests that have an end: it is in flight no longer.
@@ -103,14 +100,15 @@ impl Gateway {
             Handled::Watching(answer, _) => Asked::Answered(answer, Begun { started, trace, _in_flight: in_flight }),
             Handled::Passed(mut forward) => {
                 forward.trace = trace;
+                forward.begin_passing();
                 Asked::Passed(Way::new(started, in_flight, forward))
             }
         }
     }
 
     /// Its answer was written, or nobody took it.
-    fn ended(&self, counters: &mut Counters, request: &Request, begun: &Begun) {
-        self.passing.observe(counters, &request.method, &begun.trace, begun.started.elapsed());
+    fn ended(&self, counters: &mut Counters, request: &Request, mut begun: Begun) {
+        self.passing.observe(counters, &request.method, &mut begun.trace, begun.started.elapsed());
     }
 
     /// The client's own id where it is valid: 1 to 128 characters that need no quoting anywhere.
@@ -159,7 +157,7 @@ impl Gateway {
                     // A body is not wanted here: where one comes, the connection ends.
                     let goes_on = head.keep_alive && !head.has_body && left > 0 && !wire.stops();
                     let written = wire.answer(request, answer, goes_on, begun.trace.answered_at).await;
-                    self.ended(&mut counters, request, &begun);
+                    self.ended(&mut counters, request, begun);
                     if written.is_err() {
                         return;
                     }
@@ -170,7 +168,7 @@ impl Gateway {
                 }
                 Asked::Watching(answer, watching, mut trace, took) => {
                     trace.bytes = wire.stream(request, answer, watching.parts(), runtime::now()).await;
-                    self.passing.observe(&mut counters, &request.method, &trace, took);
+                    self.passing.observe(&mut counters, &request.method, &mut trace, took);
                     return wire.end(head.has_body).await;
                 }
                 Asked::Passed(way) => match self.pass(wire, way, left, limits, ends).await {
@@ -220,7 +218,7 @@ impl HttpServerApp for Gateway {
         match self.ask(&request).await {
             Asked::Answered(answer, begun) => {
                 let written = proxy::write(&mut session, &request.method, answer).await;
-                self.ended(&mut Counters::default(), &request, &begun);
+                self.ended(&mut Counters::default(), &request, begun);
                 if written.is_ok() {
                     let _ = session.finish().await;
                 }
@@ -228,7 +226,7 @@ impl HttpServerApp for Gateway {
             }
             Asked::Watching(answer, watching, mut trace, took) => {
                 trace.bytes = stream(&mut session, answer, watching).await;
-                self.passing.observe(&mut Counters::default(), &request.method, &trace, took);
+                self.passing.observe(&mut Counters::default(), &request.method, &mut trace, took);
                 let _ = session.finish().await;
                 None
             }

@@ -12,6 +12,7 @@ pub mod jsonpath;
 pub mod metrics;
 pub mod model;
 pub mod pattern;
+pub mod span;
 // 1 config
 pub mod config;
 // 2 rules: pure, given `now`
@@ -39,6 +40,7 @@ pub mod audit;
 pub mod breaker;
 pub mod cache;
 pub mod credential;
+pub mod export;
 pub mod flight;
 pub mod held;
 pub mod reading;

@@ -62,6 +62,8 @@ metrics! {
         watchers: IntGauge("weir_watchers"),
         /// Events sent to clients that watch a session.
         watch_events: IntCounterVec("weir_watch_events_total", ["provider", "event"]),
+        /// Batches of spans sent to the collector.
+        trace_exports: IntCounterVec("weir_trace_exports_total", ["result"]),
         /// Access log lines that could not be written because their reader was too slow.
         access_log_dropped: IntCounter("weir_access_log_dropped_total"),
     }

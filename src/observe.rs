@@ -4,9 +4,10 @@
 //! A room of its own because observing must cost the line next to nothing: lines go to a thread of
 //! their own through a bounded queue, and are dropped and counted when their reader is too slow.
 
-use crate::config::weir::AccessLog;
+use crate::config::weir::{AccessLog, LogLevel};
 use crate::metrics::{HttpMetrics, Metrics};
 use crate::model::{Time, write_json};
+use crate::runtime::Runtime;
 use crate::trace::Trace;
 use prometheus::{Histogram, IntCounter};
 use std::io::Write;
@@ -21,10 +22,12 @@ const FLUSH: Duration = Duration::from_secs(2);
 /// Lines that may wait for their writer.
 const QUEUE: usize = 8192;
 
-/// Says something to the operator, on stderr.
-pub fn say(message: &str) {
-    // A reader that is gone is no reason to fail, which `eprintln!` would.
-    let _ = writeln!(std::io::stderr(), "weir: {message}");
+/// Says something to the operator, in one line on stderr, if the level in force lets it through.
+pub fn say(runtime: &Runtime, level: LogLevel, message: impl FnOnce() -> String) {
+    if level <= runtime.snapshot().weir.log {
+        // A reader that is gone is no reason to fail, which `eprintln!` would.
+        let _ = writeln!(std::io::stderr(), "weir: {}: {}", level.as_str(), message().replace('\n', " "));
+    }
 }
 
 /// Writes the access log.
@@ -166,6 +169,7 @@ pub fn request(
     line.milliseconds("total_ms", took);
     line.milliseconds("upstream_ms", trace.waited);
     line.text("error", trace.error);
+    line.text("trace_id", trace.steps.trace_id().as_deref());
     let sent = logger.queue.as_ref().is_some_and(|queue| queue.try_send(line.end()).is_ok());
     if !sent {
         http.access_log_dropped.inc();

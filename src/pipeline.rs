@@ -26,6 +26,7 @@ use crate::respond::{self, Content};
 use crate::route::{NO_ROUTE, Name, Route, Routed, Source};
 use crate::runtime::snapshot::Snapshot;
 use crate::runtime::{self, Runtime};
+use crate::span::Steps;
 use crate::trace::Trace;
 use crate::watching::{self, Begun, Watched, Watching, Wish};
 use http::header;
@@ -93,6 +94,8 @@ impl Line {
         }
         let mounted = snapshot.mounts.find(&request.headers, &request.path);
         let mut trace = Trace::new(request_id, NO_ROUTE);
+        let rate = snapshot.traces.as_ref().map(|traces| traces.sample);
+        trace.steps = Steps::begin(&request.headers, rate, &self.shared.spans, runtime::clock);
         let mut asked = Asked {
             client: usize::MAX,
             providers: Vec::new(),
@@ -104,6 +107,9 @@ impl Line {
             None => self.line(request, &mut asked, &mut trace).await,
             Some(mounted) => self.native(request, mounted, &mut asked, &mut trace).await,
         };
+        if !matches!(outcome, Ok(Done::Passed(_))) {
+            trace.steps.step("respond");
+        }
         let buckets = asked.buckets();
         // What waited for nothing is answered in the moment in which it was asked.
         let now = if trace.waited.is_zero() { now } else { runtime::now() };
@@ -138,6 +144,7 @@ impl Line {
 
     /// Authenticate, and refuse what is too much.
     fn enter(&self, request: &Request, asked: &mut Asked, trace: &mut Trace) -> Outcome<()> {
+        trace.steps.step("authenticate");
         well_formed(request)?;
         let identified = asked.snapshot.keys.identify(request, asked.now);
         asked.client = identified.map_err(|problem| self.failed(asked, request, problem))?;
@@ -182,12 +189,15 @@ impl Line {
         match native::way(&asked.snapshot, who, &asking, mounted, request)? {
             Way::Read(question) => {
                 trace.route = question.operation()?.name;
+                trace.steps.step("look up and admit");
                 let looked = self.look_and_admit(asked, &question)?;
                 let secrets = asked.snapshot.clients[asked.client].reveal_secrets;
                 native::read(&self.shared, &question, looked, secrets, trace).await.map(Done::Content)
             }
             Way::Pass(change) => {
+                trace.steps.step("admit");
                 self.admit(asked, &[(Some(provider), Cost::one(false))])?;
+                trace.steps.step("gate and credential");
                 let question_mark = if request.query.is_empty() { "" } else { "?" };
                 let passage = Passage {
                     change,
@@ -203,6 +213,7 @@ impl Line {
     async fn line(&self, request: &Request, asked: &mut Asked, trace: &mut Trace) -> Outcome<Done> {
         self.enter(request, asked, trace)?;
         body_within_limits(request, &asked.snapshot.weir.limits)?;
+        trace.steps.step("route and permit");
         let routed = asked.route(request, trace)?;
         match routed.route {
             Route::Providers => {
@@ -244,6 +255,7 @@ impl Line {
     }
 
     async fn session(&self, asked: &Asked, question: &Question, shape: &Shape, trace: &mut Trace) -> Outcome<Content> {
+        trace.steps.step("look up and admit");
         let looked = self.look_and_admit(asked, question)?;
         let Served { entry, status } = fetch::obtain(&self.shared, question, looked, None, trace).await?;
         trace.cache = Some(status);

@@ -3,12 +3,14 @@
 //! A room of its own because implementing a framework's trait attracts everything. It makes no
 //! decision: what it may not do is look into a request or an answer.
 
+use crate::config::weir::LogLevel;
 use crate::error::{Code, Problem};
 use crate::exchange::Answer;
 use crate::forward::{Answered, Forward};
 use crate::observe::{self, AccessLogger, Counters};
 use crate::pipeline::Line;
 use crate::runtime;
+use crate::span::Side;
 use crate::trace::Trace;
 use crate::upstream::passing_failure;
 use async_trait::async_trait;
@@ -70,7 +72,18 @@ impl Way {
 
 impl Passing {
     /// Tells that a request is over.
-    pub fn observe(&self, counters: &mut Counters, method: &Method, trace: &Trace, took: Duration) {
+    pub fn observe(&self, counters: &mut Counters, method: &Method, trace: &mut Trace, took: Duration) {
+        if let Some(code) = trace.error {
+            let level = if code == "internal_error" { LogLevel::Error } else { LogLevel::Debug };
+            observe::say(&self.line.runtime, level, || {
+                format!("request id {}, route {}: {} {code}", trace.request_id, trace.route, trace.status)
+            });
+        }
+        let mut steps = std::mem::take(&mut trace.steps);
+        self.line.shared.spans.emit(steps.end(Side::Server, trace.status >= 500, || {
+            (format!("{method} {}", trace.route).into(), trace.facts(method))
+        }));
+        trace.steps = steps;
         let (mode, metrics) = (self.line.runtime.snapshot().weir.access_log, &self.line.shared.metrics);
         observe::request(metrics, counters, &self.logger, mode, method, trace, took, runtime::now);
     }
@@ -148,7 +161,7 @@ impl ProxyHttp for Passing {
         let uri = Uri::try_from(&head.path_and_query);
         request.set_uri(uri.map_err(|e| Error::because(ErrorType::InvalidHTTPHeader, "the path", e))?);
         request.insert_header(header::HOST, head.authority)?;
-        if let Some((name, value)) = head.credential {
+        for (name, value) in head.credential.into_iter().chain(head.trace) {
             request.insert_header(name, value)?;
         }
         Ok(())
@@ -252,7 +265,7 @@ impl ProxyHttp for Passing {
                 forward.trace.status = 499;
             }
             let mut counters = Counters::default();
-            self.observe(&mut counters, &session.req_header().method, &forward.trace, started.elapsed());
+            self.observe(&mut counters, &session.req_header().method, &mut forward.trace, started.elapsed());
         }
     }
 

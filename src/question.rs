@@ -12,6 +12,7 @@ use crate::model::Time;
 use crate::purge::{Mode, Scope, Subject};
 use crate::reading::Operation;
 use crate::runtime::snapshot::{Access, Provider, Snapshot};
+use crate::span::Spans;
 use crate::template::Values;
 use crate::trace::Stored;
 use crate::upstream::Upstream;
@@ -34,15 +35,19 @@ pub struct Shared {
     pub flights: Flights<Key, Landed, Subject>,
     /// Cancelled when Weir shuts down: answers without an end come to it then.
     pub stopping: CancellationToken,
+    /// Traces that go beyond Weir.
+    pub spans: Spans,
 }
 
 impl Shared {
-    /// An empty cache of this size, and no connection yet; see [`Upstream::new`] for `max_buffered`.
+    /// An empty cache of this size, and no connection yet; see [`Upstream::new`] for `max_buffered`, [`Spans::new`] for
+    /// `random`.
     #[must_use]
-    pub fn new(metrics: Metrics, max_bytes: u64, max_buffered: u64) -> Self {
+    pub fn new(metrics: Metrics, max_bytes: u64, max_buffered: u64, random: u64) -> Self {
         let cache = Cache::new(max_bytes, metrics.cache.clone());
         let upstream = Arc::new(Upstream::new(max_buffered));
-        Self { metrics, cache, upstream, flights: Flights::default(), stopping: CancellationToken::new() }
+        let (spans, stopping) = (Spans::new(random), CancellationToken::new());
+        Self { metrics, cache, upstream, flights: Flights::default(), stopping, spans }
     }
 
     /// Purges what the scope touches; how many entries that were. Calls under way answer those who

@@ -8,6 +8,8 @@ use crate::admin::{self, Admin};
 use crate::config::edge::Listener;
 use crate::config::faults::Fault;
 use crate::config::load::Source;
+use crate::config::weir::LogLevel;
+use crate::export::Exporter;
 use crate::gateway::Gateway;
 use crate::metrics::Metrics;
 use crate::observe::{self, AccessLogger};
@@ -20,8 +22,8 @@ use crate::wire::Ends;
 use socket2::{Domain, Socket, Type};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -121,7 +123,10 @@ impl Server {
             snapshot.weir.listen.iter().map(|listener| Ok((listener.clone(), listening(listener.address)?)));
         let listeners = listeners.collect::<Result<_, _>>()?;
         let admin = listening(snapshot.weir.admin.address)?;
-        let shared = Arc::new(Shared::new(metrics, snapshot.weir.max_bytes, snapshot.weir.overload.max_buffered));
+        let mut seed = [0; 8];
+        getrandom::fill(&mut seed).map_err(|e| system(&e))?;
+        let seed = u64::from_le_bytes(seed);
+        let shared = Arc::new(Shared::new(metrics, snapshot.weir.max_bytes, snapshot.weir.overload.max_buffered, seed));
         let mut prefix = [0; 4];
         getrandom::fill(&mut prefix).map_err(|e| system(&e))?;
         let prefix = prefix.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -168,6 +173,7 @@ impl Server {
 
     async fn serve(self, ready: impl FnOnce()) -> std::io::Result<()> {
         let (sockets, predecessor, runtime, shared) = (self.sockets()?, self.predecessor, self.runtime, self.shared);
+        let exporter = export(&runtime, &shared);
         let way_out = WayOut::new();
         let open = Arc::<Connections>::default();
         let background = TaskTracker::new();
@@ -206,8 +212,9 @@ impl Server {
             pid = taken => End::Succeeded(pid),
         };
         way_out.stop(&end, &shared);
-        tell(&end, offer);
-        way_out.drain(&end, runtime.snapshot().weir.grace).await;
+        tell(&runtime, &end, offer);
+        way_out.drain(&end, &runtime).await;
+        let _ = tokio::task::spawn_blocking(move || exporter.get().into_iter().flatten().for_each(Exporter::end)).await;
         Ok(())
     }
 }
@@ -245,7 +252,8 @@ impl WayOut {
     }
 
     /// Waits until nothing is in flight, or until the grace is over.
-    async fn drain(&self, end: &End, grace: Duration) {
+    async fn drain(&self, end: &End, runtime: &Runtime) {
+        let grace = runtime.snapshot().weir.grace;
         let (connections, begun) = (&self.connections, tokio::time::Instant::now());
         let open = connections.len();
         let drained = tokio::time::timeout(grace, async {
@@ -258,12 +266,12 @@ impl WayOut {
             connections.wait().await;
         });
         let (drained, took) = (drained.await.is_ok(), begun.elapsed().as_millis());
-        observe::say(&match drained {
-            true => format!("drained {open} connections in {took} ms"),
-            false => {
+        match drained {
+            true => observe::say(runtime, LogLevel::Info, || format!("drained {open} connections in {took} ms")),
+            false => observe::say(runtime, LogLevel::Warn, || {
                 format!("{} connections were still open after the grace of {} ms", connections.len(), grace.as_millis())
-            }
-        });
+            }),
+        }
     }
 }
 
@@ -273,9 +281,29 @@ fn random() -> Result<[u8; 32], StartError> {
     Ok(random)
 }
 
+/// Sends spans away, from the first one on: without any there is no thread for it.
+fn export(runtime: &Arc<Runtime>, shared: &Arc<Shared>) -> Arc<OnceLock<Option<Exporter>>> {
+    let exporter = Arc::new(OnceLock::new());
+    let (current, exports) = (runtime.clone(), shared.metrics.http.trace_exports.clone());
+    let make = move || {
+        let current = current.clone();
+        let now = current.clone();
+        let made = Exporter::new(Arc::new(move || now.snapshot().traces.clone()), exports.clone());
+        let cannot = |error| observe::say(&current, LogLevel::Warn, || format!("traces cannot be exported: {error}"));
+        made.map_err(cannot).ok()
+    };
+    let used = exporter.clone();
+    shared.spans.send_to(Box::new(move |spans| {
+        if let Some(exporter) = used.get_or_init(&make) {
+            exporter.send(spans);
+        }
+    }));
+    exporter
+}
+
 /// Relieves the process before this one, and offers the sockets to the one after it.
 async fn offer(
-    runtime: &Runtime,
+    runtime: &Arc<Runtime>,
     predecessor: Option<Predecessor>,
     sockets: Vec<(SocketAddr, OwnedFd)>,
 ) -> Option<Offer> {
@@ -285,25 +313,28 @@ async fn offer(
         let next = at.clone();
         let relieved = tokio::task::spawn_blocking(move || predecessor.relieve(next.as_ref())).await;
         door = relieved.unwrap_or_else(|error| Err(error.to_string())).unwrap_or_else(|why| {
-            observe::say(&why);
+            observe::say(runtime, LogLevel::Warn, || why);
             None
         });
     }
     let at = at?;
-    let cannot =
-        |error| observe::say(&format!("no upgrade without a gap: nobody can come to upgrade.socket ({at}): {error}"));
-    Offer::new(at.clone(), door, sockets, runtime.random()).map_err(cannot).ok()
+    let cannot = |error| {
+        observe::say(runtime, LogLevel::Warn, || {
+            format!("no upgrade without a gap: nobody can come to upgrade.socket ({at}): {error}")
+        });
+    };
+    Offer::new(at.clone(), door, sockets, runtime).map_err(cannot).ok()
 }
 
 /// Says how it ends, to whom it concerns.
-fn tell(end: &End, offer: Option<Offer>) {
+fn tell(runtime: &Runtime, end: &End, offer: Option<Offer>) {
     match end {
         End::Signal => {
             offer.into_iter().for_each(Offer::withdraw);
             supervisor::stopping();
         }
         End::Succeeded(pid) => {
-            observe::say(&format!("process {pid} has taken over"));
+            observe::say(runtime, LogLevel::Info, || format!("process {pid} has taken over"));
             supervisor::succeeded_by(*pid);
         }
     }
@@ -329,7 +360,9 @@ async fn watch_files(runtime: Arc<Runtime>, shared: Arc<Shared>) {
     let (changed, mut changes) = mpsc::channel(1);
     let watcher = reload::watch(&runtime.source().directory, changed);
     if watcher.is_none() {
-        observe::say("config files cannot be watched; changes are noticed by polling");
+        observe::say(&runtime, LogLevel::Warn, || {
+            "config files cannot be watched; changes are noticed by polling".to_owned()
+        });
     }
     loop {
         let told = reload::next_change(&mut changes).await;

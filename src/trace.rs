@@ -6,6 +6,7 @@
 use crate::freshness::Lifetime;
 use crate::model::Time;
 use http::HeaderValue;
+use crate::span::{Fact, Steps};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,6 +35,8 @@ pub struct Trace {
     pub bytes: usize,
     /// Headers of requests that answers to this client depend on, as `Vary` names them.
     pub vary: HeaderValue,
+    /// Its place in a trace that goes beyond Weir, and its steps.
+    pub steps: Steps,
 }
 
 /// Headers that answers to any client depend on.
@@ -55,7 +58,25 @@ impl Trace {
             status: 0,
             bytes: 0,
             vary: HeaderValue::from_static(VARY),
+            steps: Steps::default(),
         }
+    }
+
+    /// What is known of it, for who follows a trace: no more than the access log tells.
+    #[must_use]
+    pub fn facts(&self, method: &http::Method) -> Vec<(&'static str, Fact)> {
+        let name = |text: &str| Fact::Name(text.into());
+        let mut facts = vec![
+            ("http.request.method", name(method.as_str())),
+            ("http.route", Fact::Word(self.route)),
+            ("http.response.status_code", Fact::Number(self.status.into())),
+            ("weir.request_id", name(&self.request_id)),
+            ("weir.cache", Fact::Word(self.cache_label())),
+        ];
+        facts.extend(self.client.clone().map(|client| ("weir.client", Fact::Name(client))));
+        facts.extend(self.provider.clone().map(|provider| ("weir.provider", Fact::Name(provider))));
+        facts.extend(self.error.map(|code| ("error.type", Fact::Word(code))));
+        facts
     }
 
     /// The cache's part as a metric and log label.

@@ -4,8 +4,9 @@
 //! once its configuration is sound, and says so once it accepts connections; until then the old one goes on as if
 //! nothing had happened. Both speak only with processes of their own user. It must not serve: `server` does.
 
-use crate::config::weir::HandOver;
+use crate::config::weir::{HandOver, LogLevel};
 use crate::observe;
+use crate::runtime::Runtime;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
 };
@@ -185,6 +186,7 @@ pub struct Offer {
     at: Meeting,
     door: tokio::net::UnixListener,
     given: Arc<Given>,
+    runtime: Arc<Runtime>,
 }
 
 struct Given {
@@ -203,12 +205,12 @@ impl Offer {
         at: Meeting,
         door: Option<UnixListener>,
         sockets: Vec<(SocketAddr, OwnedFd)>,
-        key: [u8; 32],
+        runtime: &Arc<Runtime>,
     ) -> io::Result<Self> {
         let door = door.map_or_else(|| at.listen(), Ok)?;
         door.set_nonblocking(true)?;
-        let given = Arc::new(Given { sockets, door: door.try_clone()?.into(), key });
-        Ok(Self { at, door: tokio::net::UnixListener::from_std(door)?, given })
+        let given = Arc::new(Given { sockets, door: door.try_clone()?.into(), key: runtime.random() });
+        Ok(Self { at, door: tokio::net::UnixListener::from_std(door)?, given, runtime: runtime.clone() })
     }
 
     /// Waits until another process has taken over; that one's id.
@@ -222,10 +224,15 @@ impl Offer {
             let conversation = tokio::task::spawn_blocking(move || converse(stream.into_std()?, &given)).await;
             match conversation {
                 Ok(Ok(pid)) => return pid,
-                Ok(Err(error)) => observe::say(&format!("an upgrade began and came to nothing ({error}); going on")),
-                Err(_) => observe::say("an upgrade began and came to nothing; going on"),
+                Ok(Err(error)) => self.say(&error),
+                Err(error) => self.say(&error),
             }
         }
+    }
+
+    fn say(&self, error: &dyn std::fmt::Display) {
+        let what = || format!("an upgrade began and came to nothing ({error}); going on");
+        observe::say(&self.runtime, LogLevel::Warn, what);
     }
 
     /// Nobody is to come here any more.

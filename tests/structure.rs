@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// Rooms by floor, from the ground up. A file imports only from floors below its own room's.
 const FLOORS: &[&[&str]] = &[
-    &["endpoints", "exchange", "json", "jsonpath", "metrics", "model", "pattern"],
+    &["endpoints", "exchange", "json", "jsonpath", "metrics", "model", "pattern", "span"],
     &["error"],
     &["config"],
     &[
@@ -34,7 +34,7 @@ const FLOORS: &[&[&str]] = &[
     &["route"],
     &["breaker", "cache", "flight", "held", "reading", "supervisor", "tls", "trace"],
     &["audit", "upstream"],
-    &["credential"],
+    &["credential", "export"],
     &["runtime"],
     &["gate", "question"],
     &["call"],

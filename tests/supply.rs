@@ -22,7 +22,7 @@ const LICENCES: [&str; 11] = [
 ];
 
 /// Libraries of which several versions are built, and why. Pingora and others have not moved to one yet.
-const SEVERAL: [&str; 15] = [
+const SEVERAL: [&str; 17] = [
     "asn1-rs",
     "asn1-rs-derive",
     "base64",
@@ -33,6 +33,8 @@ const SEVERAL: [&str; 15] = [
     "heck",
     "indexmap",
     "oid-registry",
+    "rand",
+    "rand_chacha",
     "rand_core",
     "syn",
     "thiserror",

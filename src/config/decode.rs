@@ -310,6 +310,13 @@ pub fn positive(node: &Node, cx: &mut Cx<'_>) -> Option<NonZeroU32> {
     })
 }
 
+/// A share, from 0 to 1.
+pub fn share(node: &Node, cx: &mut Cx<'_>) -> Option<f64> {
+    parsed(node, cx, Scalar::Share, "a share from 0 to 1, as in 0.01", |text| {
+        text.parse().ok().filter(|share| (0.0..=1.0).contains(share))
+    })
+}
+
 /// An HTTP status that says that something failed.
 pub fn status(node: &Node, cx: &mut Cx<'_>) -> Option<u16> {
     if cx.drawn(node, Scalar::Whole(400, 599)) {

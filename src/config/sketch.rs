@@ -65,6 +65,8 @@ pub enum Scalar<'w> {
     Boolean,
     /// A whole number from the first to the second.
     Whole(u64, u64),
+    /// From 0 to 1.
+    Share,
     /// One integer and a unit.
     Duration,
     /// One integer and perhaps a unit.
@@ -81,6 +83,9 @@ impl Scalar<'_> {
             Scalar::Text => json!({ "$ref": "#/$defs/text" }),
             Scalar::Some => json!({ "$ref": "#/$defs/some" }),
             Scalar::Boolean => json!({ "$ref": "#/$defs/boolean" }),
+            Scalar::Share => {
+                json!({ "anyOf": [{ "type": "number", "minimum": 0, "maximum": 1 }, { "$ref": "#/$defs/share" }] })
+            }
             Scalar::Duration => json!({ "$ref": "#/$defs/duration" }),
             Scalar::Size => json!({ "$ref": "#/$defs/size" }),
             Scalar::Whole(least, most) => {
@@ -110,6 +115,7 @@ fn definitions() -> Json {
         "some": some,
         "boolean": { "anyOf": [{ "type": "boolean" }, text("true|false|on|off")] },
         "digits": text("[0-9]+"),
+        "share": text(r"[0-9]*\.?[0-9]*(e[0-9+-]+)?"),
         "duration": text("[0-9]+(ms|s|m|h|d)"),
         "size": { "anyOf": [{ "type": "integer", "minimum": 1 }, text("[0-9]+(B|KiB|MiB|GiB)?")] },
         "variable": { "type": "string", "pattern": VARIABLE },

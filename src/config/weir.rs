@@ -4,7 +4,7 @@
 
 use super::decode::{self, Cx, Fields, Secret};
 use super::edge::{self, Cors, Limits, Listener, Network};
-use super::faults::Place;
+use super::faults::{At, Place};
 use super::tree::Node;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
@@ -23,6 +23,10 @@ pub struct Weir {
     pub grace: Duration,
     /// Where a running process hands its sockets to the next.
     pub upgrade: HandOver,
+    /// Where traces go.
+    pub traces: Traces,
+    /// What Weir says of itself.
+    pub log: LogLevel,
     /// What is logged of requests.
     pub access_log: AccessLog,
     /// The cache's weighed size in bytes.
@@ -56,6 +60,49 @@ pub struct Places {
     pub cors: Option<Place>,
     /// `trusted_proxies`
     pub trusted_proxies: Option<Place>,
+}
+
+/// How much Weir says of itself on stderr: of each, what is before it too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LogLevel {
+    /// Faults of its own.
+    Error,
+    /// What somebody should look at.
+    Warn,
+    /// What changes.
+    Info,
+    /// What is refused, and what changes nothing.
+    Debug,
+}
+
+impl LogLevel {
+    /// As written.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            LogLevel::Error => "error",
+            LogLevel::Warn => "warn",
+            LogLevel::Info => "info",
+            LogLevel::Debug => "debug",
+        }
+    }
+}
+
+/// Where traces go, and how many.
+#[derive(Debug, Clone)]
+pub struct Traces {
+    /// A collector's base URL; `None`: nothing is traced.
+    pub endpoint: Option<At<String>>,
+    /// The share of requests, from 0 to 1, that is sampled if nobody has decided before.
+    pub sample: f64,
+    /// What the collector is told besides.
+    pub headers: Vec<(At<String>, Secret)>,
+}
+
+impl Default for Traces {
+    fn default() -> Self {
+        Self { endpoint: None, sample: 0.01, headers: Vec::new() }
+    }
 }
 
 /// Where a running process hands its sockets to the next.
@@ -154,6 +201,11 @@ pub fn decode(root: &Node, cx: &mut Cx<'_>) -> Option<Weir> {
         fields.end(cx);
         socket
     });
+    let traces = fields.optional("traces", cx, traces);
+    let log = fields.optional("log", cx, |node, cx| {
+        let levels = [LogLevel::Error, LogLevel::Warn, LogLevel::Info, LogLevel::Debug];
+        decode::one_of(node, cx, "level", &levels.map(|level| (level.as_str(), level)))
+    });
     let access_log = fields.optional("access_log", cx, access_log);
     let max_bytes = fields.optional("cache", cx, |node, cx| {
         let mut fields = Fields::of(node, "cache", cx)?;
@@ -190,6 +242,8 @@ pub fn decode(root: &Node, cx: &mut Cx<'_>) -> Option<Weir> {
         workers: workers.unwrap_or(0),
         grace: grace.unwrap_or(Duration::from_secs(10)),
         upgrade: upgrade.unwrap_or(HandOver::Default),
+        traces: traces.unwrap_or_default(),
+        log: log.unwrap_or(LogLevel::Info),
         access_log: access_log.unwrap_or(AccessLog::On),
         max_bytes: max_bytes.unwrap_or(256 << 20),
         limits: limits.unwrap_or_default(),
@@ -209,6 +263,25 @@ fn workers(node: &Node, cx: &mut Cx<'_>) -> Option<usize> {
         &node.place,
         workers.ok_or_else(|| format!("{number} workers are too many; at most 1024, 0 for one per core")),
     )
+}
+
+fn traces(node: &Node, cx: &mut Cx<'_>) -> Option<Traces> {
+    let mut fields = Fields::of(node, "traces", cx)?;
+    let mut all = Traces::default();
+    let endpoint = fields
+        .optional("endpoint", cx, |node, cx| Some(At { value: decode::text(node, cx)?, place: node.place.clone() }));
+    all.endpoint = endpoint.filter(|at| !at.value.is_empty());
+    if let Some(sample) = fields.optional("sample", cx, decode::share) {
+        all.sample = sample;
+    }
+    let headers = fields.optional("headers", cx, |node, cx| {
+        decode::each(node, "headers", &[], cx, |key, node, cx| {
+            Some((At { value: key.name.clone(), place: key.place.clone() }, decode::secret(node, cx)?))
+        })
+    });
+    all.headers = headers.unwrap_or_default();
+    fields.end(cx);
+    Some(all)
 }
 
 /// `auto`, `off`, an absolute path, or `@NAME`. The system takes at most 107 bytes (unix(7)).

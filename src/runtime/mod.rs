@@ -23,6 +23,13 @@ pub fn now() -> Time {
     Time(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
 
+/// The system's clock, in all its digits: when a span of a trace begins or ends.
+#[must_use]
+#[allow(clippy::disallowed_methods)] // the one room that may
+pub fn clock() -> std::time::SystemTime {
+    std::time::SystemTime::now()
+}
+
 /// What is in force, and how it came to be.
 pub struct Runtime {
     current: ArcSwap<Snapshot>,

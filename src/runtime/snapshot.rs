@@ -19,6 +19,7 @@ use crate::config::{Config, Example};
 use crate::credential::{self, Credential};
 use crate::cursor::Signer;
 use crate::dialect::Dialect;
+use crate::export::Destination;
 use crate::fault::Rules;
 use crate::mapping::Mapping;
 use crate::model::Time;
@@ -66,6 +67,8 @@ pub struct Snapshot {
     pub providers: Vec<Provider>,
     /// Page tokens.
     pub signer: Signer,
+    /// Where traces go, if anywhere.
+    pub traces: Option<Arc<Destination>>,
     /// Failed authentications, where they are limited.
     pub failures: Option<Arc<Failures>>,
     limiters: Vec<Arc<Limiter>>,
@@ -272,6 +275,7 @@ impl Builder<'_> {
             keys: Keys::compile(&config.clients),
             signer: Signer::new(&config.weir.page_token_key, random),
             failures: self.failures(&config.weir),
+            traces: Destination::compile(&config.weir.traces, self.faults).map(Arc::new),
             weir: config.weir,
             clients,
             routes,

@@ -36,6 +36,7 @@ mod reload;
 mod sdk;
 mod support;
 mod tools;
+mod traces;
 mod transport;
 mod upgrade;
 mod watch;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// A client that keeps its connection as long as it is told that it may.
-struct KeepAlive {
+pub struct KeepAlive {
     address: SocketAddr,
     connection: Option<BufReader<TcpStream>>,
     /// How many it has opened.
@@ -17,12 +17,12 @@ struct KeepAlive {
 }
 
 impl KeepAlive {
-    fn new(address: SocketAddr) -> Self {
+    pub fn new(address: SocketAddr) -> Self {
         Self { address, connection: None, opened: 0 }
     }
 
-    /// The status and the answer's `Cache-Status`. Nothing is asked a second time.
-    fn ask(&mut self, request: &str) -> std::io::Result<u16> {
+    /// The answer's status. Nothing is asked a second time.
+    pub fn ask(&mut self, request: &str) -> std::io::Result<u16> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
             None => {
@@ -61,7 +61,8 @@ impl KeepAlive {
     }
 }
 
-fn text(target: &str, headers: &str) -> String {
+/// A request that may not be the last.
+pub fn text(target: &str, headers: &str) -> String {
     format!("GET {target} HTTP/1.1\r\nHost: t\r\nX-API-Key: open\r\n{headers}\r\n")
 }
 
@@ -71,7 +72,7 @@ fn successor(weir: &mut Weir, sim: &Sim) -> (SocketAddr, SocketAddr) {
     let line = line_with(&process.stderr, "listening http=");
     let mut before = std::mem::replace(&mut weir.process, process);
     assert_eq!(before.wait().code(), Some(0));
-    let told = format!("weir: process {} has taken over", weir.process.id());
+    let told = format!("weir: info: process {} has taken over", weir.process.id());
     until("the old one has said who took over", || before.stderr.lock().unwrap().contains(&told));
     let (http, admin) = line.split_once(" admin=").unwrap();
     (http.split(' ').next().unwrap().parse().unwrap(), admin.parse().unwrap())
@@ -184,7 +185,7 @@ fn an_upgrade_that_fails_leaves_the_old_process_serving() {
     let first = start + good[start..].find('\n').unwrap() + 1;
     weir.config.write("weir.yaml", &format!("{listen}{}", &good[first..]));
     fails(&weir, 1, &format!("cannot listen on {address}"));
-    line_with(&weir.process.stderr, "weir: an upgrade began and came to nothing");
+    line_with(&weir.process.stderr, "weir: warn: an upgrade began and came to nothing");
     // What connects and says something else is nobody to leave for.
     weir.config.write("weir.yaml", &good);
     successor(&mut weir, &sim);
@@ -260,7 +261,10 @@ fn where_two_processes_meet_is_configured_and_told_when_nobody_is_there() {
     use std::os::unix::fs::PermissionsExt;
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     let mut second = Process::start(&mut weir.config.command(&["run"]));
-    line_with(&second.stderr, &format!("weir: no upgrade without a gap: nobody can come to upgrade.socket ({path})"));
+    line_with(
+        &second.stderr,
+        &format!("weir: warn: no upgrade without a gap: nobody can come to upgrade.socket ({path})"),
+    );
     second.signal("TERM");
     assert_eq!(second.wait().code(), Some(0));
     successor(&mut weir, &sim);
@@ -309,7 +313,10 @@ fn a_process_of_another_user_is_given_nothing() {
     let output = Command::new("python3").args(["-c", talk, &name[1..]]).uid(65534).gid(65534).output().unwrap();
     let got = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     assert!(got == "0" || got.is_empty(), "{got} {}", String::from_utf8_lossy(&output.stderr));
-    line_with(&weir.process.stderr, "weir: an upgrade began and came to nothing (it runs as user 65534, and not as 0)");
+    line_with(
+        &weir.process.stderr,
+        "weir: warn: an upgrade began and came to nothing (it runs as user 65534, and not as 0)",
+    );
     assert_eq!(weir.get(VECTARA).status, 200);
 }
 
