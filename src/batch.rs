@@ -104,7 +104,8 @@ impl Batch<'_> {
             by_provider.entry(job.provider).or_default().push((place, job));
         }
         let each = by_provider.into_values().map(|jobs| {
-            let reads = jobs.into_iter().map(|(place, job)| async move { (place, self.one(job, latest).await) });
+            let reads: Vec<_> =
+                jobs.into_iter().map(|(place, job)| self.one(place, job, latest, trace.part())).collect();
             stream::iter(reads).buffer_unordered(AT_ONCE).collect::<Vec<_>>()
         });
         let mut done: Vec<(usize, Done)> = join_all(each).await.into_iter().flatten().collect();
@@ -128,13 +129,12 @@ impl Batch<'_> {
         })
     }
 
-    async fn one(&self, job: Job, latest: Instant) -> Done {
-        let mut trace = Trace::new(String::new(), "");
+    async fn one(&self, place: usize, job: Job, latest: Instant, mut trace: Trace) -> (usize, Done) {
         let session = match job.asked {
             Err(problem) => Err(problem),
             Ok((question, looked)) => self.session(&question, looked, latest, &mut trace).await,
         };
-        Done { session, status: trace.cache, waited: trace.waited }
+        (place, Done { session, status: trace.cache, waited: trace.waited })
     }
 
     async fn session(

@@ -206,7 +206,7 @@ impl List<'_> {
         trace: &mut Trace,
     ) -> Outcome<()> {
         let unread = readers.iter_mut().zip(heads).filter(|(_, head)| **head == Head::Unread);
-        let waits = join_all(unread.map(|(reader, _)| self.read_page(reader, latest))).await;
+        let waits = join_all(unread.map(|(reader, _)| self.read_page(reader, latest, trace.part()))).await;
         trace.waited += waits.into_iter().max().unwrap_or_default();
         match readers.iter().find_map(|reader| reader.failed.as_ref()).filter(|_| self.page.deny_partial) {
             None => Ok(()),
@@ -218,8 +218,7 @@ impl List<'_> {
     }
 
     /// Reads the page in which a source goes on; how long it waited for the provider.
-    async fn read_page(&self, reader: &mut Reader, latest: Instant) -> Duration {
-        let mut trace = Trace::new(String::new(), self.path);
+    async fn read_page(&self, reader: &mut Reader, latest: Instant, mut trace: Trace) -> Duration {
         reader.left -= 1;
         let read = self.ask(reader, latest, &mut trace).await;
         if let Some(status) = trace.cache {

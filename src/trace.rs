@@ -5,8 +5,8 @@
 
 use crate::freshness::Lifetime;
 use crate::model::Time;
-use http::HeaderValue;
 use crate::span::{Fact, Steps};
+use http::HeaderValue;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -77,6 +77,12 @@ impl Trace {
         facts.extend(self.provider.clone().map(|provider| ("weir.provider", Fact::Name(provider))));
         facts.extend(self.error.map(|code| ("error.type", Fact::Word(code))));
         facts
+    }
+
+    /// Of one answer among several that a request needs, at the same place in the trace beyond Weir.
+    #[must_use]
+    pub fn part(&self) -> Self {
+        Self { steps: self.steps.clone(), ..Self::new(String::new(), self.route) }
     }
 
     /// The cache's part as a metric and log label.
