@@ -16,6 +16,7 @@ use crate::ratelimit::Cost;
 use crate::route::Name;
 use crate::runtime;
 use crate::runtime::snapshot::Snapshot;
+use crate::span::Steps;
 use crate::template::Values;
 use crate::trace::{CacheStatus, Trace};
 use bytes::Bytes;
@@ -104,8 +105,11 @@ impl Batch<'_> {
             by_provider.entry(job.provider).or_default().push((place, job));
         }
         let each = by_provider.into_values().map(|jobs| {
-            let reads: Vec<_> =
-                jobs.into_iter().map(|(place, job)| self.one(place, job, latest, trace.part())).collect();
+            let steps = trace.steps.part();
+            let reads = jobs.into_iter().map(move |(place, job)| {
+                let one = self.one(job, latest, steps.part());
+                async move { (place, one.await) }
+            });
             stream::iter(reads).buffer_unordered(AT_ONCE).collect::<Vec<_>>()
         });
         let mut done: Vec<(usize, Done)> = join_all(each).await.into_iter().flatten().collect();
@@ -129,12 +133,13 @@ impl Batch<'_> {
         })
     }
 
-    async fn one(&self, place: usize, job: Job, latest: Instant, mut trace: Trace) -> (usize, Done) {
+    async fn one(&self, job: Job, latest: Instant, steps: Steps) -> Done {
+        let mut trace = Trace { steps, ..Trace::new(String::new(), "") };
         let session = match job.asked {
             Err(problem) => Err(problem),
             Ok((question, looked)) => self.session(&question, looked, latest, &mut trace).await,
         };
-        (place, Done { session, status: trace.cache, waited: trace.waited })
+        Done { session, status: trace.cache, waited: trace.waited }
     }
 
     async fn session(

@@ -130,14 +130,11 @@ pub async fn obtain(
     let asked = Instant::now();
     trace.steps.step("fetch");
     let asking = ask(shared, question, &looked.directives, &trace.steps);
-    let answered = match latest {
+    let late = || Asked { landed: Err(too_late(question)), collapsed: false, call: None };
+    let Asked { landed: result, collapsed, call } = match latest {
         None => asking.await,
-        Some(latest) => timeout_at(latest, asking).await.unwrap_or_else(|_| {
-            let landed = Err(too_late(question));
-            Asked { landed, collapsed: false, call: None }
-        }),
+        Some(latest) => timeout_at(latest, asking).await.unwrap_or_else(|_| late()),
     };
-    let Asked { landed: result, collapsed, call } = answered;
     if let Some(call) = call.filter(|_| collapsed) {
         trace.steps.link(&call);
     }

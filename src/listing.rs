@@ -18,6 +18,7 @@ use crate::reading::etag;
 use crate::route::Source;
 use crate::runtime;
 use crate::runtime::snapshot::Snapshot;
+use crate::span::Steps;
 use crate::template::Values;
 use crate::trace::{CacheStatus, How, Trace};
 use bytes::Bytes;
@@ -206,7 +207,7 @@ impl List<'_> {
         trace: &mut Trace,
     ) -> Outcome<()> {
         let unread = readers.iter_mut().zip(heads).filter(|(_, head)| **head == Head::Unread);
-        let waits = join_all(unread.map(|(reader, _)| self.read_page(reader, latest, trace.part()))).await;
+        let waits = join_all(unread.map(|(reader, _)| self.read_page(reader, latest, trace.steps.part()))).await;
         trace.waited += waits.into_iter().max().unwrap_or_default();
         match readers.iter().find_map(|reader| reader.failed.as_ref()).filter(|_| self.page.deny_partial) {
             None => Ok(()),
@@ -218,7 +219,8 @@ impl List<'_> {
     }
 
     /// Reads the page in which a source goes on; how long it waited for the provider.
-    async fn read_page(&self, reader: &mut Reader, latest: Instant, mut trace: Trace) -> Duration {
+    async fn read_page(&self, reader: &mut Reader, latest: Instant, steps: Steps) -> Duration {
+        let mut trace = Trace { steps, ..Trace::new(String::new(), self.path) };
         reader.left -= 1;
         let read = self.ask(reader, latest, &mut trace).await;
         if let Some(status) = trace.cache {

@@ -299,11 +299,13 @@ impl Line {
     }
 
     async fn list(&self, asked: &Asked, list: &List<'_>, trace: &mut Trace) -> Outcome<Content> {
+        trace.steps.step("look up and admit");
         let readers = list.start()?;
         let costs = readers.iter().zip(&list.sources);
         let costs =
             costs.filter_map(|(reader, (source, _))| Some((Some(source.provider), Cost::one(reader.is_hit()?))));
         self.admit(asked, &costs.collect::<Vec<_>>())?;
+        trace.steps.step("fetch");
         let (body, etag) = list.read(readers, trace).await?;
         Ok(Content { body, etag: Some(etag) })
     }
@@ -317,10 +319,12 @@ impl Line {
     ) -> Outcome<Content> {
         let snapshot = asked.snapshot.clone();
         let batch = Batch { shared: &self.shared, snapshot: &snapshot, client: asked.client, ids, shape };
+        trace.steps.step("look up and admit");
         let (jobs, places) = batch.jobs(&request.headers, asked.directives);
         let costs: Vec<_> = jobs.iter().map(Job::cost).collect();
         asked.goes_to(costs.iter().filter_map(|(provider, _)| *provider), trace);
         self.admit(asked, &costs)?;
+        trace.steps.step("fetch");
         let body = batch.read(jobs, &places, trace).await?;
         Ok(Content { etag: Some(crate::reading::etag(&body)), body })
     }

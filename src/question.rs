@@ -33,21 +33,19 @@ pub struct Shared {
     pub upstream: Arc<Upstream>,
     /// Calls under way.
     pub flights: Flights<Key, Landed, Subject>,
-    /// Cancelled when Weir shuts down: answers without an end come to it then.
-    pub stopping: CancellationToken,
     /// Traces that go beyond Weir.
     pub spans: Spans,
+    /// Cancelled when Weir shuts down: answers without an end come to it then.
+    pub stopping: CancellationToken,
 }
 
 impl Shared {
-    /// An empty cache of this size, and no connection yet; see [`Upstream::new`] for `max_buffered`, [`Spans::new`] for
-    /// `random`.
+    /// An empty cache of this size, and no connection yet; see [`Upstream::new`] for `max_buffered`.
     #[must_use]
-    pub fn new(metrics: Metrics, max_bytes: u64, max_buffered: u64, random: u64) -> Self {
+    pub fn new(metrics: Metrics, max_bytes: u64, max_buffered: u64) -> Self {
         let cache = Cache::new(max_bytes, metrics.cache.clone());
-        let upstream = Arc::new(Upstream::new(max_buffered));
-        let (spans, stopping) = (Spans::new(random), CancellationToken::new());
-        Self { metrics, cache, upstream, flights: Flights::default(), stopping, spans }
+        let (upstream, spans) = (Arc::new(Upstream::new(max_buffered)), Spans::default());
+        Self { metrics, cache, upstream, flights: Flights::default(), spans, stopping: CancellationToken::new() }
     }
 
     /// Purges what the scope touches; how many entries that were. Calls under way answer those who

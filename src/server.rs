@@ -123,10 +123,7 @@ impl Server {
             snapshot.weir.listen.iter().map(|listener| Ok((listener.clone(), listening(listener.address)?)));
         let listeners = listeners.collect::<Result<_, _>>()?;
         let admin = listening(snapshot.weir.admin.address)?;
-        let mut seed = [0; 8];
-        getrandom::fill(&mut seed).map_err(|e| system(&e))?;
-        let seed = u64::from_le_bytes(seed);
-        let shared = Arc::new(Shared::new(metrics, snapshot.weir.max_bytes, snapshot.weir.overload.max_buffered, seed));
+        let shared = Arc::new(Shared::new(metrics, snapshot.weir.max_bytes, snapshot.weir.overload.max_buffered));
         let mut prefix = [0; 4];
         getrandom::fill(&mut prefix).map_err(|e| system(&e))?;
         let prefix = prefix.iter().map(|byte| format!("{byte:02x}")).collect();

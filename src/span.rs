@@ -6,6 +6,7 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use std::borrow::Cow;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
@@ -136,6 +137,8 @@ pub struct Steps {
     /// Ours if `own`, else as it came.
     context: Option<Context>,
     own: bool,
+    /// What tells the time, where spans are wanted.
+    clock: Option<fn() -> SystemTime>,
     recorder: Option<Box<Recorder>>,
 }
 
@@ -145,7 +148,7 @@ impl Steps {
     #[must_use]
     pub fn begin(headers: &HeaderMap, rate: Option<f64>, spans: &Spans, clock: fn() -> SystemTime) -> Self {
         let came = Context::of(headers);
-        let Some(rate) = rate else { return Self { context: came, own: false, recorder: None } };
+        let Some(rate) = rate else { return Self { context: came, ..Self::default() } };
         let parent = came.as_ref().map(|came| came.span);
         let context = match came {
             Some(came) => came.at(spans.id()),
@@ -160,22 +163,27 @@ impl Steps {
     }
 
     fn recording(context: Context, parent: Option<u64>, remote: bool, clock: fn() -> SystemTime) -> Self {
-        let recorder = context.sampled().then(|| {
+        let clock = Some(clock).filter(|_| context.sampled());
+        let recorder = clock.map(|clock| {
             let whole = Span::begin(context.clone(), parent, remote, Cow::Borrowed(""), clock());
             Box::new(Recorder { clock, whole, steps: Vec::new() })
         });
-        Self { context: Some(context), own: true, recorder }
+        Self { context: Some(context), own: true, clock, recorder }
     }
 
     /// Of a call that this request starts, and that may outlive it.
     #[must_use]
     pub fn call(&self, spans: &Spans) -> Self {
-        match (&self.context, &self.recorder) {
-            (Some(context), Some(recorder)) => {
-                Self::recording(context.at(spans.id()), Some(context.span), false, recorder.clock)
-            }
-            (context, _) => Self { context: context.clone(), own: self.own, recorder: None },
+        match (&self.context, self.clock) {
+            (Some(context), Some(clock)) => Self::recording(context.at(spans.id()), Some(context.span), false, clock),
+            _ => self.part(),
         }
+    }
+
+    /// Of a part of this request that takes no steps of its own, but may start calls.
+    #[must_use]
+    pub fn part(&self) -> Self {
+        Self { context: self.context.clone(), own: self.own, clock: self.clock, recorder: None }
     }
 
     /// Where it is, for those who share what it does.
@@ -297,13 +305,14 @@ fn mixed(mut z: u64) -> u64 {
     (z ^ (z >> 31)).max(1)
 }
 
-impl Spans {
+impl Default for Spans {
     /// Ids begin at a random number, so that no two processes make the same.
-    #[must_use]
-    pub fn new(random: u64) -> Self {
-        Self { next: AtomicU64::new(random), sink: OnceLock::new() }
+    fn default() -> Self {
+        Self { next: AtomicU64::new(RandomState::new().hash_one(GOLDEN)), sink: OnceLock::new() }
     }
+}
 
+impl Spans {
     /// Where spans go from now on; the first that is said holds.
     pub fn send_to(&self, sink: Sink) {
         let _ = self.sink.set(sink);
@@ -368,7 +377,7 @@ mod tests {
 
     #[test]
     fn without_a_rate_what_came_is_passed_on_and_nothing_is_recorded() {
-        let spans = Spans::new(1);
+        let spans = Spans::default();
         let mut steps = Steps::begin(&headers(&[GOOD]), None, &spans, then);
         steps.step("one");
         assert_eq!(steps.call(&spans).headers(), [(TRACEPARENT, HeaderValue::from_static(GOOD))]);
@@ -378,7 +387,7 @@ mod tests {
 
     #[test]
     fn a_decision_that_came_is_heeded_and_else_the_share_is_kept() {
-        let spans = Spans::new(7);
+        let spans = Spans::default();
         let sampled = |headers: &HeaderMap, rate| Steps::begin(headers, Some(rate), &spans, then).recorder.is_some();
         assert!(sampled(&headers(&[GOOD]), 0.0));
         assert!(!sampled(&headers(&["00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00"]), 1.0));
@@ -390,7 +399,7 @@ mod tests {
 
     #[test]
     fn steps_are_parts_of_the_whole_and_ids_are_all_different() {
-        let spans = Spans::new(3);
+        let spans = Spans::default();
         let mut steps = Steps::begin(&headers(&[GOOD]), Some(0.0), &spans, then);
         steps.step("one");
         steps.ask("two");

@@ -33,10 +33,10 @@ pub struct Trace {
     pub status: u16,
     /// The answer's body, in bytes as sent.
     pub bytes: usize,
-    /// Headers of requests that answers to this client depend on, as `Vary` names them.
-    pub vary: HeaderValue,
     /// Its place in a trace that goes beyond Weir, and its steps.
     pub steps: Steps,
+    /// Headers of requests that answers to this client depend on, as `Vary` names them.
+    pub vary: HeaderValue,
 }
 
 /// Headers that answers to any client depend on.
@@ -57,8 +57,8 @@ impl Trace {
             error: None,
             status: 0,
             bytes: 0,
-            vary: HeaderValue::from_static(VARY),
             steps: Steps::default(),
+            vary: HeaderValue::from_static(VARY),
         }
     }
 
@@ -77,12 +77,6 @@ impl Trace {
         facts.extend(self.provider.clone().map(|provider| ("weir.provider", Fact::Name(provider))));
         facts.extend(self.error.map(|code| ("error.type", Fact::Word(code))));
         facts
-    }
-
-    /// Of one answer among several that a request needs, at the same place in the trace beyond Weir.
-    #[must_use]
-    pub fn part(&self) -> Self {
-        Self { steps: self.steps.clone(), ..Self::new(String::new(), self.route) }
     }
 
     /// The cache's part as a metric and log label.

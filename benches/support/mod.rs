@@ -85,7 +85,7 @@ impl House {
         fs::write(directory.path().join("clients.yaml"), clients).unwrap();
         let runtime =
             Runtime::start(Source::new(directory.path()), [7; 32], now()).unwrap_or_else(|faults| panic!("{faults:?}"));
-        let shared = Shared::new(Metrics::new().unwrap(), 1 << 30, 1 << 30, 7);
+        let shared = Shared::new(Metrics::new().unwrap(), 1 << 30, 1 << 30);
         let house = Self { line: Line::new(Arc::new(runtime), Arc::new(shared)), _directory: directory };
         house.store(&house.question(false), one());
         house.store(&house.question(true), hundred());
