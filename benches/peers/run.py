@@ -167,7 +167,7 @@ def misses(bench):
 def scale(bench):
     """What grows with entries and clients, and what must not."""
     options, rows = bench.options, []
-    many = 1_000_000 if not options.quick else 50_000
+    many = options.entries
     sim = Simulator(bench.binaries["weir-sim"], sessions=many + 10)
     wide = lambda text: text.replace("max_bytes: 256MiB", "max_bytes: 8GiB")
     filled = []
@@ -294,11 +294,12 @@ def main():
     parser.add_argument("--seconds", type=int, default=2, help="of each server in each round")
     parser.add_argument("--rate", type=int, default=10_000, help="requests a second for latency")
     parser.add_argument("--requests", type=int, default=2000, help="misses of each kind")
+    parser.add_argument("--entries", type=int, default=1_000_000, help="in the larger cache")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--binaries", type=pathlib.Path, help="a directory with weir, weir-sim, bare and load, built before")
     options = parser.parse_args()
     if options.quick:
-        options.rounds, options.seconds, options.requests = 2, 1, 200
+        options.rounds, options.seconds, options.requests, options.entries = 2, 1, 200, 50_000
     named = {name: options.binaries / name for name in ("weir", "weir-sim", "bare", "load")} if options.binaries else build()
     with tempfile.TemporaryDirectory(prefix="weir-peers-") as directory:
         # Whatever ends this, no server outlives it.
