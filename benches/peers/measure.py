@@ -1,7 +1,9 @@
 """How a server is loaded and what is read off it."""
 
+import os
 import pathlib
 import re
+import signal
 import socket
 import statistics
 import subprocess
@@ -45,8 +47,8 @@ class Client:
         self.socket = socket.create_connection((host, int(port)), timeout=120)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-    def get(self, path, headers=()):
-        lines = "".join(f"{header}\r\n" for header in (f"X-API-Key: {KEY}", *headers))
+    def get(self, path, headers=(), key=KEY):
+        lines = "".join(f"{header}\r\n" for header in (f"X-API-Key: {key}", *headers))
         self.socket.sendall(f"GET {path} HTTP/1.1\r\nHost: bench\r\n{lines}\r\n".encode())
         got = b""
         while True:
@@ -86,8 +88,11 @@ def instructions(start, path, directory, headers=(), few=500, many=2500):
             if status not in (200, 304):
                 raise SystemExit(f"{server.name}: {status} under callgrind")
         client.socket.close()
-        server.child.terminate()
-        server.child.wait(120)
+        # Fast, also for those that would first wait for their clients.
+        for pid in server.pids():
+            os.kill(pid, signal.SIGINT)
+        server.child.wait(60)
+        server.end()
         totals.append(sum(total(file) for file in directory.glob("callgrind.out*")))
     return (totals[1] - totals[0]) / (many - few)
 
