@@ -33,6 +33,26 @@ pub enum Answers {
     Events,
     /// What is configured.
     Providers,
+    /// The API's description.
+    Description,
+    /// A page to read it in.
+    Reader,
+    /// A file that the page needs.
+    ReaderFile,
+}
+
+impl Answers {
+    /// Whether it is the same for everyone, and needs no key.
+    #[must_use]
+    pub fn are_public(self) -> bool {
+        matches!(self, Answers::Description | Answers::Reader | Answers::ReaderFile)
+    }
+
+    /// Whether providers are asked for it.
+    #[must_use]
+    pub fn come_from_providers(self) -> bool {
+        matches!(self, Answers::Session | Answers::Page | Answers::Batch | Answers::Events)
+    }
 }
 
 /// A parameter.
@@ -68,6 +88,8 @@ pub enum Stands {
 pub enum Takes {
     /// A session's id: unified, or a provider's own where that is enough.
     Session,
+    /// Any text where a session's id belongs: what is none has its own problem in the answer.
+    AnyId,
     /// A provider's own id of a session.
     OwnSession,
     /// A provider's own id of an agent.
@@ -242,7 +264,7 @@ pub const BATCH: Endpoint = Endpoint {
     parameters: &[
         Parameter {
             name: "id",
-            takes: Takes::Session,
+            takes: Takes::AnyId,
             stands: Stands::Required,
             about: "As for one session; 1 to 100 of them.",
             example: "",
@@ -263,8 +285,58 @@ pub const PROVIDERS: Endpoint = Endpoint {
     answers: Answers::Providers,
 };
 
+/// `GET /openapi.json`
+pub const DESCRIPTION: Endpoint = Endpoint {
+    path: "/openapi.json",
+    operation: "getDescription",
+    summary: "This description",
+    about: "OpenAPI 3.1. Needs no key and costs nothing.",
+    parameters: &[],
+    answers: Answers::Description,
+};
+
+/// `GET /docs`
+pub const READER: Endpoint = Endpoint {
+    path: "/docs",
+    operation: "getReader",
+    summary: "A page to read this description in",
+    about: "And to try requests with a key of yours. Needs no key itself, costs nothing, and asks no other host.",
+    parameters: &[],
+    answers: Answers::Reader,
+};
+
+/// `GET /docs/{file}`
+pub const READER_FILE: Endpoint = Endpoint {
+    path: "/docs/{file}",
+    operation: "getReaderFile",
+    summary: "A file of that page",
+    about: "Style and scripts.",
+    parameters: &[Parameter { example: READER_FILES[0], ..path("file", Takes::Word(&READER_FILES), "Its name.") }],
+    answers: Answers::ReaderFile,
+};
+
+/// Files of the page that the description is read in.
+pub const READER_FILES: [&str; 3] = ["swagger-ui.css", "swagger-ui-bundle.js", "start.js"];
+
 /// All of them, in the order of the documentation.
-pub const ALL: [&Endpoint; 7] = [&SESSION, &AGENT_SESSION, &AGENT_SESSIONS, &SESSIONS, &BATCH, &WATCH, &PROVIDERS];
+pub const ALL: [&Endpoint; 10] = [
+    &SESSION,
+    &AGENT_SESSION,
+    &AGENT_SESSIONS,
+    &SESSIONS,
+    &BATCH,
+    &WATCH,
+    &PROVIDERS,
+    &DESCRIPTION,
+    &READER,
+    &READER_FILE,
+];
+
+/// Whether a path needs no key.
+#[must_use]
+pub fn is_public(path: &str) -> bool {
+    ALL.iter().any(|endpoint| endpoint.answers.are_public() && endpoint.read(path).is_some())
+}
 
 impl Endpoint {
     /// What stands in the places of its template, if a path is one of its.
@@ -330,7 +402,12 @@ mod tests {
         assert_eq!(found("/v1/agents/a/sessions/b"), Some(("getAgentSession", vec!["a", "b"])));
         assert_eq!(found("/v1/sessions:batchGet"), Some(("batchGetSessions", vec![])));
         assert_eq!(found("/v1/sessions%3abatchGet"), Some(("batchGetSessions", vec![])));
-        for path in ["/v1/sessions/", "/v1/agents//sessions", "/v1", "/", "", "/v1/sessions:batchget", "/V1/sessions"] {
+        assert_eq!(found("/docs/start.js"), Some(("getReaderFile", vec!["start.js"])));
+        assert!(is_public("/docs") && is_public("/docs/any") && is_public("/openapi.json"));
+        assert!(!is_public("/v1/sessions/docs") && !is_public("/v1/providers") && !is_public("/docs/a/b"));
+        for path in
+            ["/docs/", "/v1/sessions/", "/v1/agents//sessions", "/v1", "/", "", "/v1/sessions:batchget", "/V1/sessions"]
+        {
             assert_eq!(found(path), None, "{path}");
         }
     }

@@ -55,38 +55,61 @@ pub enum Code {
     NotCached,
 }
 
-/// Status, `code` and title of every problem, in the order of the documentation.
-pub const TABLE: &[(Code, u16, &str, &str)] = &[
-    (Code::InvalidRequest, 400, "invalid_request", "Invalid request"),
-    (Code::Unauthorized, 401, "unauthorized", "Missing or unknown API key"),
-    (Code::Forbidden, 403, "forbidden", "Not permitted"),
-    (Code::AgentNotFound, 404, "agent_not_found", "Agent not found"),
-    (Code::SessionNotFound, 404, "session_not_found", "Session not found"),
-    (Code::ProviderNotFound, 404, "provider_not_found", "Provider not found"),
-    (Code::NotFound, 404, "not_found", "Not found"),
-    (Code::MethodNotAllowed, 405, "method_not_allowed", "Method not allowed"),
-    (Code::RequestTimeout, 408, "request_timeout", "Request timeout"),
-    (Code::BodyTooLarge, 413, "request_too_large", "Request body too large"),
-    (Code::UrlTooLong, 414, "request_too_large", "Request URL too long"),
-    (Code::HeadersTooLarge, 431, "request_too_large", "Request headers too large"),
-    (Code::RateLimitExceeded, 429, "rate_limit_exceeded", "Request rate limit exceeded"),
-    (Code::InternalError, 500, "internal_error", "Internal error"),
-    (Code::ProviderError, 502, "provider_error", "The provider failed"),
-    (Code::ProviderInvalidResponse, 502, "provider_invalid_response", "The provider's response is not usable"),
-    (Code::ProviderAuthFailed, 502, "provider_auth_failed", "The provider refused Weir's credential"),
-    (Code::ProviderRateLimited, 503, "provider_rate_limited", "The provider's capacity is used up"),
-    (Code::ProviderUnavailable, 503, "provider_unavailable", "The provider is unavailable"),
-    (Code::Overloaded, 503, "overloaded", "Overloaded"),
-    (Code::ProviderTimeout, 504, "provider_timeout", "The provider did not answer in time"),
-    (Code::NotCached, 504, "not_cached", "Not in the cache"),
+/// Status, `code`, title and cause of every problem, in the order of the documentation.
+#[rustfmt::skip] // a table
+pub const TABLE: &[(Code, u16, &str, &str, &str)] = &[
+    (Code::InvalidRequest, 400, "invalid_request", "Invalid request",
+     "an id, a parameter, a token or the request itself is malformed; also a provider's own 400 and 422"),
+    (Code::Unauthorized, 401, "unauthorized", "Missing or unknown API key",
+     "no API key was sent, or one that is unknown or has expired"),
+    (Code::Forbidden, 403, "forbidden", "Not permitted",
+     "this client may not use this provider, or the provider says so"),
+    (Code::AgentNotFound, 404, "agent_not_found", "Agent not found",
+     "the provider does not know this agent"),
+    (Code::SessionNotFound, 404, "session_not_found", "Session not found",
+     "the provider does not know this session"),
+    (Code::ProviderNotFound, 404, "provider_not_found", "Provider not found",
+     "no provider of this name is configured"),
+    (Code::NotFound, 404, "not_found", "Not found",
+     "there is nothing at this path"),
+    (Code::MethodNotAllowed, 405, "method_not_allowed", "Method not allowed",
+     "the path is there, but answers GET and HEAD alone"),
+    (Code::RequestTimeout, 408, "request_timeout", "Request timeout",
+     "the request did not come within its deadline"),
+    (Code::BodyTooLarge, 413, "request_too_large", "Request body too large",
+     "the request's body is over its limit"),
+    (Code::UrlTooLong, 414, "request_too_large", "Request URL too long",
+     "the request's URL is over its limit"),
+    (Code::HeadersTooLarge, 431, "request_too_large", "Request headers too large",
+     "the request's header fields are over their limit"),
+    (Code::RateLimitExceeded, 429, "rate_limit_exceeded", "Request rate limit exceeded",
+     "the client is over one of its policies, or its address sent too many unknown keys"),
+    (Code::InternalError, 500, "internal_error", "Internal error",
+     "a fault of Weir's own"),
+    (Code::ProviderError, 502, "provider_error", "The provider failed",
+     "the provider answered with an error that nothing explains, or the connection to it broke"),
+    (Code::ProviderInvalidResponse, 502, "provider_invalid_response", "The provider's response is not usable",
+     "the provider's answer is not what its file describes"),
+    (Code::ProviderAuthFailed, 502, "provider_auth_failed", "The provider refused Weir's credential",
+     "the provider refused the credential that it was shown"),
+    (Code::ProviderRateLimited, 503, "provider_rate_limited", "The provider's capacity is used up",
+     "the provider asks for a pause, or Weir's share of its capacity is used up"),
+    (Code::ProviderUnavailable, 503, "provider_unavailable", "The provider is unavailable",
+     "the provider failed repeatedly and is not asked for a while"),
+    (Code::Overloaded, 503, "overloaded", "Overloaded",
+     "Weir has more to do than it may take on"),
+    (Code::ProviderTimeout, 504, "provider_timeout", "The provider did not answer in time",
+     "the provider did not answer within its deadline"),
+    (Code::NotCached, 504, "not_cached", "Not in the cache",
+     "`only-if-cached` was asked for, and nothing is stored"),
 ];
 
 impl Code {
-    fn row(self) -> (u16, &'static str, &'static str) {
+    fn row(self) -> (u16, &'static str, &'static str, &'static str) {
         TABLE
             .iter()
             .find(|row| row.0 == self)
-            .map_or((500, "internal_error", "Internal error"), |row| (row.1, row.2, row.3))
+            .map_or((500, "internal_error", "Internal error", ""), |row| (row.1, row.2, row.3, row.4))
     }
 
     /// The HTTP status this code always comes with.
@@ -105,6 +128,12 @@ impl Code {
     #[must_use]
     pub fn title(self) -> &'static str {
         self.row().2
+    }
+
+    /// What it means, for people.
+    #[must_use]
+    pub fn cause(self) -> &'static str {
+        self.row().3
     }
 
     /// The code of this name, if a provider file may use it in an error rule.
@@ -255,8 +284,9 @@ mod tests {
 
     #[test]
     fn every_code_has_its_row() {
-        for (code, status, text, title) in TABLE {
+        for (code, status, text, title, cause) in TABLE {
             assert_eq!((code.status(), code.as_str(), code.title()), (*status, *text, *title));
+            assert_eq!(code.cause(), *cause);
         }
         assert_eq!(Code::for_rule("session_not_found"), Some(Code::SessionNotFound));
         assert_eq!(Code::for_rule("rate_limit_exceeded"), None);

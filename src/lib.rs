@@ -28,6 +28,7 @@ pub mod head;
 pub mod hops;
 pub mod mapping;
 pub mod mount;
+pub mod openapi;
 pub mod origin;
 pub mod parameters;
 pub mod purge;
@@ -47,6 +48,7 @@ pub mod reading;
 pub mod supervisor;
 pub mod tls;
 pub mod upstream;
+pub mod viewer;
 // 4 runtime
 pub mod runtime;
 // 5 one answer, 6 answers, 7 the line (trace: 3)

@@ -145,7 +145,7 @@ pub async fn read(
                 return told(question, problem.clone(), secrets);
             }
             let view = fetch::view(shared, question, &entry, show, runtime::now())?;
-            Ok(Content { body: view.body.clone(), etag: Some(view.etag.clone()) })
+            Ok(Content::json(view.body.clone(), Some(view.etag.clone())))
         }
         Err(problem) => told(question, problem, secrets),
     }
@@ -159,7 +159,7 @@ fn told(question: &Question, mut problem: Box<Problem>, secrets: bool) -> Outcom
     let reply = problem.reply.take().and_then(|reply| visible(question, &reply, secrets));
     match reply {
         // It could not be unified, which need not trouble who asked for the provider's own.
-        Some(reply) if reply.status == 200 && !is_encoded(&reply) => Ok(Content { body: reply.body, etag: None }),
+        Some(reply) if reply.status == 200 && !is_encoded(&reply) => Ok(Content::json(reply.body, None)),
         reply => {
             problem.reply = reply.filter(|reply| reply.status != 200).map(Arc::new);
             Err(problem)

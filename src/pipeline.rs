@@ -9,6 +9,7 @@ use crate::cache::Kind;
 use crate::conditional::{self, Directives};
 use crate::config::edge::{Limits, counted_as};
 use crate::cors;
+use crate::endpoints;
 use crate::error::Outcome;
 use crate::error::{Code, Problem};
 use crate::exchange::{Answer, Request};
@@ -72,6 +73,8 @@ struct Asked {
     client: usize,
     /// Whom it goes to, each once.
     providers: Vec<usize>,
+    /// It is for a provider's own API.
+    mounted: bool,
     directives: Directives,
     now: Time,
 }
@@ -99,6 +102,7 @@ impl Line {
         let mut asked = Asked {
             client: usize::MAX,
             providers: Vec::new(),
+            mounted: mounted.is_some(),
             directives: conditional::directives(&request.headers),
             snapshot: snapshot.clone(),
             now,
@@ -146,10 +150,13 @@ impl Line {
     fn enter(&self, request: &Request, asked: &mut Asked, trace: &mut Trace) -> Outcome<()> {
         trace.steps.step("authenticate");
         well_formed(request)?;
-        let identified = asked.snapshot.keys.identify(request, asked.now);
-        asked.client = identified.map_err(|problem| self.failed(asked, request, problem))?;
-        let client = &asked.snapshot.clients[asked.client];
-        (trace.client, trace.vary) = (Some(client.id.clone()), client.vary.clone());
+        // What is for everyone is for whoever asks: no key is looked at, so none can be guessed there.
+        if asked.mounted || !endpoints::is_public(&request.path) {
+            let identified = asked.snapshot.keys.identify(request, asked.now);
+            asked.client = identified.map_err(|problem| self.failed(asked, request, problem))?;
+            let client = &asked.snapshot.clients[asked.client];
+            (trace.client, trace.vary) = (Some(client.id.clone()), client.vary.clone());
+        }
         within_limits(request, &asked.snapshot.weir.limits)?;
         self.shed_load(asked)
     }
@@ -216,6 +223,7 @@ impl Line {
         trace.steps.step("route and permit");
         let routed = asked.route(request, trace)?;
         match routed.route {
+            Route::Published(what) => Ok(Done::Content(respond::publish(&asked.snapshot, what))),
             Route::Providers => {
                 self.admit(asked, &[(None, Cost::one(true))])?;
                 Ok(Done::Content(respond::providers(&asked.snapshot, asked.client, asked.now)))
@@ -266,11 +274,12 @@ impl Line {
         let show = Show { secrets: asked.snapshot.clients[asked.client].reveal_secrets, form };
         let view = fetch::view(&self.shared, question, &entry, show, asked.now)?;
         let Some(fields) = &shape.fields else {
-            return Ok(Content { body: view.body.clone(), etag: Some(view.etag.clone()) });
+            return Ok(Content::json(view.body.clone(), Some(view.etag.clone())));
         };
         let mut body = Vec::with_capacity(view.body.len());
         fields.cut(&view.body, &mut body)?;
-        Ok(Content { etag: Some(crate::reading::etag(&body)), body: body.into() })
+        let tag = crate::reading::etag(&body);
+        Ok(Content::json(body.into(), Some(tag)))
     }
 
     async fn watch(
@@ -307,7 +316,7 @@ impl Line {
         self.admit(asked, &costs.collect::<Vec<_>>())?;
         trace.steps.step("fetch");
         let (body, etag) = list.read(readers, trace).await?;
-        Ok(Content { body, etag: Some(etag) })
+        Ok(Content::json(body, Some(etag)))
     }
 
     async fn batch(
@@ -326,7 +335,8 @@ impl Line {
         self.admit(asked, &costs)?;
         trace.steps.step("fetch");
         let body = batch.read(jobs, &places, trace).await?;
-        Ok(Content { etag: Some(crate::reading::etag(&body)), body })
+        let tag = crate::reading::etag(&body);
+        Ok(Content::json(body, Some(tag)))
     }
 
     /// Policies may charge misses only, so the cache is looked up first; nothing is told of what is

@@ -12,8 +12,10 @@ use crate::hops;
 use crate::model::Time;
 use crate::ratelimit::{Bucket, Refusal};
 use crate::reading::etag;
+use crate::route::Published;
 use crate::runtime::snapshot::{Provider, Snapshot};
 use crate::trace::{How, Trace};
+use crate::viewer::{self, Document};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, header};
 use serde_json::{Value, json};
@@ -25,10 +27,29 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// A body to answer with.
 pub struct Content {
-    /// JSON.
+    /// The body.
     pub body: Bytes,
     /// Its strong entity tag.
     pub etag: Option<HeaderValue>,
+    /// What it is, and for whom.
+    pub media: Media,
+}
+
+/// What a body is, and for whom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Media {
+    /// JSON for one client, which may keep it for as long as the cache says.
+    Json,
+    /// Of this type, and the same for everyone.
+    Published(&'static str),
+}
+
+impl Content {
+    /// JSON for one client.
+    #[must_use]
+    pub fn json(body: Bytes, etag: Option<HeaderValue>) -> Self {
+        Self { body, etag, media: Media::Json }
+    }
 }
 
 type Headers = Vec<(HeaderName, HeaderValue)>;
@@ -39,13 +60,22 @@ pub fn content(request: &Request, content: Content, buckets: &[&Bucket], trace: 
     let unchanged = content.etag.as_ref().and_then(|tag| tag.to_str().ok());
     let unchanged = unchanged.is_some_and(|tag| conditional::none_match(&request.headers, tag));
     let mut headers: Headers = Vec::with_capacity(16);
+    let media = match content.media {
+        Media::Json => "application/json",
+        Media::Published(media) => media,
+    };
     if !unchanged {
-        headers.push((header::CONTENT_TYPE, HeaderValue::from_static("application/json")));
+        headers.push((header::CONTENT_TYPE, HeaderValue::from_static(media)));
         headers.push((header::CONTENT_LENGTH, content.body.len().into()));
     }
     headers.extend(content.etag.map(|tag| (header::ETAG, tag)));
-    caching(&mut headers, trace, now);
-    common(&mut headers, buckets, trace, None);
+    match content.media {
+        Media::Json => {
+            caching(&mut headers, trace, now);
+            common(&mut headers, buckets, trace, None);
+        }
+        Media::Published(media) => published(&mut headers, media, trace),
+    }
     (trace.status, trace.bytes) = if unchanged { (304, 0) } else { (200, content.body.len()) };
     Answer { status: trace.status, headers, body: if unchanged { Bytes::new() } else { content.body } }
 }
@@ -158,6 +188,17 @@ pub fn passed(buckets: &[&Bucket], trace: &Trace, cache_status: &'static str) ->
     headers
 }
 
+/// What is the same for everyone may be kept by everyone. A page runs nothing and asks nobody but this host.
+fn published(headers: &mut Headers, media: &str, trace: &Trace) {
+    headers.push((header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=300")));
+    headers.push((header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")));
+    headers.push((REQUEST_ID, text(trace.request_id.clone())));
+    if media.starts_with("text/html") {
+        headers.push((header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(viewer::POLICY)));
+        headers.push((header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")));
+    }
+}
+
 /// `Cache-Control`, `Age` and `Cache-Status` (RFC 9111, RFC 9211).
 fn caching(headers: &mut Headers, trace: &Trace, now: Time) {
     let Some(status) = &trace.cache else {
@@ -241,6 +282,18 @@ pub fn refusal(client: &str, buckets: &[&Bucket], refusal: Refusal) -> Box<Probl
     Box::new(problem)
 }
 
+/// What is the same for everyone.
+#[must_use]
+pub fn publish(snapshot: &Snapshot, what: Published) -> Content {
+    let document: &Document = match what {
+        Published::Description => &snapshot.description,
+        Published::Reader => viewer::page(),
+        Published::File(name) => viewer::file(name),
+    };
+    let media = Media::Published(document.media);
+    Content { body: document.body.clone(), etag: Some(document.etag.clone()), media }
+}
+
 /// `GET /v1/providers`: what this client may use, and how it is.
 #[must_use]
 pub fn providers(snapshot: &Snapshot, client: usize, now: Time) -> Content {
@@ -271,7 +324,7 @@ pub fn providers(snapshot: &Snapshot, client: usize, now: Time) -> Content {
         })
         .collect();
     let body = Bytes::from(json!({ "providers": rows }).to_string());
-    Content { etag: Some(etag(&body)), body }
+    Content::json(body.clone(), Some(etag(&body)))
 }
 
 fn operations(provider: &Provider) -> Vec<&'static str> {

@@ -68,6 +68,19 @@ pub enum Route {
     },
     /// What is configured.
     Providers,
+    /// What is the same for everyone.
+    Published(Published),
+}
+
+/// What is the same for everyone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Published {
+    /// The API's description.
+    Description,
+    /// The page that it is read in.
+    Reader,
+    /// A file of that page, of [`endpoints::READER_FILES`].
+    File(&'static str),
 }
 
 impl Route {
@@ -77,7 +90,7 @@ impl Route {
         match self {
             Route::Session { name, .. } | Route::Watch { name, .. } => vec![name.provider],
             Route::List { sources, .. } => sources.iter().map(|source| source.provider).collect(),
-            Route::Batch { .. } | Route::Providers => Vec::new(),
+            Route::Batch { .. } | Route::Providers | Route::Published(_) => Vec::new(),
         }
     }
 }
@@ -192,6 +205,13 @@ impl Table {
             (Answers::Page, [agent]) => self.agent_sessions(agent, parameters),
             (Answers::Page, _) => self.sessions(parameters),
             (Answers::Batch, _) => self.batch(parameters),
+            (Answers::Description, _) => Ok(Route::Published(Published::Description)),
+            (Answers::Reader, _) => Ok(Route::Published(Published::Reader)),
+            (Answers::ReaderFile, [name]) => {
+                let file = endpoints::READER_FILES.into_iter().find(|file| file == name);
+                let file = file.ok_or_else(|| Box::new(Problem::new(Code::NotFound, "the page has no such file")))?;
+                Ok(Route::Published(Published::File(file)))
+            }
             _ => Ok(Route::Providers),
         }
     }
@@ -572,6 +592,8 @@ mod tests {
             ("/v1/sessions/", 404, "nothing at this path"),
             ("/", 404, "nothing at this path"),
             ("/v2/x", 404, "nothing at this path"),
+            ("/docs/other.js", 404, "no such file"),
+            ("/openapi.json?x=1", 400, "unknown parameter"),
         ] {
             let (got, detail) = get(target).unwrap_err();
             assert!(got == status && detail.contains(words), "{target}: {got} {detail}");

@@ -60,7 +60,8 @@ fn metadata() -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// Packages that the program itself is built from: what tests need besides is not passed on.
+/// Packages that the program itself is built from, and those that our build script takes out what it embeds with and from:
+/// what tests need besides is not passed on.
 fn built(metadata: &Value) -> Vec<&Value> {
     let nodes: BTreeMap<&str, &Value> = metadata["resolve"]["nodes"]
         .as_array()
@@ -73,9 +74,11 @@ fn built(metadata: &Value) -> Vec<&Value> {
         if !seen.insert(id) {
             continue;
         }
+        let ours = Value::String(id.to_owned()) == metadata["resolve"]["root"];
         for dependency in nodes[id]["deps"].as_array().unwrap() {
             // Kind null is a normal dependency.
-            if dependency["dep_kinds"].as_array().unwrap().iter().any(|kind| kind["kind"].is_null()) {
+            let passed_on = |kind: &Value| kind["kind"].is_null() || ours && kind["kind"] == "build";
+            if dependency["dep_kinds"].as_array().unwrap().iter().any(passed_on) {
                 next.push(dependency["pkg"].as_str().unwrap());
             }
         }
@@ -130,6 +133,18 @@ fn each_library_is_built_once_but_for_those_that_are_known() {
     assert!(new.is_empty(), "built in several versions: {new:#?}");
     let gone: Vec<_> = SEVERAL.iter().filter(|name| !several.contains_key(*name)).collect();
     assert!(gone.is_empty(), "no longer several: {gone:?}");
+}
+
+/// What is embedded is named where its licence asks for it.
+#[test]
+fn what_is_embedded_is_named() {
+    let metadata = metadata();
+    let packages = built(&metadata);
+    let viewer =
+        packages.iter().find(|package| package["name"] == "utoipa-swagger-ui-vendored").expect("it is built in");
+    assert_eq!(viewer["version"], "0.2.0", "another one holds another Swagger UI: NOTICE names it");
+    let notice = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/NOTICE")).unwrap();
+    assert!(notice.contains("Swagger UI 5.32.6") && notice.contains("SmartBear"));
 }
 
 #[test]

@@ -24,6 +24,7 @@ use crate::fault::Rules;
 use crate::mapping::Mapping;
 use crate::model::Time;
 use crate::mount::Mounts;
+use crate::openapi;
 use crate::origin::Failures;
 use crate::ratelimit::{Bucket, Limiter, Ticker};
 use crate::reading::Operation;
@@ -31,6 +32,7 @@ use crate::route::Table;
 use crate::tls::{self, Handshake};
 use crate::trace::VARY;
 use crate::upstream::Target;
+use crate::viewer::Document;
 use http::HeaderValue;
 use prometheus::IntCounter;
 use std::collections::HashMap;
@@ -65,6 +67,8 @@ pub struct Snapshot {
     pub mounts: Mounts,
     /// By position, as [`Table`] gives it.
     pub providers: Vec<Provider>,
+    /// The API's description, with ids of the examples.
+    pub description: Document,
     /// Page tokens.
     pub signer: Signer,
     /// Where traces go, if anywhere.
@@ -265,6 +269,7 @@ impl Builder<'_> {
         let certificates = config.weir.listen.iter().filter_map(ends).collect();
         let doors = self.doors(&config.weir.listen);
         self.examples(&config.examples, &providers);
+        let description = Document::new("application/json", openapi::document(&config).into());
         Snapshot {
             revision: config.revision,
             content: config.content,
@@ -282,6 +287,7 @@ impl Builder<'_> {
             mounts: Mounts::compile(&config.providers),
             providers,
             limiters,
+            description,
         }
     }
 

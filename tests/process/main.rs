@@ -29,6 +29,7 @@ mod mapping;
 mod matrix;
 mod monitoring;
 mod native;
+mod openapi;
 mod outage;
 mod provider_faults;
 mod purge;
