@@ -16,13 +16,13 @@ use crate::ratelimit::Cost;
 use crate::route::Name;
 use crate::runtime;
 use crate::runtime::snapshot::Snapshot;
-use crate::span::Steps;
 use crate::template::Values;
-use crate::trace::{CacheStatus, Trace};
+use crate::trace::Trace;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt};
 use http::HeaderMap;
+use serde_json::json;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,8 +55,7 @@ pub struct Job {
 /// What became of one.
 struct Done {
     session: Outcome<Arc<View>>,
-    status: Option<CacheStatus>,
-    waited: Duration,
+    trace: Trace,
 }
 
 impl Job {
@@ -105,22 +104,19 @@ impl Batch<'_> {
             by_provider.entry(job.provider).or_default().push((place, job));
         }
         let each = by_provider.into_values().map(|jobs| {
-            let steps = trace.steps.part();
-            let reads = jobs.into_iter().map(move |(place, job)| {
-                let one = self.one(job, latest, steps.part());
-                async move { (place, one.await) }
-            });
+            let reads: Vec<_> = jobs.into_iter().map(|(place, job)| self.one(place, job, latest, trace.part())).collect();
             stream::iter(reads).buffer_unordered(AT_ONCE).collect::<Vec<_>>()
         });
         let mut done: Vec<(usize, Done)> = join_all(each).await.into_iter().flatten().collect();
         done.sort_by_key(|(place, _)| *place);
         let mut failed = false;
-        for (_, Done { session, status, waited }) in &done {
+        for (_, Done { session, trace: part }) in &mut done {
             failed |= session.as_ref().is_err_and(|problem| !problem.code.is_not_found());
-            trace.waited = trace.waited.max(*waited);
-            if let Some(status) = status {
-                trace.cache = Some(worse(trace.cache.take(), status.clone()));
+            trace.waited = trace.waited.max(part.waited);
+            if let Some(status) = part.cache.take() {
+                trace.cache = Some(worse(trace.cache.take(), status));
             }
+            trace.join(part);
         }
         if let Some(status) = trace.cache.as_mut().filter(|_| failed) {
             // Good for this moment only.
@@ -133,13 +129,16 @@ impl Batch<'_> {
         })
     }
 
-    async fn one(&self, job: Job, latest: Instant, steps: Steps) -> Done {
-        let mut trace = Trace { steps, ..Trace::new(String::new(), "") };
+    async fn one(&self, place: usize, job: Job, latest: Instant, mut trace: Trace) -> (usize, Done) {
         let session = match job.asked {
-            Err(problem) => Err(problem),
+            Err(problem) => {
+                let gathered = trace.explain.iter_mut();
+                gathered.for_each(|all| all.answers.push(json!({ "problem": problem.to_value(None) })));
+                Err(problem)
+            }
             Ok((question, looked)) => self.session(&question, looked, latest, &mut trace).await,
         };
-        Done { session, status: trace.cache, waited: trace.waited }
+        (place, Done { session, trace })
     }
 
     async fn session(

@@ -5,7 +5,7 @@
 //! expiry is housekeeping. It must not fetch, map or judge. Seam for a shared tier: `look` and `store`.
 
 use crate::error::Problem;
-use crate::exchange::ProviderReply;
+use crate::exchange::{Effort, ProviderReply};
 use crate::freshness::{Lifetime, TtlSource, UpstreamLimit};
 use crate::metrics::CacheMetrics;
 use crate::model::{Item, Show, Time, View};
@@ -99,6 +99,8 @@ pub struct Entry {
     pub stale_from: Option<Time>,
     /// What the provider's headers allowed.
     pub upstream: UpstreamLimit,
+    /// What the call took that brought it.
+    pub effort: Effort,
     /// Conditions to ask with whether it still holds; none where the provider gave no validator.
     pub conditions: Vec<(HeaderName, HeaderValue)>,
     /// The provider wants to be asked each time (`no-cache`): kept to ask with conditions only.
@@ -408,6 +410,7 @@ mod tests {
             rules: 0,
             life,
             upstream: UpstreamLimit::default(),
+            effort: Effort::default(),
             conditions: Vec::new(),
             ask_always: false,
             views: Vec::new(),

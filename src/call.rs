@@ -6,7 +6,7 @@
 use crate::cache::{Entry, Kind};
 use crate::conditional;
 use crate::error::{Code, Outcome, Problem};
-use crate::exchange::{ProviderFailure, ProviderReply, ProviderRequest};
+use crate::exchange::{Effort, ProviderFailure, ProviderReply, ProviderRequest};
 use crate::freshness::{self, UpstreamLimit};
 use crate::gate;
 use crate::json;
@@ -19,6 +19,7 @@ use crate::span::{Fact, Side, Steps};
 use crate::trace::Stored;
 use serde_json::Value;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use tokio::time::Instant;
 
 /// Why an answer was not stored, when the provider said so.
@@ -49,11 +50,16 @@ async fn in_steps(shared: &Shared, question: &Question, store: bool, steps: &mut
     let _under_way = gate::begin(&shared.metrics.upstream, &question.provider().name, question.max_calls())?;
     let (provider, ticket) = (question.provider(), shared.cache.ticket());
     let known = shared.cache.look(&question.key).filter(|known| !known.conditions.is_empty());
-    let reply = ask_provider(shared, question, known.as_deref(), steps).await;
+    let mut effort = Effort::default();
+    let reply = ask_provider(shared, question, known.as_deref(), (steps, &mut effort)).await;
     steps.step("judge and map");
     let now = runtime::now();
     let judged = reply.and_then(|reply| judge(shared, question, &reply, known.as_deref(), now));
-    let (entry, forbidden) = judged?;
+    let (mut entry, forbidden) = judged.map_err(|mut problem| {
+        problem.effort = (effort.tries > 0).then_some(effort);
+        problem
+    })?;
+    entry.effort = effort;
     steps.step("store");
     let entry = Arc::new(entry);
     let no_time = (entry.life.last() <= now && !entry.ask_always).then_some("no-lifetime");
@@ -79,21 +85,24 @@ async fn in_steps(shared: &Shared, question: &Question, store: bool, steps: &mut
     Ok((entry, stored))
 }
 
-/// Gate → credential → upstream.
+/// Gate → credential → upstream. What it takes is told to `effort`, however it ends.
 async fn ask_provider(
     shared: &Shared,
     question: &Question,
     known: Option<&Entry>,
-    steps: &mut Steps,
+    (steps, effort): (&mut Steps, &mut Effort),
 ) -> Outcome<ProviderReply> {
     let (provider, operation, asking) = (question.provider(), question.operation()?, &question.asking);
     let (name, metrics) = (&provider.name, &shared.metrics.upstream);
-    let deadline = Instant::now() + provider.target.timeout;
+    let begun = Instant::now();
+    let deadline = begun + provider.target.timeout;
     // Half of the deadline for the turn leaves half for the answer.
     let latest = deadline - provider.target.timeout / 2;
     let tap = asking.tap(provider);
     steps.step("gate");
     let _turn = gate::pass(metrics, provider, &tap, question.client_id(), latest).await?;
+    effort.turn = begun.elapsed();
+    let tries = AtomicU32::new(0);
     let count = |status: &str| metrics.requests.with_label_values(&[name, operation.name, status]).inc();
     let mut again = true;
     loop {
@@ -109,6 +118,7 @@ async fn ask_provider(
             form: None,
         };
         provider.retry_budget.earn();
+        tries.fetch_add(1, Ordering::Relaxed);
         let timer = metrics.duration.with_label_values(&[&**name, operation.name]).start_timer();
         // A try that is made again was a call too.
         let may_retry = |failure: &ProviderFailure| {
@@ -116,12 +126,14 @@ async fn ask_provider(
             let may = gate::again(provider, &tap) && provider.retry_budget.take();
             metrics.retries.with_label_values(&[&**name, if may { "made" } else { "refused" }]).inc();
             if may {
+                tries.fetch_add(1, Ordering::Relaxed);
                 count(failure.kind.as_str());
             }
             may
         };
         let reply = shared.upstream.ask(&provider.target, &request, deadline, may_retry).await;
         timer.observe_duration();
+        (effort.tries, effort.answer) = (tries.load(Ordering::Relaxed), begun.elapsed() - effort.turn);
         match &reply {
             Ok(reply) => {
                 count(&reply.status.to_string());
@@ -172,8 +184,9 @@ fn judge(
             body: reply.body.clone(),
             kind: Kind::NotFound(Box::new(kept(problem))),
             rules: provider.rules,
-            life: freshness::of_not_found(&provider.freshness, now),
+            life: freshness::of_not_found(&provider.freshness, now).life,
             upstream: UpstreamLimit::default(),
+            effort: Effort::default(),
             conditions: Vec::new(),
             ask_always: false,
             views: Vec::new(),
@@ -265,10 +278,7 @@ pub fn entry_of(
     let (kind, life, view, misses) = {
         let native = parse(provider, &body)?;
         let reading = operation.read(&provider.name, &provider.mapping, &native, now)?;
-        let life = match (&reading.page, reading.sessions.first()) {
-            (None, Some(session)) => freshness::of_session(&provider.freshness, session, now, upstream),
-            _ => freshness::of_list(&provider.freshness, &reading.sessions, now, upstream),
-        };
+        let life = reading.reckon(&provider.freshness, now, upstream).life;
         let kind = match &reading.page {
             None => Kind::Session,
             Some(page) => Kind::Page { next: page.next.clone(), total: page.total },
@@ -279,9 +289,19 @@ pub fn entry_of(
     };
     let views = vec![(Show::default(), Arc::new(view))];
     let (subject, rules) = (question.subject.clone(), provider.rules);
-    let conditions = Vec::new();
-    let entry =
-        Entry { subject, kind, body, rules, life, stale_from: None, upstream, conditions, ask_always: false, views };
+    let entry = Entry {
+        subject,
+        kind,
+        body,
+        rules,
+        life,
+        stale_from: None,
+        upstream,
+        effort: Effort::default(),
+        conditions: Vec::new(),
+        ask_always: false,
+        views,
+    };
     Ok((entry, misses))
 }
 

@@ -89,6 +89,18 @@ impl Credential {
         Ok(Self { identity: identity.into(), source: Source::Fixed(Arc::new((name.clone(), value))) })
     }
 
+    /// How what is shown is had, and the header it goes in; never its value.
+    #[must_use]
+    pub fn described(&self) -> (&'static str, Option<&HeaderName>) {
+        match &self.source {
+            Source::None => ("none", None),
+            Source::Fixed(header) if self.is_forwarded() => ("forwarded", Some(&header.0)),
+            Source::Fixed(header) => ("fixed", Some(&header.0)),
+            Source::Forward(name) => ("forwarded", Some(name)),
+            Source::Grant(_) => ("oauth2", Some(&header::AUTHORIZATION)),
+        }
+    }
+
     /// Whether each client brings its own.
     #[must_use]
     pub fn is_forwarded(&self) -> bool {

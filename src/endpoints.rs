@@ -83,6 +83,24 @@ pub enum Stands {
     Required,
 }
 
+/// A header that any path takes.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Its name, in lower case.
+    pub name: &'static str,
+    /// What may stand in it.
+    pub takes: Takes,
+    /// One line.
+    pub about: &'static str,
+}
+
+/// Has a request explained. The answer is then `{ "explain", "status", "headers", "body" }`.
+pub const EXPLAIN: Header = Header {
+    name: "weir-explain",
+    takes: Takes::Word(&["1"]),
+    about: "`1`: the answer is told with all that made it so, for clients with `explain: true`; of others it is ignored.",
+};
+
 /// What may stand in a parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Takes {

@@ -3,7 +3,7 @@
 //! A room of its own so that the error table is in one place: a code has exactly one status and one
 //! title. It must not decide when an error happens; that stands beside each cause.
 
-use crate::exchange::ProviderReply;
+use crate::exchange::{Effort, ProviderReply};
 use std::sync::Arc;
 
 /// The `code` of a problem. Its text is a promise to clients; see `docs/API.md`.
@@ -198,6 +198,8 @@ pub struct Problem {
     pub provider_status: Option<u16>,
     /// The provider's own answer, for those who speak its language.
     pub reply: Option<Arc<ProviderReply>>,
+    /// What the call took that ended so, where there was one.
+    pub effort: Option<Effort>,
 }
 
 /// What a step of the line gives.
@@ -216,6 +218,7 @@ impl Problem {
             allow: None,
             provider_status: None,
             reply: None,
+            effort: None,
         }
     }
 

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use std::fmt;
 use std::net::IpAddr;
+use std::time::Duration;
 
 /// A client's request, its body left aside: no route of ours takes one.
 #[derive(Clone)]
@@ -86,6 +87,17 @@ impl fmt::Debug for ProviderReply {
         // Bodies hold secrets: only their length may be printed.
         write!(f, "ProviderReply {{ status: {}, body: {} bytes }}", self.status, self.body.len())
     }
+}
+
+/// What a call to a provider took, answered or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Effort {
+    /// How often it was sent.
+    pub tries: u32,
+    /// How long it waited for its turn.
+    pub turn: Duration,
+    /// From its turn to the end of it all, a token fetched for it included.
+    pub answer: Duration,
 }
 
 /// Why there is no answer from a provider.

@@ -7,6 +7,7 @@ use crate::cache::{Entry, Key, Kind};
 use crate::call::{call, entry_of, parse};
 use crate::conditional::Directives;
 use crate::error::{Code, Outcome, Problem};
+use crate::explain;
 use crate::flight::{Joined, Landing, Terms, landed_where};
 use crate::model::{Form, Show, Time, View};
 use crate::purge::Subject;
@@ -92,6 +93,7 @@ fn current(shared: &Shared, question: &Question, entry: Arc<Entry>, now: Time) -
     }
     let (mut made, _) = entry_of(question, entry.body.clone(), entry.upstream, entry.life.stored_at).ok()?;
     made.conditions.clone_from(&entry.conditions);
+    made.effort = entry.effort;
     if entry.ask_always {
         made.always_ask();
     }
@@ -110,6 +112,27 @@ fn current(shared: &Shared, question: &Question, entry: Arc<Entry>, now: Time) -
 /// # Errors
 /// The provider's failure, or 504 `not_cached`.
 pub async fn obtain(
+    shared: &Arc<Shared>,
+    question: &Question,
+    looked: Looked,
+    latest: Option<Latest>,
+    trace: &mut Trace,
+) -> Outcome<Served> {
+    let before = trace.explain.as_ref().and(looked.entry.clone());
+    let waited = trace.waited;
+    let result = answer(shared, question, looked, latest, trace).await;
+    if let Some(gathered) = &mut trace.explain {
+        let outcome = match &result {
+            Ok(Served { entry, status }) => Ok((&**entry, status)),
+            Err(problem) => Err((&**problem, trace.cache.as_ref())),
+        };
+        let waited = trace.waited.saturating_sub(waited);
+        gathered.answers.push(explain::answered(question, before.as_deref(), outcome, waited, runtime::now()));
+    }
+    result
+}
+
+async fn answer(
     shared: &Arc<Shared>,
     question: &Question,
     looked: Looked,

@@ -129,15 +129,43 @@ pub struct UpstreamLimit {
     pub age: Duration,
 }
 
-fn lifetime(
+/// A lifetime and all that made it what it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reckoning {
+    /// What came of it.
+    pub life: Lifetime,
+    /// The rule that spoke first, and the length it gave.
+    pub rule: (TtlSource, Duration),
+    /// What the session said; `None` for a list.
+    pub said: Option<Said>,
+    /// The expiry past which it must not be served, fresh or stale: of a list, the earliest in it.
+    pub never_past: Option<Time>,
+    /// What the provider's headers allow.
+    pub upstream: UpstreamLimit,
+}
+
+/// What of a session counts for its lifetime.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Said {
+    /// Its state, with its expiry taken into account.
+    pub status: Status,
+    /// When it expires.
+    pub expires_at: Option<Time>,
+    /// When it ended.
+    pub ended_at: Option<Time>,
+    /// Whether that is longer ago than `settle`.
+    pub settled: bool,
+}
+
+fn reckon(
     rules: &Freshness,
     now: Time,
-    length: Duration,
-    source: TtlSource,
+    rule: (TtlSource, Duration),
+    said: Option<Said>,
     never_past: Option<Time>,
     upstream: UpstreamLimit,
-) -> Lifetime {
-    let (mut length, mut source) = (length, source);
+) -> Reckoning {
+    let (mut source, mut length) = rule;
     if let Some(max_age) = upstream.max_age.filter(|max_age| *max_age < length) {
         (length, source) = (max_age, TtlSource::Upstream);
     }
@@ -149,7 +177,7 @@ fn lifetime(
     let window = |length| if upstream.must_revalidate { Duration::ZERO } else { length };
     let (revalidate, error) = (window(rules.stale_while_revalidate), window(rules.stale_if_error));
     let life = Lifetime::until(now, fresh_until, source).with_windows(revalidate, error, never_past);
-    Lifetime { age: upstream.age, ..life }
+    Reckoning { life: Lifetime { age: upstream.age, ..life }, rule, said, never_past, upstream }
 }
 
 /// The expiry past which a session must not be served: one that lay ahead, of a session not ended.
@@ -159,32 +187,36 @@ fn live_expiry(session: &Session, now: Time) -> Option<Time> {
 
 /// The lifetime of one session whose body came at `now`.
 #[must_use]
-pub fn of_session(rules: &Freshness, session: &Session, now: Time, upstream: UpstreamLimit) -> Lifetime {
+pub fn of_session(rules: &Freshness, session: &Session, now: Time, upstream: UpstreamLimit) -> Reckoning {
     let settled = session.ended_at.is_some_and(|at| now.since(at) >= rules.settle);
     let by_status = rules.by_status.iter().find(|(status, _)| *status == session.status).map(|(_, d)| *d);
-    let (length, source) = match (session.status, by_status, session.expires_at) {
-        (Status::Ended, _, _) if !settled => (rules.default, TtlSource::Default),
-        (_, Some(length), _) => (length, TtlSource::Status),
+    let rule = match (session.status, by_status, session.expires_at) {
+        (Status::Ended, _, _) if !settled => (TtlSource::Default, rules.default),
+        (_, Some(length), _) => (TtlSource::Status, length),
         (_, None, Some(at)) if at > now => match at.since(now) {
-            left if left > rules.max => (rules.max, TtlSource::Max),
-            left => (left, TtlSource::ExpiresAt),
+            left if left > rules.max => (TtlSource::Max, rules.max),
+            left => (TtlSource::ExpiresAt, left),
         },
-        _ => (rules.default, TtlSource::Default),
+        _ => (TtlSource::Default, rules.default),
     };
-    lifetime(rules, now, length, source, live_expiry(session, now), upstream)
+    let Session { status, expires_at, ended_at, .. } = *session;
+    let said = Said { status, expires_at, ended_at, settled };
+    reckon(rules, now, rule, Some(said), live_expiry(session, now), upstream)
 }
 
 /// The lifetime of a page of sessions whose body came at `now`.
 #[must_use]
-pub fn of_list(rules: &Freshness, sessions: &[Session], now: Time, upstream: UpstreamLimit) -> Lifetime {
+pub fn of_list(rules: &Freshness, sessions: &[Session], now: Time, upstream: UpstreamLimit) -> Reckoning {
     let earliest = sessions.iter().filter_map(|session| live_expiry(session, now)).min();
-    lifetime(rules, now, rules.list, TtlSource::List, earliest, upstream)
+    reckon(rules, now, (TtlSource::List, rules.list), None, earliest, upstream)
 }
 
 /// The lifetime of an answer that there is no such thing. Never served stale.
 #[must_use]
-pub fn of_not_found(rules: &Freshness, now: Time) -> Lifetime {
-    Lifetime::until(now, now.plus(rules.not_found), TtlSource::NotFound)
+pub fn of_not_found(rules: &Freshness, now: Time) -> Reckoning {
+    let rule = (TtlSource::NotFound, rules.not_found);
+    let life = Lifetime::until(now, now.plus(rules.not_found), TtlSource::NotFound);
+    Reckoning { life, rule, said: None, never_past: None, upstream: UpstreamLimit::default() }
 }
 
 #[cfg(test)]
@@ -222,7 +254,7 @@ mod tests {
     }
 
     fn ttl(session: &Session) -> (u64, TtlSource) {
-        let life = of_session(&rules(), session, Time(1000 * S), UpstreamLimit::default());
+        let life = of_session(&rules(), session, Time(1000 * S), UpstreamLimit::default()).life;
         (life.total().as_secs(), life.source)
     }
 
@@ -249,7 +281,8 @@ mod tests {
     #[test]
     fn nothing_live_is_served_past_its_expiry_not_even_stale() {
         let life =
-            of_session(&rules(), &session(Status::Active, None, Some(1010)), Time(1000 * S), UpstreamLimit::default());
+            of_session(&rules(), &session(Status::Active, None, Some(1010)), Time(1000 * S), UpstreamLimit::default())
+                .life;
         assert_eq!((life.fresh_until, life.last()), (Time(1010 * S), Time(1010 * S)));
         // by_status replaces expiry, yet does not reach past it.
         let life = of_session(
@@ -257,12 +290,13 @@ mod tests {
             &session(Status::Disabled, None, Some(1010)),
             Time(1000 * S),
             UpstreamLimit::default(),
-        );
+        )
+        .life;
         assert_eq!((life.last(), life.source), (Time(1010 * S), TtlSource::ExpiresAt));
         let sessions = [session(Status::Active, None, None), session(Status::Active, None, Some(1004))];
-        let life = of_list(&rules(), &sessions, Time(1000 * S), UpstreamLimit::default());
+        let life = of_list(&rules(), &sessions, Time(1000 * S), UpstreamLimit::default()).life;
         assert_eq!((life.last(), life.source), (Time(1004 * S), TtlSource::ExpiresAt));
-        let life = of_list(&rules(), &sessions[..1], Time(1000 * S), UpstreamLimit::default());
+        let life = of_list(&rules(), &sessions[..1], Time(1000 * S), UpstreamLimit::default()).life;
         assert_eq!((life.total().as_secs(), life.source), (10, TtlSource::List));
         assert_eq!(life.error_until, Time(1610 * S));
     }
@@ -275,9 +309,28 @@ mod tests {
             age: Duration::ZERO,
         };
         let live = session(Status::Active, None, Some(1600));
-        let life = of_session(&rules(), &live, Time(1000 * S), limit(20));
+        let life = of_session(&rules(), &live, Time(1000 * S), limit(20)).life;
         assert_eq!((life.total().as_secs(), life.source), (20, TtlSource::Upstream));
-        let life = of_session(&rules(), &live, Time(1000 * S), limit(6000));
+        let life = of_session(&rules(), &live, Time(1000 * S), limit(6000)).life;
         assert_eq!((life.total().as_secs(), life.source), (600, TtlSource::ExpiresAt));
+    }
+
+    #[test]
+    fn a_reckoning_tells_what_it_was_made_of() {
+        let limit = |max_age| UpstreamLimit { max_age, ..UpstreamLimit::default() };
+        let ended = session(Status::Ended, Some(890), Some(9000));
+        let made = of_session(&rules(), &ended, Time(1000 * S), limit(Some(Duration::from_secs(7))));
+        assert_eq!(made.rule, (TtlSource::Default, Duration::from_secs(30)), "the rule that spoke first");
+        assert_eq!((made.life.source, made.life.total().as_secs()), (TtlSource::Upstream, 7), "what then cut it");
+        let said = Said {
+            status: Status::Ended,
+            expires_at: Some(Time(9000 * S)),
+            ended_at: Some(Time(890 * S)),
+            settled: false,
+        };
+        assert_eq!((made.said, made.never_past), (Some(said), None), "an ended session's expiry does not count");
+        let page = [session(Status::Active, None, Some(1004)), ended];
+        let made = of_list(&rules(), &page, Time(1000 * S), limit(None));
+        assert_eq!((made.rule.0, made.said, made.never_past), (TtlSource::List, None, Some(Time(1004 * S))));
     }
 }

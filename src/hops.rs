@@ -3,6 +3,7 @@
 //! A room of its own because requests that are passed on, their answers, and answers that were read whole must
 //! keep back the same. It reads headers and changes none.
 
+use crate::endpoints::EXPLAIN;
 use http::{HeaderMap, HeaderName, header};
 
 /// Headers for one connection (RFC 9110, section 7.6.1); framing is for who writes the message.
@@ -12,9 +13,12 @@ const OWN_SECRETS: [&str; 5] = ["x-api-key", "authorization", "x-weir-key", "coo
 /// The provider's, which are for Weir: its cookies would tie clients to a credential that is not theirs.
 const THEIR_OWN: [&str; 4] = ["set-cookie", "alt-svc", "proxy-authenticate", "proxy-authentication-info"];
 
+/// What is said to Weir alone.
+const TO_WEIR: HeaderName = HeaderName::from_static(EXPLAIN.name);
+
 /// What of a client's request does not reach the provider.
 pub fn of_request(headers: &HeaderMap) -> impl Iterator<Item = HeaderName> {
-    hop_by_hop(headers).chain(OWN_SECRETS.into_iter().map(HeaderName::from_static))
+    hop_by_hop(headers).chain(OWN_SECRETS.into_iter().map(HeaderName::from_static)).chain([TO_WEIR])
 }
 
 /// What of a provider's answer does not reach the client.

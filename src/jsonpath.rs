@@ -35,6 +35,15 @@ impl fmt::Debug for JsonPath {
     }
 }
 
+/// Written alike is alike.
+impl PartialEq for JsonPath {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for JsonPath {}
+
 impl JsonPath {
     /// Compiles a path.
     ///

@@ -54,6 +54,8 @@ pub mod runtime;
 // 5 one answer, 6 answers, 7 the line (trace: 3)
 pub mod batch;
 pub mod call;
+pub mod charge;
+pub mod explain;
 pub mod fetch;
 pub mod forward;
 pub mod gate;

@@ -18,7 +18,6 @@ use crate::reading::etag;
 use crate::route::Source;
 use crate::runtime;
 use crate::runtime::snapshot::Snapshot;
-use crate::span::Steps;
 use crate::template::Values;
 use crate::trace::{CacheStatus, How, Trace};
 use bytes::Bytes;
@@ -207,8 +206,9 @@ impl List<'_> {
         trace: &mut Trace,
     ) -> Outcome<()> {
         let unread = readers.iter_mut().zip(heads).filter(|(_, head)| **head == Head::Unread);
-        let waits = join_all(unread.map(|(reader, _)| self.read_page(reader, latest, trace.steps.part()))).await;
-        trace.waited += waits.into_iter().max().unwrap_or_default();
+        let mut parts = join_all(unread.map(|(reader, _)| self.read_page(reader, latest, trace.part()))).await;
+        trace.waited += parts.iter().map(|part| part.waited).max().unwrap_or_default();
+        parts.iter_mut().for_each(|part| trace.join(part));
         match readers.iter().find_map(|reader| reader.failed.as_ref()).filter(|_| self.page.deny_partial) {
             None => Ok(()),
             Some(problem) => {
@@ -218,12 +218,11 @@ impl List<'_> {
         }
     }
 
-    /// Reads the page in which a source goes on; how long it waited for the provider.
-    async fn read_page(&self, reader: &mut Reader, latest: Instant, steps: Steps) -> Duration {
-        let mut trace = Trace { steps, ..Trace::new(String::new(), self.path) };
+    /// Reads the page in which a source goes on; what became of that.
+    async fn read_page(&self, reader: &mut Reader, latest: Instant, mut trace: Trace) -> Trace {
         reader.left -= 1;
         let read = self.ask(reader, latest, &mut trace).await;
-        if let Some(status) = trace.cache {
+        if let Some(status) = trace.cache.take() {
             reader.status = Some(worse(reader.status.take(), status));
         }
         if let Err(problem) = read {
@@ -233,7 +232,7 @@ impl List<'_> {
             }
             reader.failed = Some(problem);
         }
-        trace.waited
+        trace
     }
 
     async fn ask(&self, reader: &mut Reader, latest: Instant, trace: &mut Trace) -> Outcome<()> {

@@ -63,11 +63,11 @@ impl Reason {
     }
 }
 
-/// How a field came about, for `weir map`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Found {
+/// How a field came about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found<'m> {
     /// Taken from this path.
-    Path(String),
+    Path(&'m JsonPath),
     /// Fixed by the file.
     Constant,
     /// The rule's default.
@@ -78,6 +78,57 @@ pub enum Found {
     Nothing,
     /// The rule found something it cannot use.
     Unusable(Reason),
+}
+
+/// A field and the way to it, for people: `weir map`, `weir explain`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Traced<'m> {
+    /// Which.
+    pub field: Field,
+    /// What came of it.
+    pub found: Found<'m>,
+    /// Paths tried, in their order, and what stood at each. What comes after one that was taken is not tried.
+    pub tried: Vec<(&'m JsonPath, Stood)>,
+    /// What the rule has besides paths.
+    pub rule: Option<Written<'m>>,
+}
+
+/// What stood at a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stood {
+    /// Nothing, or `null`, which counts as nothing.
+    Nothing {
+        /// `null`.
+        null: bool,
+    },
+    /// A value of this type, which was taken.
+    Taken(&'static str),
+    /// A value of this type, which was not, for this reason.
+    Unusable(&'static str, Reason),
+}
+
+/// What a rule has besides paths, as its file has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Written<'m> {
+    /// The one value that it always gives.
+    pub constant: Option<&'m str>,
+    /// Its table of the provider's words and ours.
+    pub values: &'m [(String, String)],
+    /// What it gives where it finds nothing.
+    pub default: Option<&'m str>,
+}
+
+/// A value's type in JSON's words.
+#[must_use]
+pub fn type_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
 }
 
 impl Mapping {
@@ -168,7 +219,7 @@ impl Mapping {
             expires_at: None,
         };
         for rule in &self.rules {
-            match rule.take(native) {
+            match rule.take(native, |_, _| ()) {
                 (Some(value), Found::Unusable(reason)) => {
                     misses.push(Miss { field: rule.field, reason, path: rule.wanted() });
                     session.set(rule.field, value);
@@ -209,16 +260,26 @@ impl Mapping {
         self.rules.iter().find(|rule| rule.field == field).map_or_else(String::new, Rule::wanted)
     }
 
-    /// For each field, in order: what became of it. For people, not for the line.
+    /// For each field, in order: what became of it, and how. For people, not for the line.
     #[must_use]
-    pub fn coverage(&self, native: &Value) -> Vec<(Field, Found)> {
+    pub fn trace(&self, native: &Value) -> Vec<Traced<'_>> {
         FIELDS
             .iter()
             .map(|(field, ..)| {
-                let rule = self.rules.iter().find(|rule| rule.field == *field);
-                (*field, rule.map_or(Found::NoRule, |rule| rule.take(native).1))
+                let mut tried = Vec::new();
+                let Some(rule) = self.rules.iter().find(|rule| rule.field == *field) else {
+                    return Traced { field: *field, found: Found::NoRule, tried, rule: None };
+                };
+                let (_, found) = rule.take(native, |path, stood| tried.push((path, stood)));
+                Traced { field: *field, found, tried, rule: Some(rule.written()) }
             })
             .collect()
+    }
+
+    /// Whether a session cannot be named without this field.
+    #[must_use]
+    pub fn requires(&self, field: Field) -> bool {
+        REQUIRED.contains(&field) && (field != Field::AgentId || self.has_agents)
     }
 }
 
@@ -242,18 +303,29 @@ impl Rule {
         self.from.iter().map(JsonPath::as_str).collect::<Vec<_>>().join(", ")
     }
 
-    /// The value and how it came about. `Unusable` may come with a value: the default.
-    fn take(&self, native: &Value) -> (Option<Value>, Found) {
+    fn written(&self) -> Written<'_> {
+        Written { constant: self.constant.as_deref(), values: &self.values, default: self.default.as_deref() }
+    }
+
+    /// The value and how it came about; each path tried is told to `tell`. `Unusable` may come with a value: the
+    /// default.
+    fn take<'m>(&'m self, native: &Value, mut tell: impl FnMut(&'m JsonPath, Stood)) -> (Option<Value>, Found<'m>) {
         if let Some(constant) = &self.constant {
             return (Some(constant.as_str().into()), Found::Constant);
         }
         let mut unusable = None;
         for path in &self.from {
             match path.first(native) {
-                None | Some(Value::Null) => {}
+                found @ (None | Some(Value::Null)) => tell(path, Stood::Nothing { null: found.is_some() }),
                 Some(value) => match self.read(value) {
-                    Ok(value) => return (Some(value), Found::Path(path.as_str().to_owned())),
-                    Err(reason) => unusable = unusable.or(Some(reason)),
+                    Ok(taken) => {
+                        tell(path, Stood::Taken(type_of(value)));
+                        return (Some(taken), Found::Path(path));
+                    }
+                    Err(reason) => {
+                        tell(path, Stood::Unusable(type_of(value), reason));
+                        unusable = unusable.or(Some(reason));
+                    }
                 },
             }
         }
@@ -305,5 +377,84 @@ impl Session {
             _ => {}
         }
         self.values[field as usize] = value;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn rule(field: Field, from: &[&str]) -> Rule {
+        let from = from.iter().map(|path| JsonPath::compile(path).unwrap()).collect();
+        Rule { field, from, constant: None, values: Vec::new(), default: None }
+    }
+
+    fn mapping() -> Mapping {
+        let words = |theirs: &str, ours: &str| (theirs.to_owned(), ours.to_owned());
+        let rules = vec![
+            rule(Field::ProviderSessionId, &["$.key", "$.id"]),
+            Rule { constant: Some("text".into()), ..rule(Field::Modality, &[]) },
+            rule(Field::Title, &["$.name", "$.label", "$.other"]),
+            Rule {
+                values: vec![words("true", "active")],
+                default: Some("unknown".into()),
+                ..rule(Field::Status, &["$.on"])
+            },
+            rule(Field::CreatedAt, &["$.made"]),
+        ];
+        let (secret_fields, secret_paths) = (Vec::new(), Vec::new());
+        Mapping { provider: "p".into(), has_agents: false, rules, secret_fields, secret_paths }
+    }
+
+    #[test]
+    fn a_trace_tells_every_path_tried_and_what_stood_there() {
+        let mapping = mapping();
+        let native = json!({ "key": null, "id": 7, "name": 5, "label": "l", "other": "o", "on": "maybe" });
+        let all = mapping.trace(&native);
+        let told = |field: Field| {
+            let traced = &all[field as usize];
+            let tried: Vec<_> = traced.tried.iter().map(|(path, stood)| (path.as_str(), *stood)).collect();
+            (traced.found, tried)
+        };
+        let taken =
+            |text: &str| Found::Path(mapping.rules.iter().flat_map(|r| &r.from).find(|p| p.as_str() == text).unwrap());
+        assert_eq!(
+            told(Field::ProviderSessionId),
+            (taken("$.id"), vec![("$.key", Stood::Nothing { null: true }), ("$.id", Stood::Taken("number"))])
+        );
+        let wrong = Stood::Unusable("number", Reason::WrongType);
+        assert_eq!(
+            told(Field::Title),
+            (taken("$.label"), vec![("$.name", wrong), ("$.label", Stood::Taken("string"))]),
+            "what comes after is not tried"
+        );
+        let unknown = Stood::Unusable("string", Reason::UnknownValue);
+        assert_eq!(told(Field::Status), (Found::Unusable(Reason::UnknownValue), vec![("$.on", unknown)]));
+        assert_eq!(told(Field::CreatedAt), (Found::Nothing, vec![("$.made", Stood::Nothing { null: false })]));
+        assert_eq!(told(Field::Modality), (Found::Constant, vec![]));
+        assert_eq!(told(Field::Description), (Found::NoRule, vec![]));
+        assert_eq!(all[Field::Status as usize].rule.unwrap().default, Some("unknown"));
+        assert!(mapping.requires(Field::ProviderSessionId) && !mapping.requires(Field::AgentId));
+        let default = mapping.trace(&json!({}));
+        assert_eq!(default[Field::Status as usize].found, Found::Default);
+    }
+
+    #[test]
+    fn what_is_traced_is_what_is_mapped() {
+        let mapping = mapping();
+        for native in
+            [json!({ "id": "a", "name": "n" }), json!({ "key": "k", "made": "2024-01-15T12:00:00Z", "on": true })]
+        {
+            let mut misses = Vec::new();
+            let session = mapping.map(&native, Time(0), &mut misses).unwrap();
+            for Traced { field, found, .. } in mapping.trace(&native) {
+                let has = !session.values[field as usize].is_null();
+                let told = matches!(found, Found::Path(_) | Found::Constant | Found::Default);
+                // These two are never null.
+                let always = matches!(field, Field::Status | Field::Modality);
+                assert!(has == told || always, "{field:?}: {found:?}");
+            }
+        }
     }
 }

@@ -6,15 +6,18 @@
 use crate::batch::Batch;
 use crate::batch::Job;
 use crate::cache::Kind;
+use crate::charge::{Charged, charges};
 use crate::conditional::{self, Directives};
 use crate::config::edge::{Limits, counted_as};
 use crate::cors;
-use crate::endpoints;
+use crate::endpoints::{self, EXPLAIN};
 use crate::error::Outcome;
 use crate::error::{Code, Problem};
 use crate::exchange::{Answer, Request};
+use crate::explain;
 use crate::fetch::{self, Looked, Served};
 use crate::forward::{self, Forward, Passage};
+use crate::held::Counted;
 use crate::listing::List;
 use crate::model::{Form, Show, Time};
 use crate::mount::Mounted;
@@ -30,7 +33,8 @@ use crate::runtime::{self, Runtime};
 use crate::span::Steps;
 use crate::trace::Trace;
 use crate::watching::{self, Begun, Watched, Watching, Wish};
-use http::header;
+use http::{HeaderValue, header};
+use serde_json::{Map, Value};
 use std::sync::Arc;
 
 /// All that the line needs.
@@ -124,8 +128,11 @@ impl Line {
                 forward.shared_with = shared_with;
                 return (Handled::Passed(forward), trace);
             }
-            (Ok(Done::Watching(watching)), _) => {
+            (Ok(Done::Watching(mut watching)), _) => {
                 let mut answer = respond::events(&buckets, &mut trace);
+                if let Some(told) = asked.told(request, &mut trace) {
+                    watching.explain(Value::Object(told).to_string().as_bytes());
+                }
                 answer.headers.extend(shared_with);
                 return (Handled::Watching(answer, watching), trace);
             }
@@ -142,8 +149,22 @@ impl Line {
                 answer
             }
         };
+        answer = self.explained(request, &asked, answer, &mut trace);
         answer.headers.extend(shared_with);
         (Handled::Answered(answer), trace)
+    }
+
+    /// The answer with its explanation around it, where that is wanted.
+    fn explained(&self, request: &Request, asked: &Asked, answer: Answer, trace: &mut Trace) -> Answer {
+        let Some(told) = asked.told(request, trace) else { return answer };
+        match Counted::bytes(explain::around(&answer, &told), &self.shared.upstream.budget) {
+            Some(body) => respond::explained(answer, body, trace),
+            None => {
+                let detail = "as many bytes of answers are under way as may be (overload.max_buffered)";
+                let problem = Problem::new(Code::Overloaded, detail).retry_after_ms(1000);
+                respond::problem(&problem, &asked.buckets(), trace, runtime::now())
+            }
+        }
     }
 
     /// Authenticate, and refuse what is too much.
@@ -156,6 +177,9 @@ impl Line {
             asked.client = identified.map_err(|problem| self.failed(asked, request, problem))?;
             let client = &asked.snapshot.clients[asked.client];
             (trace.client, trace.vary) = (Some(client.id.clone()), client.vary.clone());
+            if client.explain && wants_explanation(request)? {
+                trace.explain = Some(Box::default());
+            }
         }
         within_limits(request, &asked.snapshot.weir.limits)?;
         self.shed_load(asked)
@@ -197,13 +221,13 @@ impl Line {
             Way::Read(question) => {
                 trace.route = question.operation()?.name;
                 trace.steps.step("look up and admit");
-                let looked = self.look_and_admit(asked, &question)?;
+                let looked = self.look_and_admit(asked, &question, trace)?;
                 let secrets = asked.snapshot.clients[asked.client].reveal_secrets;
                 native::read(&self.shared, &question, looked, secrets, trace).await.map(Done::Content)
             }
             Way::Pass(change) => {
                 trace.steps.step("admit");
-                self.admit(asked, &[(Some(provider), Cost::one(false))])?;
+                self.admit(asked, &[(Some(provider), Cost::one(false))], trace)?;
                 trace.steps.step("gate and credential");
                 let question_mark = if request.query.is_empty() { "" } else { "?" };
                 let passage = Passage {
@@ -225,7 +249,7 @@ impl Line {
         match routed.route {
             Route::Published(what) => Ok(Done::Content(respond::publish(&asked.snapshot, what))),
             Route::Providers => {
-                self.admit(asked, &[(None, Cost::one(true))])?;
+                self.admit(asked, &[(None, Cost::one(true))], trace)?;
                 Ok(Done::Content(respond::providers(&asked.snapshot, asked.client, asked.now)))
             }
             Route::Session { name, shape } => {
@@ -264,7 +288,7 @@ impl Line {
 
     async fn session(&self, asked: &Asked, question: &Question, shape: &Shape, trace: &mut Trace) -> Outcome<Content> {
         trace.steps.step("look up and admit");
-        let looked = self.look_and_admit(asked, question)?;
+        let looked = self.look_and_admit(asked, question, trace)?;
         let Served { entry, status } = fetch::obtain(&self.shared, question, looked, None, trace).await?;
         trace.cache = Some(status);
         if let Kind::NotFound(problem) = &entry.kind {
@@ -291,7 +315,7 @@ impl Line {
         trace: &mut Trace,
     ) -> Outcome<Done> {
         let question = watching::question(&asked.snapshot, asked.client, name, request)?;
-        let looked = self.look_and_admit(asked, &question)?;
+        let looked = self.look_and_admit(asked, &question, trace)?;
         let wish = Wish {
             runtime: &self.runtime,
             shared: &self.shared,
@@ -313,7 +337,7 @@ impl Line {
         let costs = readers.iter().zip(&list.sources);
         let costs =
             costs.filter_map(|(reader, (source, _))| Some((Some(source.provider), Cost::one(reader.is_hit()?))));
-        self.admit(asked, &costs.collect::<Vec<_>>())?;
+        self.admit(asked, &costs.collect::<Vec<_>>(), trace)?;
         trace.steps.step("fetch");
         let (body, etag) = list.read(readers, trace).await?;
         Ok(Content::json(body, Some(etag)))
@@ -332,7 +356,7 @@ impl Line {
         let (jobs, places) = batch.jobs(&request.headers, asked.directives);
         let costs: Vec<_> = jobs.iter().map(Job::cost).collect();
         asked.goes_to(costs.iter().filter_map(|(provider, _)| *provider), trace);
-        self.admit(asked, &costs)?;
+        self.admit(asked, &costs, trace)?;
         trace.steps.step("fetch");
         let body = batch.read(jobs, &places, trace).await?;
         let tag = crate::reading::etag(&body);
@@ -341,29 +365,20 @@ impl Line {
 
     /// Policies may charge misses only, so the cache is looked up first; nothing is told of what is
     /// in it before the request is admitted.
-    fn look_and_admit(&self, asked: &Asked, question: &Question) -> Outcome<Looked> {
+    fn look_and_admit(&self, asked: &Asked, question: &Question, trace: &mut Trace) -> Outcome<Looked> {
         let looked = fetch::look(&self.shared, question, asked.directives, asked.now);
-        self.admit(asked, &[(asked.providers.first().copied(), Cost::one(looked.is_hit()))])?;
+        self.admit(asked, &[(asked.providers.first().copied(), Cost::one(looked.is_hit()))], trace)?;
         Ok(looked)
     }
 
-    /// Takes from all policies or from none. What is asked of a provider costs at the client's own policies and at
-    /// those for this provider.
-    fn admit(&self, asked: &Asked, costs: &[(Option<usize>, Cost)]) -> Outcome<()> {
+    /// Takes from all policies or from none.
+    fn admit(&self, asked: &Asked, costs: &[(Option<usize>, Cost)], trace: &mut Trace) -> Outcome<()> {
+        if let Some(gathered) = &mut trace.explain {
+            gathered.costs = costs.to_vec();
+        }
         let client = &asked.snapshot.clients[asked.client];
-        let sum = |at: Option<usize>| {
-            let those = costs.iter().filter(|(provider, _)| at.is_none() || *provider == at);
-            those.fold(Cost { all: 0, misses: 0 }, |sum, (_, cost)| sum + *cost)
-        };
-        let own = std::iter::once((sum(None), &client.buckets));
-        let access =
-            asked.providers.iter().filter_map(|at| Some((sum(Some(*at)), &client.access[*at].as_ref()?.buckets)));
-        let due = |(cost, bucket): (Cost, _)| -> Option<Due<'_>> {
-            let bucket: &Bucket = bucket;
-            Some(Due { bucket, cost: cost.under(bucket.limiter.policy.charge)? })
-        };
-        let all = own.chain(access).flat_map(|(cost, buckets)| buckets.iter().map(move |bucket| (cost, bucket)));
-        let dues: Vec<Due<'_>> = all.filter_map(due).collect();
+        let charged = charges(&asked.snapshot, asked.client, &asked.providers, costs);
+        let dues: Vec<Due<'_>> = charged.filter_map(Charged::due).collect();
         let decision = ratelimit::admit(&dues, &client.gate);
         let violated = match &decision {
             Err(Refusal::Limited { policies, .. }) => policies.as_slice(),
@@ -413,6 +428,20 @@ impl Asked {
         };
     }
 
+    /// All that was gathered to explain the request, where that is wanted.
+    fn told(&self, request: &Request, trace: &mut Trace) -> Option<Map<String, Value>> {
+        let gathered = trace.explain.take()?;
+        let mut told = explain::request(&self.snapshot, self.client, request);
+        told.insert("request_id".into(), trace.request_id.as_str().into());
+        told.insert("route".into(), trace.route.into());
+        told.insert("cache".into(), trace.cache.as_ref().map(|status| status.header(runtime::now())).into());
+        told.insert("waited_ms".into(), u64::try_from(trace.waited.as_millis()).unwrap_or(u64::MAX).into());
+        told.insert("answers".into(), gathered.answers.into());
+        let charged = charges(&self.snapshot, self.client, &self.providers, &gathered.costs);
+        told.insert("limits".into(), explain::limits(&self.snapshot, charged, true));
+        Some(told)
+    }
+
     /// The policies that apply: the client's, and its for these providers.
     fn buckets(&self) -> Vec<&Bucket> {
         self.snapshot.buckets(self.client, &self.providers)
@@ -421,6 +450,15 @@ impl Asked {
 
 fn refuse(code: Code, detail: String) -> Outcome<()> {
     Err(Box::new(Problem::new(code, detail)))
+}
+
+/// Whether a client that may asks to have its request explained.
+fn wants_explanation(request: &Request) -> Outcome<bool> {
+    match request.headers.get(EXPLAIN.name).map(HeaderValue::as_bytes) {
+        None => Ok(false),
+        Some(b"1") => Ok(true),
+        Some(_) => Err(Box::new(Problem::invalid("Weir-Explain is 1, or is left out"))),
+    }
 }
 
 /// Refuses what two readers could read in two ways, though Pingora reads it in one (RFC 9112, section 3.2).

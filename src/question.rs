@@ -118,7 +118,7 @@ impl Question {
         let asked = &snapshot.providers[provider];
         let operation = operation(asked, list)?;
         let path_and_query = operation.template.render(values).map_err(|why| Box::new(Problem::invalid(why)))?;
-        let key = key(asked, &asking, operation, &path_and_query);
+        let key = Key::of(parts(asked, &asking, operation, &path_and_query));
         let subject = Subject {
             provider: asked.name.clone(),
             credential: asking.credential.identity.clone(),
@@ -135,8 +135,26 @@ impl Question {
     pub fn with_query(self, query: &str) -> Outcome<Self> {
         let path = self.path_and_query.split('?').next().unwrap_or_default();
         let path_and_query = format!("{path}?{query}");
-        let key = key(self.provider(), &self.asking, self.operation()?, &path_and_query);
+        let key = Key::of(parts(self.provider(), &self.asking, self.operation()?, &path_and_query));
         Ok(Self { path_and_query, key, ..self })
+    }
+
+    /// What its key is made of.
+    ///
+    /// # Errors
+    /// 400 where the provider has no such operation.
+    pub fn key_parts(&self) -> Outcome<KeyParts<'_>> {
+        Ok(parts(self.provider(), &self.asking, self.operation()?, &self.path_and_query))
+    }
+
+    /// Where the credential is from that it is asked with.
+    #[must_use]
+    pub fn credential_from(&self) -> &'static str {
+        match &self.snapshot.clients[self.client].access[self.provider] {
+            _ if self.asking.tap.is_none() => "the request",
+            Some(access) if access.own => "the client, in clients.yaml",
+            _ => "the provider's file",
+        }
     }
 
     /// The provider asked.
@@ -172,14 +190,14 @@ impl Question {
     }
 }
 
-fn key(provider: &Provider, asking: &Asking, operation: &Operation, path_and_query: &str) -> Key {
-    Key::of(KeyParts {
+fn parts<'k>(provider: &'k Provider, asking: &'k Asking, operation: &'k Operation, path: &'k str) -> KeyParts<'k> {
+    KeyParts {
         provider: &provider.name,
         place: &provider.place,
         credential: &asking.credential.identity,
         operation: operation.name,
-        path_and_query,
-    })
+        path_and_query: path,
+    }
 }
 
 /// What a client may use of a provider.

@@ -4,8 +4,10 @@
 //! examples and `weir map` must all read a body in the same way. It stores and fetches nothing.
 
 use crate::config::faults::{At, Faults};
+use crate::config::freshness::Freshness;
 use crate::config::provider;
 use crate::error::{Code, Problem};
+use crate::freshness::{self, Reckoning, UpstreamLimit};
 use crate::jsonpath::JsonPath;
 use crate::mapping::{Mapping, Miss};
 use crate::model::{Field, Item, Session, Show, Time, View};
@@ -132,15 +134,7 @@ impl Operation {
             let problem = Problem::new(Code::ProviderInvalidResponse, format!("{provider}: {what}")).of(provider);
             Unreadable { problem: Box::new(problem), miss: None }
         };
-        let found = self.item.first(body);
-        let natives: Vec<&Value> = match (&self.shape, found) {
-            (Shape::One, Some(native @ Value::Object(_))) => vec![native],
-            (Shape::One, _) => return Err(unusable(format!("its body has no session at {}", self.item.as_str()))),
-            (Shape::Page { .. }, Some(Value::Array(items))) => items.iter().collect(),
-            (Shape::Page { .. }, _) => {
-                return Err(unusable(format!("its body has no list of sessions at {}", self.item.as_str())));
-            }
-        };
+        let natives = self.natives(body).map_err(unusable)?;
         let mut misses = Vec::new();
         let mut sessions = Vec::with_capacity(natives.len());
         for (position, native) in natives.iter().enumerate() {
@@ -153,6 +147,19 @@ impl Operation {
         }
         let page = self.page(body, natives.len()).map_err(unusable)?;
         Ok(Reading { sessions, natives, page, misses })
+    }
+
+    /// The provider's objects of the sessions in a body.
+    ///
+    /// # Errors
+    /// What is not where it should be.
+    pub fn natives<'b>(&self, body: &'b Value) -> Result<Vec<&'b Value>, String> {
+        match (&self.shape, self.item.first(body)) {
+            (Shape::One, Some(native @ Value::Object(_))) => Ok(vec![native]),
+            (Shape::One, _) => Err(format!("its body has no session at {}", self.item.as_str())),
+            (Shape::Page { .. }, Some(Value::Array(items))) => Ok(items.iter().collect()),
+            (Shape::Page { .. }, _) => Err(format!("its body has no list of sessions at {}", self.item.as_str())),
+        }
     }
 
     /// Whether secrets can be cut from its bodies.
@@ -198,6 +205,15 @@ impl Operation {
 }
 
 impl Reading<'_> {
+    /// How long it is good for, and why.
+    #[must_use]
+    pub fn reckon(&self, rules: &Freshness, now: Time, upstream: UpstreamLimit) -> Reckoning {
+        match (&self.page, self.sessions.first()) {
+            (None, Some(session)) => freshness::of_session(rules, session, now, upstream),
+            _ => freshness::of_list(rules, &self.sessions, now, upstream),
+        }
+    }
+
     /// The JSON of these sessions.
     #[must_use]
     pub fn view(&self, mapping: &Mapping, show: Show) -> View {

@@ -80,6 +80,28 @@ pub fn content(request: &Request, content: Content, buckets: &[&Bucket], trace: 
     Answer { status: trace.status, headers, body: if unchanged { Bytes::new() } else { content.body } }
 }
 
+/// An answer with its explanation around it. What cannot carry a body comes as 200; the answer's own status is in it.
+#[must_use]
+pub fn explained(mut answer: Answer, body: Bytes, trace: &mut Trace) -> Answer {
+    const REPLACED: [HeaderName; 6] = [
+        header::CONTENT_TYPE,
+        header::CONTENT_LENGTH,
+        header::CACHE_CONTROL,
+        header::ETAG,
+        header::AGE,
+        header::LAST_MODIFIED,
+    ];
+    answer.headers.retain(|(name, _)| !REPLACED.contains(name));
+    answer.headers.push((header::CONTENT_TYPE, HeaderValue::from_static("application/json")));
+    answer.headers.push((header::CONTENT_LENGTH, body.len().into()));
+    answer.headers.push((header::CACHE_CONTROL, HeaderValue::from_static("no-store")));
+    if matches!(answer.status, 204 | 304) {
+        answer.status = 200;
+    }
+    (trace.status, trace.bytes) = (answer.status, body.len());
+    Answer { body, ..answer }
+}
+
 /// A problem, as `application/problem+json` (RFC 9457).
 #[must_use]
 pub fn problem(problem: &Problem, buckets: &[&Bucket], trace: &mut Trace, now: Time) -> Answer {

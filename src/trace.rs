@@ -5,8 +5,10 @@
 
 use crate::freshness::Lifetime;
 use crate::model::Time;
+use crate::ratelimit::Cost;
 use crate::span::{Fact, Steps};
 use http::HeaderValue;
+use serde_json::Value;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,6 +39,17 @@ pub struct Trace {
     pub steps: Steps,
     /// Headers of requests that answers to this client depend on, as `Vary` names them.
     pub vary: HeaderValue,
+    /// What is gathered to explain it, where that is wanted.
+    pub explain: Option<Box<Gathered>>,
+}
+
+/// What a request is explained from, besides its answer.
+#[derive(Debug, Clone, Default)]
+pub struct Gathered {
+    /// Each answer of a provider that it needed, told.
+    pub answers: Vec<Value>,
+    /// What it cost, by provider.
+    pub costs: Vec<(Option<usize>, Cost)>,
 }
 
 /// Headers that answers to any client depend on.
@@ -59,6 +72,21 @@ impl Trace {
             bytes: 0,
             steps: Steps::default(),
             vary: HeaderValue::from_static(VARY),
+            explain: None,
+        }
+    }
+
+    /// Of one answer among several that this request needs; what it gathers is joined.
+    #[must_use]
+    pub fn part(&self) -> Self {
+        let (steps, explain) = (self.steps.part(), self.explain.as_ref().map(|_| Box::default()));
+        Self { steps, explain, ..Self::new(String::new(), self.route) }
+    }
+
+    /// Takes what a part has gathered.
+    pub fn join(&mut self, part: &mut Trace) {
+        if let (Some(all), Some(more)) = (&mut self.explain, &mut part.explain) {
+            all.answers.append(&mut more.answers);
         }
     }
 

@@ -321,6 +321,14 @@ impl Watching {
         Ok((etag(&body), body.into()))
     }
 
+    /// Says first why it is answered as it is.
+    pub fn explain(&mut self, explain: &[u8]) {
+        let ready = self.ready.take();
+        self.send("explain", None, explain);
+        let both = [self.ready.take(), ready].into_iter().flatten().collect::<Vec<_>>();
+        self.ready = Some(both.concat().into());
+    }
+
     fn tell_problem(&mut self, problem: &Problem) {
         self.send("problem", None, problem.to_value(None).to_string().as_bytes());
     }

@@ -3,7 +3,7 @@
 use super::{complain, list_faults, print};
 use crate::config::load::Source;
 use crate::json;
-use crate::mapping::Found;
+use crate::mapping::{Found, Traced};
 use crate::model::Show;
 use crate::runtime;
 use crate::runtime::snapshot::{Provider, Snapshot};
@@ -76,9 +76,9 @@ fn mapped(provider: &Provider, body: &Value, secrets: bool) -> Result<String, St
 }
 
 fn coverage(provider: &Provider, native: &Value) {
-    for (field, found) in provider.mapping.coverage(native) {
+    for Traced { field, found, .. } in provider.mapping.trace(native) {
         let (mark, how) = match found {
-            Found::Path(path) => ("+", path),
+            Found::Path(path) => ("+", path.as_str().to_owned()),
             Found::Constant => ("+", "constant".into()),
             Found::Default => ("=", "default".into()),
             Found::NoRule => ("-", "no rule".into()),

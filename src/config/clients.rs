@@ -28,6 +28,8 @@ pub struct Client {
     pub credentials: Vec<(At<String>, Credential)>,
     /// Whether it may use the providers' own APIs.
     pub native: bool,
+    /// Whether it may have its requests explained.
+    pub explain: bool,
 }
 
 /// A key's digest.
@@ -69,6 +71,7 @@ fn client(node: &Node, cx: &mut Cx<'_>) -> Option<Client> {
     let credentials =
         fields.optional("credentials", cx, |node, cx| by_provider(node, "credentials", cx, credentials::decode));
     let native = fields.optional("native", cx, decode::boolean);
+    let explain = fields.optional("explain", cx, decode::boolean);
     fields.end(cx);
     Some(Client {
         id: id?,
@@ -79,6 +82,7 @@ fn client(node: &Node, cx: &mut Cx<'_>) -> Option<Client> {
         reveal_secrets: reveal_secrets.unwrap_or(false),
         credentials: credentials.unwrap_or_default(),
         native: native.unwrap_or(true),
+        explain: explain.unwrap_or(false),
     })
 }
 

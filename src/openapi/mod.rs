@@ -327,7 +327,7 @@ impl Description<'_> {
         match answers {
             Answers::Events => {}
             Answers::Reader => {
-                names.extend(["ETag.always", "Content-Security-Policy.always", "Referrer-Policy.always"])
+                names.extend(["ETag.always", "Content-Security-Policy.always", "Referrer-Policy.always"]);
             }
             _ => names.push("ETag.always"),
         }

@@ -99,9 +99,12 @@ fn session(samples: &Samples<'_>) -> Map<String, Value> {
     properties
 }
 
+/// An object that has these members and no others.
 fn closed(properties: Value) -> Value {
     let names: Vec<String> = properties.as_object().into_iter().flat_map(|all| all.keys().cloned()).collect();
-    json!({ "type": "object", "properties": properties, "required": names, "additionalProperties": false })
+    let mut object = json!({ "type": "object", "required": names, "additionalProperties": false });
+    object["properties"] = properties;
+    object
 }
 
 fn page() -> Value {

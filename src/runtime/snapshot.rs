@@ -19,6 +19,7 @@ use crate::config::{Config, Example};
 use crate::credential::{self, Credential};
 use crate::cursor::Signer;
 use crate::dialect::Dialect;
+use crate::endpoints::EXPLAIN;
 use crate::export::Destination;
 use crate::fault::Rules;
 use crate::mapping::Mapping;
@@ -33,7 +34,7 @@ use crate::tls::{self, Handshake};
 use crate::trace::VARY;
 use crate::upstream::Target;
 use crate::viewer::Document;
-use http::HeaderValue;
+use http::{HeaderName, HeaderValue};
 use prometheus::IntCounter;
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -100,6 +101,8 @@ pub struct Client {
     pub vary: HeaderValue,
     /// When each of its keys ends, if it does.
     pub key_ends: Vec<Option<Time>>,
+    /// Whether it may have its requests explained.
+    pub explain: bool,
     /// Makes admission under several policies one step.
     pub gate: Arc<Mutex<()>>,
     /// Its policies for everything.
@@ -112,6 +115,8 @@ pub struct Client {
 pub struct Access {
     /// What the provider is shown.
     pub credential: Credential,
+    /// It is the client's own, and not the provider's.
+    pub own: bool,
     /// The quota that goes with it.
     pub tap: Arc<Tap>,
     /// Policies on top, for this provider's routes.
@@ -410,15 +415,16 @@ impl Builder<'_> {
                 config.provider_rate_limits.iter().filter(|(at, _)| at.value == name).flat_map(|(_, all)| all);
             // One policy may limit a client as a whole and at a provider: two buckets.
             let buckets = policies.filter_map(|at| bucket(&at.value, &format!("{id}\n{name}"))).collect();
-            access.push(permitted.then_some(Access { credential, tap, buckets }));
+            access.push(permitted.then_some(Access { credential, own: own.is_some(), tap, buckets }));
         }
         let gate = before.map(|before| before.gate.clone());
         Client {
             id: id.as_str().into(),
             reveal_secrets: config.reveal_secrets,
             native: config.native,
-            vary: vary(&access),
+            vary: vary(&access, config.explain),
             key_ends: config.keys.iter().map(|key| key.expires_at).collect(),
+            explain: config.explain,
             gate: gate.unwrap_or_default(),
             buckets: config.rate_limits.iter().filter_map(|at| bucket(&at.value, id)).collect(),
             access,
@@ -446,10 +452,11 @@ impl Provider {
     }
 }
 
-fn vary(access: &[Option<Access>]) -> HeaderValue {
+fn vary(access: &[Option<Access>], explain: bool) -> HeaderValue {
     let mut names = VARY.to_owned();
-    for name in access.iter().flatten().filter_map(|access| access.credential.brought_in()) {
-        if !names.split(", ").any(|known| known.eq_ignore_ascii_case(name.as_str())) {
+    let brought = access.iter().flatten().filter_map(|access| access.credential.brought_in());
+    for name in brought.map(HeaderName::as_str).chain(explain.then_some(EXPLAIN.name)) {
+        if !names.split(", ").any(|known| known.eq_ignore_ascii_case(name)) {
             names += &format!(", {name}");
         }
     }

@@ -21,6 +21,7 @@ mod config_faults;
 mod credentials;
 mod deploy;
 mod edge;
+mod explain;
 mod hygiene;
 mod isolation;
 mod limits;
