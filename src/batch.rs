@@ -59,6 +59,14 @@ struct Done {
 }
 
 impl Job {
+    /// What is asked.
+    ///
+    /// # Errors
+    /// Why it cannot be.
+    pub fn question(&self) -> Result<&Question, Box<Problem>> {
+        self.asked.as_ref().map(|(question, _)| question).map_err(Clone::clone)
+    }
+
     /// The provider it goes to, and what it costs there.
     #[must_use]
     pub fn cost(&self) -> (Option<usize>, Cost) {

@@ -56,7 +56,7 @@ async fn in_steps(shared: &Shared, question: &Question, store: bool, steps: &mut
     let now = runtime::now();
     let judged = reply.and_then(|reply| judge(shared, question, &reply, known.as_deref(), now));
     let (mut entry, forbidden) = judged.map_err(|mut problem| {
-        problem.effort = (effort.tries > 0).then_some(effort);
+        problem.effort = (effort.tries > 0).then(|| Box::new(effort));
         problem
     })?;
     entry.effort = effort;

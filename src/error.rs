@@ -199,7 +199,7 @@ pub struct Problem {
     /// The provider's own answer, for those who speak its language.
     pub reply: Option<Arc<ProviderReply>>,
     /// What the call took that ended so, where there was one.
-    pub effort: Option<Effort>,
+    pub effort: Option<Box<Effort>>,
 }
 
 /// What a step of the line gives.

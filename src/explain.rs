@@ -133,7 +133,7 @@ pub fn answered(
             "entry": entry.map(|entry| kept(entry, now)),
         }),
     );
-    let effort = entry.map(|entry| entry.effort).or(problem.and_then(|problem| problem.effort));
+    let effort = entry.map(|entry| entry.effort).or(problem.and_then(|problem| problem.effort.as_deref().copied()));
     told.insert("timing".into(), timing(waited, effort, status));
     // What was made of it can be told anew from its body: by the same rules, as of the same moment.
     match (entry, problem.and_then(|problem| problem.reply.as_deref())) {

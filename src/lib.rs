@@ -63,6 +63,7 @@ pub mod listing;
 pub mod native;
 pub mod pipeline;
 pub mod question;
+pub mod rehearsal;
 pub mod respond;
 pub mod trace;
 pub mod watching;

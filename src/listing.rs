@@ -340,6 +340,12 @@ impl List<'_> {
 }
 
 impl Reader {
+    /// What is asked first, if there is something left to read.
+    #[must_use]
+    pub fn question(&self) -> Option<&Question> {
+        self.first.as_ref().map(|(question, _)| question)
+    }
+
     /// Whether its first page is in the cache, if it has one to read.
     #[must_use]
     pub fn is_hit(&self) -> Option<bool> {

@@ -483,7 +483,10 @@ fn body_within_limits(request: &Request, limits: &Limits) -> Outcome<()> {
 }
 
 /// Limits on what comes in.
-fn within_limits(request: &Request, limits: &Limits) -> Outcome<()> {
+///
+/// # Errors
+/// 414 or 431.
+pub fn within_limits(request: &Request, limits: &Limits) -> Outcome<()> {
     let (url, most) = (request.path.len() + request.query.len() + 1, limits.url_bytes);
     if url > most {
         return refuse(Code::UrlTooLong, format!("the URL has {url} bytes; at most {most} are accepted"));

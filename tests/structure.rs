@@ -45,6 +45,7 @@ const FLOORS: &[&[&str]] = &[
     &["forward"],
     &["native"],
     &["pipeline"],
+    &["rehearsal"],
     &["observe", "socket", "wire"],
     &["admin", "proxy", "upgrade"],
     &["gateway"],

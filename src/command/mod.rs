@@ -3,6 +3,7 @@
 //! Exit codes: 0; 1 faults found; 2 usage; 78 bad config at start (`EX_CONFIG` of sysexits).
 
 mod demo;
+mod explain;
 mod health;
 mod map;
 mod purge;
@@ -69,6 +70,8 @@ enum Command {
         #[arg(long)]
         reveal_secrets: bool,
     },
+    /// Tell what would become of a request, and why; asks nobody. Exit 1 where it would fail
+    Explain(explain::Arguments),
     /// API keys
     #[command(subcommand)]
     Key(KeyCommand),
@@ -108,6 +111,7 @@ pub fn main() -> ExitCode {
         Command::Schema { file } => schema(file),
         Command::Completions { shell } => completions(shell),
         Command::Map { provider, file, reveal_secrets } => map::map(&source, &provider, &file, reveal_secrets),
+        Command::Explain(arguments) => explain::explain(&source, &arguments),
         Command::Key(KeyCommand::New) => key_new(),
         Command::Purge(arguments) => purge::purge(&source, &arguments),
         Command::Health(arguments) => health::health(&source, &arguments),

@@ -30,7 +30,7 @@ fn a_session_of_each_provider_is_explained_as_it_is_answered() {
             VECTARA,
             "vectara",
             "/v1/agents/{agent}/sessions/{session}",
-            "$.key",
+            "$.id",
             "/v2/agents/agt_customer_support/sessions/ase_customer_support_001",
         ),
         (PALANTIR, "palantir", "/v1/agents/{agent}/sessions/{session}", "$.rid", "?preview=true"),
@@ -59,6 +59,18 @@ fn a_session_of_each_provider_is_explained_as_it_is_answered() {
         assert!(told["headers"]["ratelimit"].as_str().unwrap().contains(&format!("r={}", limits[0]["left"])));
     }
     assert_eq!(sim.calls(), 3);
+    let tag = weir.get(AGENTHUMAN).header("etag").unwrap().to_owned();
+    let same = weir.get_with(AGENTHUMAN, &[("Weir-Explain", "1"), ("If-None-Match", &tag)]);
+    let told = same.json();
+    assert_eq!((same.status, &told["status"], &told["body"]), (200, &json!(304), &Value::Null));
+    // It has ended, so what is watched ends too.
+    let watched = weir.get_with(&format!("{AGENTHUMAN}/watch"), &[("Weir-Explain", "1")]);
+    let text = String::from_utf8(watched.body).unwrap();
+    let (explain, session) = (text.find("event: explain").unwrap(), text.find("event: session").unwrap());
+    assert!(explain < session && text.contains("\"freshness_seconds\""), "{text}");
+    let native = explained(&weir, "/vectara/v2/agents/agt_customer_support/sessions/ase_customer_support_001");
+    assert_eq!(native["explain"]["route"], "get_session");
+    assert_eq!(native["explain"]["answers"][0]["cache"]["result"], "hit");
 }
 
 #[test]
@@ -137,4 +149,122 @@ fn failures_lists_and_batches_are_explained_and_nothing_secret_is_told() {
     // What passes through natively is not held up to be told.
     let passed = weir.get_with("/vectara/v2/agents", &[("Weir-Explain", "1")]);
     assert!(passed.header("cache-status").unwrap().contains("fwd=bypass"));
+}
+
+/// Runs `weir explain`; its exit code, its JSON if it gave any, and stderr.
+fn explain(config: &Config, arguments: &[&str]) -> (i32, Value, String) {
+    let output = config.command(&[&["explain", "--json"], arguments].concat()).output().unwrap();
+    let told = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    (output.status.code().unwrap(), told, String::from_utf8(output.stderr).unwrap())
+}
+
+#[test]
+fn the_command_tells_of_each_provider_what_a_gateway_would_do() {
+    let config = Config::shipped().clients(CLIENTS);
+    for (target, provider, path, credential) in [
+        (
+            VECTARA,
+            "vectara",
+            "https://api.vectara.io/v2/agents/agt_customer_support/sessions/ase_customer_support_001",
+            "none",
+        ),
+        (
+            PALANTIR,
+            "palantir",
+            "https://example.palantirfoundry.com/api/v2/aipAgents/agents/ri.aip-agents..agent.732cd5b4-7ca7-4219-aabb-6e976faf63b1/sessions/ri.aip-agents..session.292db3b2-b653-4de6-971c-7e97a7b881d6?preview=true",
+            "fixed",
+        ),
+        (AGENTHUMAN, "agenthuman", "https://api.agenthuman.com/v1/sessions/sess_01H3Z8G9YR3K2N5M6P7Q8W4T", "none"),
+    ] {
+        let mut command = config.command(&["explain", "--json", "GET", target, "--client", "plain"]);
+        for name in
+            ["VECTARA_API_KEY", "AGENTHUMAN_API_KEY", "VECTARA_BASE_URL", "PALANTIR_BASE_URL", "AGENTHUMAN_BASE_URL"]
+        {
+            command.env_remove(name);
+        }
+        let output = command.env("PALANTIR_TOKEN", "canary-token").output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{text}");
+        assert!(!text.contains("canary"));
+        let told: Value = serde_json::from_str(&text).unwrap();
+        let answer = &told["answers"][0];
+        assert_eq!((&answer["provider"], &answer["upstream"]), (&json!(provider), &json!(format!("GET {path}"))));
+        assert_eq!(
+            (&answer["credential"]["kind"], &answer["cache_key"]["operation"]),
+            (&json!(credential), &json!("get_session"))
+        );
+        assert_eq!(
+            (&answer["freshness_seconds"]["by_status"]["ended"], &told["limits"][0]["cost"]),
+            (&json!(86400), &json!(1))
+        );
+    }
+}
+
+#[test]
+fn the_command_tells_a_bodys_lifetime_and_the_way_to_its_fields() {
+    let config = Config::shipped().clients("clients:\n  - { id: one, keys: [ { sha256: SHA(one) } ] }\n");
+    let body = config.path("body.json");
+    let native = json!({ "session": { "session_id": "sess_A", "status": "started", "expiration": "2024-01-15T14:00:00Z",
+        "avatar": { "name": "canary-name" }, "daily_room": { "token": "canary-token" } } });
+    std::fs::write(&body, native.to_string()).unwrap();
+    let with = |more: &[&str]| {
+        let fixed = ["GET", "/v1/sessions/sess_A", "--body", body.to_str().unwrap(), "--at", "2024-01-15T12:00:00Z"];
+        explain(&config, &[&fixed, more].concat())
+    };
+    let (code, told, _) = with(&[]);
+    let life = &told["answers"][0]["lifetime"];
+    assert_eq!((code, &life["source"], &life["seconds"]), (0, &json!("max"), &json!(300)), "{told}");
+    assert_eq!(life["why"], "max: expires_at lies 7200 s ahead, which is more");
+    assert_eq!(life["inputs"]["expires_at"], "2024-01-15T14:00:00.000Z");
+    assert!(!told.to_string().contains("canary"), "types only");
+    let (_, told, _) = with(&["--values"]);
+    let name = field(&told["answers"][0], "agent.name");
+    assert_eq!(name["tried"][0]["value"], "canary-name");
+    assert!(!told.to_string().contains("canary-token"), "what is secret stays so");
+    std::fs::write(&body, r#"{"session":{"status":"started"}}"#).unwrap();
+    let (code, told, _) = with(&[]);
+    assert_eq!((code, &told["problem"]["code"]), (1, &json!("provider_invalid_response")));
+    assert_eq!(field(&told["answers"][0], "provider_session_id")["found"], "nothing");
+    let output = config.command(&["explain", "GET", "/v1/sessions/sess_A"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("route: /v1/sessions/{id}\n") && text.contains("    from: the provider's file\n"), "{text}");
+}
+
+#[test]
+fn the_command_tells_lists_batches_native_paths_and_what_would_fail() {
+    let config = Config::shipped().clients(
+        "clients:\n  - { id: one, keys: [ { sha256: SHA(one) } ], rate_limit: standard, providers: [vectara, agenthuman] }\n",
+    );
+    let (code, told, _) = explain(&config, &["GET", "/v1/sessions?agent=agt_a&provider=agenthuman"]);
+    let of: Vec<&Value> = told["answers"].as_array().unwrap().iter().map(|a| &a["provider"]).collect();
+    assert_eq!((code, of), (0, vec![&json!("vectara"), &json!("agenthuman")]));
+    assert_eq!(told["limits"][0]["cost"], 2);
+    let (code, told, _) = explain(&config, &["GET", "/v1/sessions:batchGet?id=sess_A&id=sess_A&id=nobody:x"]);
+    assert_eq!((code, told["answers"].as_array().unwrap().len(), &told["limits"][0]["cost"]), (0, 2, &json!(2)));
+    assert_eq!(told["answers"][1]["problem"]["code"], "provider_not_found");
+    let (code, told, _) = explain(&config, &["GET", "/vectara/v2/agents/agt_a/sessions/ase_b"]);
+    assert_eq!((code, &told["answers"][0]["session"]), (0, &json!("ase_b")));
+    assert!(told["way"].as_str().unwrap().starts_with("native read"));
+    let (code, told, _) = explain(&config, &["POST", "/vectara/v2/agents/agt_a/sessions"]);
+    assert_eq!((code, &told["changes"], &told["answers"]), (0, &json!("lists"), &json!([])));
+    assert!(told["passed_to"].as_str().unwrap().ends_with("/v2/agents/agt_a/sessions"));
+    for (arguments, code) in [
+        (&["GET", "/nowhere"][..], "not_found"),
+        (&["POST", "/v1/providers"], "method_not_allowed"),
+        (&["GET", "/v1/sessions/ase_1"], "invalid_request"),
+        (&["GET", PALANTIR], "forbidden"),
+        (&["GET", "/palantir/x"], "forbidden"),
+    ] {
+        let (exit, told, _) = explain(&config, arguments);
+        assert_eq!((exit, &told["problem"]["code"]), (1, &json!(code)), "{arguments:?}");
+    }
+    for (arguments, words) in [
+        (&["GET", "/v1/providers", "--client", "nobody"][..], "no client \"nobody\"; there are one"),
+        (&["GET", "nowhere"], "begins with /"),
+        (&["GET", "/v1/sessions?provider=agenthuman&agent=agt_a", "--body", "x"], "x: "),
+        (&["GET"], "<PATH>"),
+    ] {
+        let (exit, _, said) = explain(&config, arguments);
+        assert!(exit == 2 && said.contains(words), "{arguments:?}: {exit} {said}");
+    }
 }
