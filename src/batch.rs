@@ -112,7 +112,8 @@ impl Batch<'_> {
             by_provider.entry(job.provider).or_default().push((place, job));
         }
         let each = by_provider.into_values().map(|jobs| {
-            let reads: Vec<_> = jobs.into_iter().map(|(place, job)| self.one(place, job, latest, trace.part())).collect();
+            let reads: Vec<_> =
+                jobs.into_iter().map(|(place, job)| self.one(place, job, latest, trace.part())).collect();
             stream::iter(reads).buffer_unordered(AT_ONCE).collect::<Vec<_>>()
         });
         let mut done: Vec<(usize, Done)> = join_all(each).await.into_iter().flatten().collect();
