@@ -134,6 +134,8 @@ impl Rehearsal<'_> {
         let (snapshot, client, headers) = (self.snapshot, self.client, &self.request.headers);
         let directives = conditional::directives(headers);
         match route {
+            // What is for everyone costs nothing.
+            Route::Published(_) => {}
             Route::Providers => found.costs.push((None, Cost::one(true))),
             Route::Session { name, .. } | Route::Watch { name, .. } => {
                 found.questions.push(Ok(watching::question(snapshot, client, name, self.request)?));
