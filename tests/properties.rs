@@ -87,7 +87,7 @@ struct Asked {
 
 /// Short texts from the characters that could run parts together, so that near misses are common.
 fn text() -> impl Strategy<Value = String> {
-    proptest::string::string_regex("[a1:/%?&=#.\\n |\u{e4}-]{1,4}").expect("a pattern")
+    proptest::string::string_regex("[a1:/%?&=#.;@\\\\\\n\\x00 |\u{e4}-]{1,4}").expect("a pattern")
 }
 
 fn asked() -> impl Strategy<Value = Asked> {
@@ -255,8 +255,17 @@ proptest! {
     #[test]
     fn no_value_leaves_its_place_in_the_template(asked in asked()) {
         let Some(made) = question(&asked) else { return Ok(()) };
-        let (path, query) = made.path_and_query.split_once('?').unwrap_or((&made.path_and_query, ""));
-        let name = &*SNAPSHOTS[0].providers[asked.provider].name;
+        let provider = &SNAPSHOTS[asked.place].providers[asked.provider];
+        // As it goes out, and as a reader of URLs reads it.
+        let sent = provider.target.path(&made.path_and_query);
+        let url = format!("{}{sent}", provider.target.origin());
+        let read: http::Uri = url.parse().expect("a URL");
+        let place: http::Uri = provider.place.parse().expect("a URL");
+        prop_assert_eq!((read.scheme(), read.authority()), (place.scheme(), place.authority()), "{}", url);
+        prop_assert_eq!(read.path_and_query().map(|all| all.as_str()), Some(&*sent), "nothing is read as a fragment");
+        let path = read.path().strip_prefix(provider.target.prefix()).expect("below the base URL");
+        let query = read.query().unwrap_or_default();
+        let name = &*provider.name;
         let segments: Vec<&str> = path.split('/').collect();
         let expected = match (name, asked.list) {
             ("vectara", false) => vec!["", "v2", "agents", "*", "sessions", "*"],
@@ -272,8 +281,18 @@ proptest! {
             prop_assert!(segment.bytes().all(|b| b.is_ascii_graphic() && !b"?#\\".contains(&b)), "{}", path);
             prop_assert!(*expected != "*" || !matches!(*segment, "." | ".."), "{}", path);
         }
-        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-            prop_assert_eq!(pair.matches('=').count(), 1, "{}", query);
-        }
+        // Exactly the parameters that the file names and that have a value, in its order.
+        let (limit, page) = (asked.limit.is_some(), asked.page_token.is_some());
+        let written = match (name, asked.list) {
+            ("vectara", true) => vec![("limit", limit), ("page_key", page), ("enabled", asked.enabled.is_some())],
+            ("palantir", true) => vec![("preview", true), ("pageSize", limit), ("pageToken", page)],
+            ("palantir", false) => vec![("preview", true)],
+            _ => Vec::new(),
+        };
+        let expected: Vec<&str> = written.iter().filter(|(_, given)| *given).map(|(name, _)| *name).collect();
+        let pairs = query.split('&').filter(|pair| !pair.is_empty());
+        let names: Vec<&str> = pairs.map(|pair| pair.split_once('=').map_or(pair, |(name, _)| name)).collect();
+        prop_assert_eq!(&names, &expected, "{}", query);
+        prop_assert_eq!(query.matches('=').count(), names.len(), "{}", query);
     }
 }
