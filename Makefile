@@ -13,6 +13,7 @@ test:
 	@scripts/setup tests
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
+	cargo check --locked --manifest-path fuzz/Cargo.toml --no-default-features --target-dir target
 	cargo test --locked
 	target/debug/weir check
 

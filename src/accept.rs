@@ -9,6 +9,7 @@ use crate::gateway::Gateway;
 use crate::metrics::EdgeMetrics;
 use crate::runtime::Runtime;
 use crate::socket::Socket;
+use crate::streams;
 use crate::wire::{self, Ends};
 use pingora::apps::ServerApp;
 use pingora::protocols::{ALPN, Stream};
@@ -183,11 +184,11 @@ impl Door {
     async fn serve(&self, mut socket: TcpStream, peer: SocketAddr, ends: Ends) {
         let snapshot = self.runtime.snapshot();
         let limits = &snapshot.weir.limits;
-        let handshake = snapshot.handshake(self.listener);
+        let handshake = snapshot.handshake(self.listener).cloned();
         if self.h2c && handshake.is_none() {
             match tokio::time::timeout(limits.header_timeout, speaks_h2(&socket)).await {
                 Ok(true) => {
-                    self.gateway.process_new(Box::new(Socket::new(socket, peer)), &ends.last).await;
+                    streams::serve(&self.gateway, Box::new(Socket::new(socket, peer)), limits, &ends.last).await;
                     return;
                 }
                 Ok(false) => {}
@@ -210,7 +211,7 @@ impl Door {
             },
         };
         if stream.selected_alpn_proto() == Some(ALPN::H2) {
-            self.gateway.process_new(stream, &ends.last).await;
+            streams::serve(&self.gateway, stream, limits, &ends.last).await;
             return;
         }
         // A connection may outlive many snapshots.

@@ -7,7 +7,7 @@
 use crate::config::upstream::{self, Capacity};
 use crate::model::Time;
 use crate::ratelimit::{self, Ticker};
-use crate::turns::Turns;
+use crate::turns::{Shares, Turns};
 use governor::clock::Clock;
 use governor::middleware::NoOpMiddleware;
 use governor::nanos::Nanos;
@@ -169,6 +169,8 @@ pub struct Tap {
     rate: Option<Rate>,
     concurrent: Arc<Semaphore>,
     turns: Turns,
+    /// How much of `concurrent` one client may hold by what it passes on, which lasts as long as it pleases.
+    pub shares: Shares,
     /// Milliseconds; 0: open.
     closed_until: AtomicI64,
 }
@@ -184,6 +186,7 @@ impl Tap {
             rate,
             concurrent: Arc::new(Semaphore::new(concurrent)),
             turns: Turns::default(),
+            shares: Shares::half_of(concurrent),
             closed_until: AtomicI64::new(0),
         }
     }

@@ -9,6 +9,7 @@ use crate::error::{Code, Outcome, Problem};
 use crate::exchange::{ProviderFailure, ProviderReply};
 use crate::gate::{self, UnderWay};
 use crate::hops;
+use crate::pace::Pace;
 use crate::purge::Subject;
 use crate::question::{Asking, Question, Shared};
 use crate::respond;
@@ -56,6 +57,7 @@ pub struct Forward {
     prefix: String,
     path_and_query: String,
     method: http::Method,
+    believed: bool,
     shown: Shown,
     /// Connections tried, and how many addresses there are to try.
     tries: usize,
@@ -68,7 +70,10 @@ pub struct Forward {
     connected: bool,
     failed: bool,
     begun: Instant,
-    _turn: OwnedSemaphorePermit,
+    /// How the client's body comes.
+    pub pace: Arc<Pace>,
+    /// Of the client's share, and of the provider's turns.
+    _held: [OwnedSemaphorePermit; 2],
     _under_way: UnderWay,
 }
 
@@ -94,6 +99,8 @@ pub enum Answered {
         drop: Vec<HeaderName>,
         /// Weir's own, in place of any of the same name.
         set: Vec<(HeaderName, HeaderValue)>,
+        /// Weir's own, besides any of the same name.
+        add: Vec<(HeaderName, HeaderValue)>,
     },
     /// The token was refused: once more, with a new one.
     Again,
@@ -111,6 +118,8 @@ pub struct Passage {
     pub path_and_query: String,
     /// Its method.
     pub method: http::Method,
+    /// It comes from a proxy whose word on where it comes from is taken.
+    pub believed: bool,
 }
 
 impl Forward {
@@ -131,7 +140,9 @@ impl Forward {
         let begun = Instant::now();
         let deadline = tokio::time::Instant::now() + config.target.timeout;
         let latest = deadline - config.target.timeout / 2;
-        let turn = gate::pass(metrics, config, &asking.tap(config), &snapshot.clients[client].id, latest).await?;
+        let (tap, id, limits) = (asking.tap(config), &snapshot.clients[client].id, &snapshot.weir.limits);
+        let share = gate::share(metrics, config, &tap, id, latest).await?;
+        let turn = gate::pass(metrics, config, &tap, id, latest).await?;
         let shown = asking.credential.show(&shared.upstream, metrics, deadline).await?;
         Ok(Box::new(Self {
             trace: Trace::new(String::new(), ""),
@@ -145,6 +156,7 @@ impl Forward {
             prefix: passage.prefix,
             path_and_query: passage.path_and_query,
             method: passage.method,
+            believed: passage.believed,
             shown,
             tries: 0,
             addresses: 0,
@@ -154,7 +166,8 @@ impl Forward {
             connected: false,
             failed: false,
             begun,
-            _turn: turn,
+            pace: Arc::new(Pace::new(limits.stall_timeout, limits.body_timeout, tokio::time::Instant::now())),
+            _held: [share, turn],
             _under_way: under_way,
         }))
     }
@@ -203,7 +216,7 @@ impl Forward {
         Head {
             path_and_query: target.path(&self.path_and_query),
             authority: target.authority().to_owned(),
-            drop: hops::of_request(headers).collect(),
+            drop: hops::of_request(headers, self.believed).collect(),
             credential: self.shown.header.clone(),
             trace: if self.trace.steps.context().is_some() { self.trace.steps.headers() } else { Vec::new() },
         }
@@ -233,7 +246,8 @@ impl Forward {
         }
         self.trace.status = status;
         self.trace.steps.fact("http.response.status_code", || Fact::Number(status.into()));
-        Answered::Pass { drop: hops::of_answer(headers).collect(), set: self.set(headers) }
+        let drop = hops::of_answer(headers).collect();
+        Answered::Pass { drop, set: self.set(headers), add: self.shared_with.clone() }
     }
 
     fn set(&self, headers: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
@@ -242,7 +256,6 @@ impl Forward {
         let location = headers.get(header::LOCATION);
         let location = location.and_then(|location| here(self.provider(), &self.prefix, location));
         set.extend(location.map(|location| (header::LOCATION, location)));
-        set.extend(self.shared_with.iter().cloned());
         set
     }
 

@@ -14,7 +14,7 @@ use prometheus::IntGauge;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 /// A call under way, counted until dropped.
 pub struct UnderWay(IntGauge);
@@ -39,6 +39,28 @@ pub fn begin(metrics: &UpstreamMetrics, provider: &str, most: i64) -> Outcome<Un
     metrics.refused.with_label_values(&[provider, "overload"]).inc();
     let detail = format!("{most} calls to providers are under way; more are not begun");
     Err(Box::new(Problem::new(Code::Overloaded, detail).retry_after_ms(1000)))
+}
+
+/// Waits until a client holds less than its share of a provider's turns, at most until `latest`. It is asked for
+/// before a turn is waited for: who is over its share is not in line.
+///
+/// # Errors
+/// 503.
+pub async fn share(
+    metrics: &UpstreamMetrics,
+    provider: &Provider,
+    tap: &Tap,
+    client: &Arc<str>,
+    latest: Instant,
+) -> Outcome<OwnedSemaphorePermit> {
+    if let Ok(Some(share)) = timeout_at(latest, tap.shares.take(client)).await {
+        return Ok(share);
+    }
+    let name = &provider.name;
+    metrics.refused.with_label_values(&[&**name, "share"]).inc();
+    let most = tap.shares.most;
+    let detail = format!("this client has {most} requests to {name} under way that are passed on, as many as one may");
+    Err(Box::new(Problem::new(Code::ProviderRateLimited, detail).of(name).retry_after_ms(1000)))
 }
 
 /// Waits for a turn at a provider, at most until `latest`: past pauses, breaker and capacity.

@@ -15,16 +15,15 @@ use crate::runtime;
 use crate::trace::Trace;
 use crate::watching::Watching;
 use crate::wire::{Came, Ends, Wire};
-use async_trait::async_trait;
 use futures_util::stream::StreamExt;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
-use pingora::apps::{HttpServerApp, HttpServerOptions, ReusedHttpStream};
+use pingora::apps::HttpServerApp;
 use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::v1::server::HttpSession;
-use pingora::protocols::http::v2::server::H2Options;
 use pingora::proxy::{HttpProxy, http_proxy};
 use pingora::server::configuration::ServerConf;
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -38,8 +37,6 @@ pub struct Gateway {
     passing: Passing,
     /// Streams what is passed on.
     proxy: Arc<HttpProxy<Passing>>,
-    options: HttpServerOptions,
-    h2: H2Options,
     metrics: EdgeMetrics,
     /// Begins every request id made here; random, so that several Weirs do not make the same.
     prefix: String,
@@ -67,16 +64,13 @@ struct Begun {
 impl Gateway {
     /// A gateway on a line.
     #[must_use]
-    pub fn new(line: Arc<Line>, logger: AccessLogger, prefix: String, limits: &Limits) -> Self {
+    pub fn new(line: Arc<Line>, logger: AccessLogger, prefix: String) -> Self {
         let metrics = line.shared.metrics.edge.clone();
         let passing = Passing { line, logger: Arc::new(logger) };
         let conf = Arc::new(ServerConf { max_retries: 8, ..ServerConf::default() });
         let mut proxy = http_proxy(&conf, passing.clone());
         proxy.handle_init_modules();
-        let mut options = HttpServerOptions::default();
-        (options.h2c, options.h2_idle_timeout) = (true, Some(limits.idle_timeout));
-        let (proxy, h2, next) = (Arc::new(proxy), h2_options(limits), AtomicU64::new(1));
-        Self { passing, proxy, options, h2, metrics, prefix, next }
+        Self { passing, proxy: Arc::new(proxy), metrics, prefix, next: AtomicU64::new(1) }
     }
 
     /// Asks the line.
@@ -101,7 +95,7 @@ impl Gateway {
             Handled::Passed(mut forward) => {
                 forward.trace = trace;
                 forward.begin_passing();
-                Asked::Passed(Way::new(started, in_flight, forward))
+                Asked::Passed(Way::new(&self.passing, &request.method, started, in_flight, forward))
             }
         }
     }
@@ -145,6 +139,10 @@ impl Gateway {
                 Came::End => return,
                 Came::Idle => return self.cut(wire, "idle_timeout", None).await,
                 Came::Malformed(problem) => return self.cut(wire, "malformed", Some(*problem)).await,
+                Came::TooLarge(limit, problem) => {
+                    self.limited(limit);
+                    return self.cut(wire, "malformed", Some(*problem)).await;
+                }
                 Came::Late => {
                     let detail = "the request's header did not come within header_timeout";
                     let problem = Problem::new(Code::RequestTimeout, detail);
@@ -158,18 +156,22 @@ impl Gateway {
                     let goes_on = head.keep_alive && !head.has_body && left > 0 && !wire.stops();
                     let written = wire.answer(request, answer, goes_on, begun.trace.answered_at).await;
                     self.ended(&mut counters, request, begun);
-                    if written.is_err() {
-                        return;
+                    match written {
+                        Err(error) if error.kind() == io::ErrorKind::TimedOut => return self.cut_off("stall_timeout"),
+                        Err(_) => return,
+                        Ok(()) if goes_on => wire.consume(head.length),
+                        Ok(()) => {
+                            if left == 0 && head.keep_alive {
+                                self.cut_off("requests_per_connection");
+                            }
+                            return self.end(wire, head.has_body).await;
+                        }
                     }
-                    if !goes_on {
-                        return wire.end(head.has_body).await;
-                    }
-                    wire.consume(head.length);
                 }
                 Asked::Watching(answer, watching, mut trace, took) => {
                     trace.bytes = wire.stream(request, answer, watching.parts(), runtime::now()).await;
                     self.passing.observe(&mut counters, &request.method, &mut trace, took);
-                    return wire.end(head.has_body).await;
+                    return self.end(wire, head.has_body).await;
                 }
                 Asked::Passed(way) => match self.pass(wire, way, left, limits, ends).await {
                     Some(next) => wire = next,
@@ -181,13 +183,20 @@ impl Gateway {
 
     /// Ends a connection that cannot go on.
     async fn cut(&self, mut wire: Wire, why: &str, problem: Option<Problem>) {
-        self.metrics.ended.with_label_values(&[why]).inc();
+        self.cut_off(why);
         if let Some(problem) = problem
             && wire.tell(&problem).await.is_err()
         {
             return;
         }
-        wire.end(why == "malformed").await;
+        self.end(wire, why == "malformed").await;
+    }
+
+    /// Ends a connection; of a body that is not wanted, so much is read past.
+    async fn end(&self, wire: Wire, unread: bool) {
+        if !wire.end(unread).await {
+            self.limited("body_bytes");
+        }
     }
 
     /// Has Pingora read again what came of a request and stream it; gives the connection back where it can go on.
@@ -195,23 +204,16 @@ impl Gateway {
         let (stream, came) = wire.give();
         let mut session = HttpSession::new(stream);
         session.set_pipelined_prefix(came);
-        session.set_read_timeout(Some(limits.stall_timeout));
+        session.set_read_timeout(Some(limits.stall_timeout.min(limits.body_timeout)));
         session.set_write_timeout(Some(limits.stall_timeout));
         session.set_keepalive_reuses_remaining(Some(left));
         let reused = way.go(self.proxy.process_new_http(ServerSession::H1(session), &ends.last)).await?;
         let (stream, _) = reused.consume();
         Some(Wire::new(stream, limits, ends))
     }
-}
 
-/// HTTP/2: Pingora takes the connection apart, and its streams come here.
-#[async_trait]
-impl HttpServerApp for Gateway {
-    async fn process_new_http(
-        self: &Arc<Self>,
-        mut session: ServerSession,
-        stopping: &watch::Receiver<bool>,
-    ) -> Option<ReusedHttpStream> {
+    /// Answers a request of an HTTP/2 connection.
+    pub async fn stream(&self, mut session: ServerSession, stopping: &watch::Receiver<bool>) {
         let stall = self.passing.line.runtime.snapshot().weir.limits.stall_timeout;
         session.set_write_timeout(Some(stall));
         let request = translate(&session);
@@ -222,24 +224,34 @@ impl HttpServerApp for Gateway {
                 if written.is_ok() {
                     let _ = session.finish().await;
                 }
-                None
             }
             Asked::Watching(answer, watching, mut trace, took) => {
                 trace.bytes = stream(&mut session, answer, watching).await;
                 self.passing.observe(&mut Counters::default(), &request.method, &mut trace, took);
                 let _ = session.finish().await;
-                None
             }
-            Asked::Passed(way) => way.go(self.proxy.process_new_http(session, stopping)).await,
+            Asked::Passed(way) => {
+                let Some(pace) = way.pace() else { return };
+                if session.is_body_empty() {
+                    pace.came(tokio::time::Instant::now(), true);
+                }
+                let passed = way.go(self.proxy.process_new_http(session, stopping));
+                // A stream's body has no deadlines of Pingora's; ended, the stream is reset.
+                tokio::select! {
+                    _ = passed => {}
+                    late = pace.missed() => self.limited(late.limit()),
+                }
+            }
         }
     }
 
-    fn server_options(&self) -> Option<&HttpServerOptions> {
-        Some(&self.options)
+    /// A connection was ended or refused for this.
+    pub fn cut_off(&self, why: &str) {
+        self.metrics.ended.with_label_values(&[why]).inc();
     }
 
-    fn h2_options(&self) -> Option<H2Options> {
-        Some(self.h2.clone())
+    fn limited(&self, limit: &str) {
+        self.metrics.limited.with_label_values(&[limit]).inc();
     }
 }
 
@@ -280,18 +292,4 @@ fn translate(session: &ServerSession) -> Request {
         headers,
         peer: session.client_addr().and_then(|address| address.as_inet()).map(std::net::SocketAddr::ip),
     }
-}
-
-/// Streams, header lists and resets of an HTTP/2 connection. A client that resets what it asked for faster than
-/// it can be answered (CVE-2023-44487), or makes us reset (CVE-2025-8671), loses its connection.
-fn h2_options(limits: &Limits) -> H2Options {
-    let mut options = H2Options::default();
-    options
-        .max_concurrent_streams(limits.h2_streams)
-        .max_header_list_size(u32::try_from(limits.header_bytes + limits.url_bytes).unwrap_or(u32::MAX))
-        .max_pending_accept_reset_streams(20)
-        .max_concurrent_reset_streams(limits.h2_streams as usize)
-        .max_local_error_reset_streams(Some(100))
-        .max_send_buffer_size(256 << 10);
-    options
 }

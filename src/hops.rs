@@ -16,14 +16,29 @@ const THEIR_OWN: [&str; 4] = ["set-cookie", "alt-svc", "proxy-authenticate", "pr
 /// What is said to Weir alone.
 const TO_WEIR: HeaderName = HeaderName::from_static(EXPLAIN.name);
 
-/// What of a client's request does not reach the provider.
-pub fn of_request(headers: &HeaderMap) -> impl Iterator<Item = HeaderName> {
-    hop_by_hop(headers).chain(OWN_SECRETS.into_iter().map(HeaderName::from_static)).chain([TO_WEIR])
+/// What of a client's request does not reach the provider. `believed` says that it comes from a proxy whose word on
+/// where it comes from is taken.
+pub fn of_request(headers: &HeaderMap, believed: bool) -> impl Iterator<Item = HeaderName> {
+    let strange = matching(headers, move |name| name.contains('_') || !believed && is_of_proxies(name));
+    hop_by_hop(headers).chain(OWN_SECRETS.into_iter().map(HeaderName::from_static)).chain(strange).chain([TO_WEIR])
+}
+
+/// Whether a header is a proxy's word on where a request comes from.
+fn is_of_proxies(name: &str) -> bool {
+    name.starts_with("x-forwarded-") || matches!(name, "forwarded" | "x-real-ip")
+}
+
+/// Names of these headers that are such. (A name with an underscore is such because a server that reads it as a
+/// hyphen, as CGI does, would take it for another.)
+fn matching(headers: &HeaderMap, such: impl Fn(&str) -> bool) -> impl Iterator<Item = HeaderName> {
+    headers.keys().filter(|name| such(name.as_str())).cloned().collect::<Vec<_>>().into_iter()
 }
 
 /// What of a provider's answer does not reach the client.
 pub fn of_answer(headers: &HeaderMap) -> impl Iterator<Item = HeaderName> {
-    hop_by_hop(headers).chain(THEIR_OWN.into_iter().map(HeaderName::from_static))
+    // Which pages may read an answer is Weir's to say, for all providers alike.
+    let sharing = matching(headers, |name| name.starts_with("access-control-"));
+    hop_by_hop(headers).chain(THEIR_OWN.into_iter().map(HeaderName::from_static)).chain(sharing)
 }
 
 /// Headers for one connection, those that `Connection` names included.

@@ -17,6 +17,7 @@ pub mod span;
 pub mod config;
 // 2 rules: pure, given `now`
 pub mod auth;
+pub mod bounds;
 pub mod conditional;
 pub mod cors;
 pub mod cursor;
@@ -44,6 +45,7 @@ pub mod credential;
 pub mod export;
 pub mod flight;
 pub mod held;
+pub mod pace;
 pub mod reading;
 pub mod supervisor;
 pub mod tls;
@@ -74,6 +76,7 @@ pub mod gateway;
 pub mod observe;
 pub mod proxy;
 pub mod socket;
+pub mod streams;
 pub mod upgrade;
 pub mod wire;
 // 9 assembly

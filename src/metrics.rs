@@ -16,6 +16,10 @@ const LATENCY: &[f64] =
 /// From a second to a week.
 const LIFETIME: &[f64] = &[1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 21_600.0, 86_400.0, 604_800.0];
 
+/// Limits on what comes in that are counted by name, besides those that end connections.
+const LIMITS: [&str; 7] =
+    ["body_bytes", "body_timeout", "h2_header_list", "header_bytes", "header_count", "stall_timeout", "url_bytes"];
+
 macro_rules! metrics {
     ($(#[doc = $struct_doc:expr])* $name:ident { $( #[doc = $help:expr] $field:ident : $kind:ident ( $metric:expr $(, [$($label:expr),*])? $(; $buckets:expr)? ), )* }) => {
         $(#[doc = $struct_doc])*
@@ -76,6 +80,8 @@ metrics! {
         connections: IntGauge("weir_connections"),
         /// Connections that Weir ended or refused, by what stood against them.
         ended: IntCounterVec("weir_connections_ended_total", ["reason"]),
+        /// What was refused or ended because it was over a limit, by the limit's name in the configuration.
+        limited: IntCounterVec("weir_limited_total", ["limit"]),
         /// Failed authentications, by whether they were told so or were over their limit.
         auth_failures: IntCounterVec("weir_auth_failures_total", ["decision"]),
     }
@@ -185,13 +191,19 @@ impl Metrics {
         for reason in [
             "connections",
             "connections_per_address",
+            "h2_resets",
             "header_timeout",
             "idle_timeout",
             "malformed",
+            "requests_per_connection",
+            "stall_timeout",
             "tls",
             "tls_timeout",
         ] {
             edge.ended.with_label_values(&[reason]);
+        }
+        for limit in LIMITS {
+            edge.limited.with_label_values(&[limit]);
         }
         for decision in ["told", "limited"] {
             edge.auth_failures.with_label_values(&[decision]);

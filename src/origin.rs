@@ -11,38 +11,55 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 /// The address of a client: the connection's, or, behind trusted proxies, the last one in
-/// `Forwarded` (RFC 7239) or `X-Forwarded-For` that is not theirs.
+/// `Forwarded` (RFC 7239) or `X-Forwarded-For` that is not theirs. A proxy adds to one of them and passes the other
+/// as it came: where both are there and differ, either may be made up, and the connection's is what is known.
 #[must_use]
 pub fn address(request: &Request, trusted: &[Network]) -> Option<IpAddr> {
     let peer = request.peer?.to_canonical();
-    let is_trusted = |address: &IpAddr| trusted.iter().any(|network| network.holds(*address));
-    if !is_trusted(&peer) {
+    if !believed(request, trusted) {
         return Some(peer);
     }
-    let told = told(request);
-    // From the nearest: what stands before an address that is nobody's we know may be made up.
-    let first_strange = told.iter().rev().map_while(|address| *address).find(|address| !is_trusted(address));
-    let all_known = told.iter().rev().map_while(|address| *address).last();
-    Some(first_strange.or(all_known).unwrap_or(peer))
+    let of = |chain: Vec<Option<IpAddr>>| last_strange(&chain, trusted).unwrap_or(peer);
+    let told = [told(request, "forwarded", forwarded_for), told(request, "x-forwarded-for", node_address)];
+    Some(match told {
+        [Some(one), Some(other)] => {
+            let (one, other) = (of(one), of(other));
+            if one == other { one } else { peer }
+        }
+        [one, other] => one.or(other).map_or(peer, of),
+    })
 }
 
-/// All addresses told, from the farthest to the nearest; `None` for what is not an address.
-fn told(request: &Request) -> Vec<Option<IpAddr>> {
-    let lines = |name: &str| {
-        let values = request.headers.get_all(name).iter();
-        values.map(|value| value.to_str().unwrap_or("?").to_owned()).collect::<Vec<_>>().join(",")
-    };
-    let forwarded = lines("forwarded");
-    if !forwarded.is_empty() {
-        let node = |element: &str| {
-            let mut pairs = element.split(';').filter_map(|pair| pair.trim().split_once('='));
-            let (_, node) = pairs.find(|(name, _)| name.trim().eq_ignore_ascii_case("for"))?;
-            node_address(node.trim().trim_matches('"'))
-        };
-        return forwarded.split(',').map(node).collect();
-    }
-    let chain = lines("x-forwarded-for");
-    if chain.is_empty() { Vec::new() } else { chain.split(',').map(|node| node_address(node.trim())).collect() }
+/// Whether it comes from a proxy whose word is taken. Nobody else's is passed on.
+#[must_use]
+pub fn believed(request: &Request, trusted: &[Network]) -> bool {
+    request.peer.is_some_and(|peer| is_trusted(peer.to_canonical(), trusted))
+}
+
+fn is_trusted(address: IpAddr, trusted: &[Network]) -> bool {
+    trusted.iter().any(|network| network.holds(address))
+}
+
+/// From the nearest: what stands before an address that is nobody's we know may be made up. If all are known, the
+/// farthest.
+fn last_strange(chain: &[Option<IpAddr>], trusted: &[Network]) -> Option<IpAddr> {
+    let mut told = chain.iter().rev().map_while(|address| *address);
+    let mut last = None;
+    told.find(|address| !is_trusted(*last.insert(*address), trusted)).or(last)
+}
+
+/// All addresses that a header tells, from the farthest to the nearest; `None` for what is not an address.
+fn told(request: &Request, name: &str, address: impl Fn(&str) -> Option<IpAddr>) -> Option<Vec<Option<IpAddr>>> {
+    let values = request.headers.get_all(name).iter().map(|value| value.to_str().unwrap_or("?"));
+    let elements: Vec<_> = values.flat_map(|value| value.split(',')).map(|element| address(element.trim())).collect();
+    (!elements.is_empty()).then_some(elements)
+}
+
+/// The address in an element of `Forwarded`.
+fn forwarded_for(element: &str) -> Option<IpAddr> {
+    let mut pairs = element.split(';').filter_map(|pair| pair.trim().split_once('='));
+    let (_, node) = pairs.find(|(name, _)| name.trim().eq_ignore_ascii_case("for"))?;
+    node_address(node.trim().trim_matches('"'))
 }
 
 /// An address, with or without a port.
@@ -134,11 +151,19 @@ mod tests {
 
     #[test]
     fn forwarded_is_read_as_the_rfc_has_it() {
-        let of = |value| address_of("::1", &[("forwarded", value), ("x-forwarded-for", "6.6.6.6")]);
+        let of = |value| address_of("::1", &[("forwarded", value)]);
         assert_eq!(of("for=192.0.2.60;proto=http;by=203.0.113.43"), "192.0.2.60");
         assert_eq!(of("for=192.0.2.43, FOR=\"[2001:db8:cafe::17]:4711\""), "2001:db8:cafe::17");
         assert_eq!(of("for=_hidden"), "::1");
         assert_eq!(of("proto=https"), "::1");
+    }
+
+    #[test]
+    fn of_two_headers_that_differ_neither_is_believed() {
+        let of = |one, other| address_of("10.1.1.1", &[("forwarded", one), ("x-forwarded-for", other)]);
+        assert_eq!(of("for=6.6.6.6", "9.9.9.9"), "10.1.1.1", "one of them is the client's own");
+        assert_eq!(of("for=unknown", "9.9.9.9"), "10.1.1.1");
+        assert_eq!(of("for=6.6.6.6, for=9.9.9.9", "9.9.9.9, 10.2.2.2"), "9.9.9.9", "they say the same");
     }
 
     #[test]

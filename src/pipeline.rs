@@ -5,10 +5,11 @@
 
 use crate::batch::Batch;
 use crate::batch::Job;
+use crate::bounds::{self, Beyond};
 use crate::cache::Kind;
 use crate::charge::{Charged, charges};
 use crate::conditional::{self, Directives};
-use crate::config::edge::{Limits, counted_as};
+use crate::config::edge::counted_as;
 use crate::cors;
 use crate::endpoints::{self, EXPLAIN};
 use crate::error::Outcome;
@@ -93,7 +94,9 @@ impl Line {
     /// Answers a request: authenticate → route and permit → admit → cache → [fetch] → respond; or passes it on.
     pub async fn handle(&self, request: &Request, request_id: String) -> (Handled, Trace) {
         let (snapshot, now) = (self.runtime.snapshot(), runtime::now());
-        if let Some(headers) = cors::preflight(snapshot.weir.cors.as_ref(), request) {
+        let bounded = self.bounded(bounds::head(request, &snapshot.weir.limits));
+        let preflight = bounded.is_ok().then(|| cors::preflight(snapshot.weir.cors.as_ref(), request)).flatten();
+        if let Some(headers) = preflight {
             let mut trace = Trace::new(request_id, PREFLIGHT);
             trace.answered_at = now;
             let answer = respond::preflight(headers, &mut trace);
@@ -111,9 +114,10 @@ impl Line {
             snapshot: snapshot.clone(),
             now,
         };
-        let outcome = match &mounted {
-            None => self.line(request, &mut asked, &mut trace).await,
-            Some(mounted) => self.native(request, mounted, &mut asked, &mut trace).await,
+        let outcome = match (bounded, &mounted) {
+            (Err(problem), _) => Err(problem),
+            (Ok(()), None) => self.line(request, &mut asked, &mut trace).await,
+            (Ok(()), Some(mounted)) => self.native(request, mounted, &mut asked, &mut trace).await,
         };
         if !matches!(outcome, Ok(Done::Passed(_))) {
             trace.steps.step("respond");
@@ -167,6 +171,14 @@ impl Line {
         }
     }
 
+    /// What is larger than may be is counted, whoever sent it.
+    fn bounded(&self, bounded: Result<(), Beyond>) -> Outcome<()> {
+        bounded.map_err(|(limit, problem)| {
+            self.shared.metrics.edge.limited.with_label_values(&[limit]).inc();
+            problem
+        })
+    }
+
     /// Authenticate, and refuse what is too much.
     fn enter(&self, request: &Request, asked: &mut Asked, trace: &mut Trace) -> Outcome<()> {
         trace.steps.step("authenticate");
@@ -181,7 +193,6 @@ impl Line {
                 trace.explain = Some(Box::default());
             }
         }
-        within_limits(request, &asked.snapshot.weir.limits)?;
         self.shed_load(asked)
     }
 
@@ -235,6 +246,7 @@ impl Line {
                     prefix: mounted.prefix.to_owned(),
                     path_and_query: format!("{}{question_mark}{}", mounted.path, request.query),
                     method: request.method.clone(),
+                    believed: origin::believed(request, &asked.snapshot.weir.trusted_proxies),
                 };
                 Forward::begin(&self.shared, &asked.snapshot, who, asking, passage).await.map(Done::Passed)
             }
@@ -242,8 +254,8 @@ impl Line {
     }
 
     async fn line(&self, request: &Request, asked: &mut Asked, trace: &mut Trace) -> Outcome<Done> {
+        self.bounded(bounds::body(request, &asked.snapshot.weir.limits))?;
         self.enter(request, asked, trace)?;
-        body_within_limits(request, &asked.snapshot.weir.limits)?;
         trace.steps.step("route and permit");
         let routed = asked.route(request, trace)?;
         match routed.route {
@@ -470,35 +482,4 @@ fn well_formed(request: &Request) -> Outcome<()> {
         _ => return Ok(()),
     };
     refuse(Code::InvalidRequest, what.to_owned())
-}
-
-/// No route of Weir's own takes a body.
-fn body_within_limits(request: &Request, limits: &Limits) -> Outcome<()> {
-    let announced = request.header("content-length").and_then(|length| length.trim().parse::<u64>().ok());
-    let most = limits.body_bytes;
-    match announced.filter(|length| *length > most) {
-        Some(length) => refuse(Code::BodyTooLarge, format!("a body of {length} bytes; at most {most} are accepted")),
-        None => Ok(()),
-    }
-}
-
-/// Limits on what comes in.
-///
-/// # Errors
-/// 414 or 431.
-pub fn within_limits(request: &Request, limits: &Limits) -> Outcome<()> {
-    let (url, most) = (request.path.len() + request.query.len() + 1, limits.url_bytes);
-    if url > most {
-        return refuse(Code::UrlTooLong, format!("the URL has {url} bytes; at most {most} are accepted"));
-    }
-    let (count, most) = (request.headers.len(), limits.header_count);
-    if count > most {
-        return refuse(Code::HeadersTooLarge, format!("{count} header fields; at most {most} are accepted"));
-    }
-    let bytes: usize = request.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
-    let most = limits.header_bytes;
-    if bytes > most {
-        return refuse(Code::HeadersTooLarge, format!("{bytes} bytes of headers; at most {most} are accepted"));
-    }
-    Ok(())
 }

@@ -8,6 +8,7 @@ use crate::error::{Code, Problem};
 use crate::exchange::Answer;
 use crate::forward::{Answered, Forward};
 use crate::observe::{self, AccessLogger, Counters};
+use crate::pace::{Late, Pace};
 use crate::pipeline::Line;
 use crate::runtime;
 use crate::span::Side;
@@ -42,31 +43,75 @@ pub struct Passing {
     pub logger: Arc<AccessLogger>,
 }
 
-/// One request on its way, as far as it has come.
+/// One request on its way, as far as it has come. Dropped on the way, it was cut off, and is told all the same.
 #[derive(Default)]
 pub struct Way {
     /// It counts as in flight as long as this lives.
     _in_flight: Option<InFlight>,
     /// When it began, and where it is passed on to.
     passed: Option<(Instant, Box<Forward>)>,
+    /// Where its end is told, and of what method it is.
+    told: Option<(Passing, Method)>,
     /// What the client is told instead of an answer of the provider's.
     refused: Option<Answer>,
     /// Whether a connection to the provider was had.
     connected: bool,
     /// It is to be tried again with another credential.
     again: bool,
+    /// Pingora took it on. What it reads otherwise than Weir did, it answers by itself.
+    taken: bool,
 }
 
 impl Way {
     /// A request that began then and goes there.
     #[must_use]
-    pub fn new(started: Instant, in_flight: InFlight, forward: Box<Forward>) -> Self {
-        Self { _in_flight: Some(in_flight), passed: Some((started, forward)), ..Self::default() }
+    pub fn new(
+        passing: &Passing,
+        method: &Method,
+        started: Instant,
+        in_flight: InFlight,
+        forward: Box<Forward>,
+    ) -> Self {
+        Self {
+            _in_flight: Some(in_flight),
+            passed: Some((started, forward)),
+            told: Some((passing.clone(), method.clone())),
+            refused: None,
+            connected: false,
+            again: false,
+            taken: false,
+        }
+    }
+
+    /// How its body comes.
+    #[must_use]
+    pub fn pace(&self) -> Option<Arc<Pace>> {
+        self.passed.as_ref().map(|(_, forward)| forward.pace.clone())
+    }
+
+    /// Tells of its end, once: with this status where no answer was begun, and so many bytes of one.
+    fn end(&mut self, status: u16, bytes: usize) {
+        let (Some((started, mut forward)), Some((passing, method))) = (self.passed.take(), self.told.take()) else {
+            return;
+        };
+        forward.finish();
+        forward.trace.bytes = bytes;
+        if forward.trace.status == 0 {
+            forward.trace.status = status;
+        }
+        passing.observe(&mut Counters::default(), &method, &mut forward.trace, started.elapsed());
     }
 
     /// Passes it on: `stream` has Pingora do so.
     pub async fn go<F: Future>(self, stream: F) -> F::Output {
         WAY.scope(Cell::new(Some(self)), stream).await
+    }
+}
+
+impl Drop for Way {
+    fn drop(&mut self) {
+        let code = if self.taken { Code::RequestTimeout } else { Code::InvalidRequest };
+        self.end(code.status(), 0);
     }
 }
 
@@ -112,7 +157,9 @@ impl ProxyHttp for Passing {
     type CTX = Way;
 
     fn new_ctx(&self) -> Way {
-        WAY.try_with(Cell::take).ok().flatten().unwrap_or_default()
+        let mut way = WAY.try_with(Cell::take).ok().flatten().unwrap_or_default();
+        way.taken = true;
+        way
     }
 
     /// None: the default is a compression module, which costs on every hit.
@@ -167,6 +214,26 @@ impl ProxyHttp for Passing {
         Ok(())
     }
 
+    /// A part of the body came: the next one has its time.
+    async fn request_body_filter(
+        &self,
+        session: &mut Session,
+        _: &mut Option<Bytes>,
+        over: bool,
+        way: &mut Way,
+    ) -> pingora::Result<()> {
+        let Some((_, forward)) = &way.passed else { return nowhere() };
+        let now = tokio::time::Instant::now();
+        if forward.pace.late(now) == Some(Late::Whole) && !over {
+            return Err(Error::new_down(ErrorType::ReadTimedout));
+        }
+        forward.pace.came(now, over);
+        if let Some(until) = forward.pace.until() {
+            session.as_downstream_mut().set_read_timeout(Some(until - now));
+        }
+        Ok(())
+    }
+
     async fn upstream_response_filter(
         &self,
         _: &mut Session,
@@ -178,12 +245,15 @@ impl ProxyHttp for Passing {
             return Ok(());
         }
         match forward.answered(response.status.as_u16(), &response.headers) {
-            Answered::Pass { drop, set } => {
+            Answered::Pass { drop, set, add } => {
                 for name in &drop {
                     response.remove_header(name);
                 }
                 for (name, value) in set {
                     response.insert_header(name, value)?;
+                }
+                for (name, value) in add {
+                    response.append_header(name, value)?;
                 }
                 Ok(())
             }
@@ -230,13 +300,19 @@ impl ProxyHttp for Passing {
         let gone = FailToProxy { error_code: 0, can_reuse_downstream: false };
         let Some((_, forward)) = &mut way.passed else { return gone };
         let theirs = *error.esource() == ErrorSource::Downstream;
+        if theirs && *error.etype() == ErrorType::WriteTimedout {
+            self.line.shared.metrics.edge.limited.with_label_values(&[Late::Stalled.limit()]).inc();
+        }
         let problem = match error.etype() {
             _ if way.again => forward.refused(),
             ErrorType::InvalidHTTPHeader if theirs => {
                 Box::new(Problem::invalid("the request's headers cannot be passed on"))
             }
             ErrorType::ReadTimedout if theirs => {
-                Box::new(Problem::new(Code::RequestTimeout, "the request's body stalled for longer than stall_timeout"))
+                let late = forward.pace.late(tokio::time::Instant::now()).unwrap_or(Late::Stalled);
+                self.line.shared.metrics.edge.limited.with_label_values(&[late.limit()]).inc();
+                let detail = format!("the request's body took longer than {}", late.limit());
+                Box::new(Problem::new(Code::RequestTimeout, detail))
             }
             // The client hung up, or its body broke off: nobody is there to be told.
             _ if theirs && way.refused.is_none() => return gone,
@@ -257,16 +333,8 @@ impl ProxyHttp for Passing {
     }
 
     async fn logging(&self, session: &mut Session, _: Option<&Error>, way: &mut Way) {
-        if let Some((started, mut forward)) = way.passed.take() {
-            forward.finish();
-            forward.trace.bytes = session.body_bytes_sent();
-            // No answer was begun: the client had gone.
-            if forward.trace.status == 0 {
-                forward.trace.status = 499;
-            }
-            let mut counters = Counters::default();
-            self.observe(&mut counters, &session.req_header().method, &mut forward.trace, started.elapsed());
-        }
+        // Where no answer was begun, the client had gone.
+        way.end(499, session.body_bytes_sent());
     }
 
     /// Failures are counted and told; Pingora need not log them too.

@@ -4,6 +4,7 @@
 //! own steps over an empty cache, and stops where the line would admit the request. It takes nothing and calls nobody.
 
 use crate::batch::Batch;
+use crate::bounds;
 use crate::charge::charges;
 use crate::conditional;
 use crate::endpoints::{Answers, Endpoint};
@@ -15,7 +16,6 @@ use crate::freshness::UpstreamLimit;
 use crate::listing::List;
 use crate::model::Time;
 use crate::native::{self, Way};
-use crate::pipeline;
 use crate::question::{self, Asking, Question, Shared};
 use crate::ratelimit::Cost;
 use crate::route::Route;
@@ -103,7 +103,7 @@ impl Rehearsal<'_> {
     fn walk(&self, found: &mut Found) -> Outcome<()> {
         let request = self.request;
         let mounted = self.snapshot.mounts.find(&request.headers, &request.path);
-        pipeline::within_limits(request, &self.snapshot.weir.limits)?;
+        bounds::head(request, &self.snapshot.weir.limits).map_err(|(_, problem)| problem)?;
         if let Some(mounted) = mounted {
             return self.native(&mounted, found);
         }

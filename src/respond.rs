@@ -151,7 +151,9 @@ pub fn native(
             // Theirs in place of ours, which stay where they say nothing.
             let said = [header::CONTENT_TYPE, header::CACHE_CONTROL, header::RETRY_AFTER];
             answer.headers.retain(|(name, _)| !(said.contains(name) && theirs.contains_key(name)));
-            let kept = theirs.iter().filter(|(name, _)| !answer.headers.iter().any(|(ours, _)| ours == *name));
+            // An answer varies by what either says.
+            let ours = |name: &HeaderName| *name != header::VARY && answer.headers.iter().any(|(ours, _)| ours == name);
+            let kept = theirs.iter().filter(|(name, _)| !ours(name));
             let kept: Vec<_> = kept.map(|(name, value)| (name.clone(), value.clone())).collect();
             answer.headers.extend(kept);
             (answer.status, answer.body) = (reply.status, reply.body.clone());

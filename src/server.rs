@@ -128,7 +128,7 @@ impl Server {
         getrandom::fill(&mut prefix).map_err(|e| system(&e))?;
         let prefix = prefix.iter().map(|byte| format!("{byte:02x}")).collect();
         let line = Arc::new(Line::new(runtime.clone(), shared.clone()));
-        let gateway = Gateway::new(line, AccessLogger::new(std::io::stdout()), prefix, &snapshot.weir.limits);
+        let gateway = Gateway::new(line, AccessLogger::new(std::io::stdout()), prefix);
         let gateway = Arc::new(gateway);
         Ok(Self { runtime, shared, gateway, listeners, admin, predecessor })
     }

@@ -1,10 +1,12 @@
-//! Whose turn it is: one at a time, round-robin among clients, in order within each.
+//! Whose turn it is: one at a time, round-robin among clients, in order within each; and how much one client may
+//! hold.
 //!
-//! A room of its own because a queue in the order of asking lets one busy client starve the others.
+//! A room of its own because a queue in the order of asking lets one busy client starve the others, and so does
+//! a fair queue in which what was given is never given back.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 /// Turns, of which one is taken at a time.
 #[derive(Debug, Default)]
@@ -25,7 +27,36 @@ pub struct Turn {
     state: Arc<Mutex<State>>,
 }
 
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+/// What is held as long as clients please, of which each may hold so much.
+#[derive(Debug)]
+pub struct Shares {
+    /// The most that one client may hold.
+    pub most: usize,
+    held: Mutex<HashMap<Arc<str>, Arc<Semaphore>>>,
+}
+
+impl Shares {
+    /// Of these each may hold half, rounded up: the rest is the others'.
+    #[must_use]
+    pub fn half_of(all: usize) -> Self {
+        Self { most: all.div_ceil(2), held: Mutex::default() }
+    }
+
+    /// Waits until this client holds less than its share, and adds to what it holds.
+    pub async fn take(&self, client: &Arc<str>) -> Option<OwnedSemaphorePermit> {
+        let own = {
+            let mut held = lock(&self.held);
+            if !held.contains_key(client) {
+                // Who holds nothing is not remembered.
+                held.retain(|_, share| Arc::strong_count(share) > 1 || share.available_permits() < self.most);
+            }
+            held.entry(client.clone()).or_insert_with(|| Arc::new(Semaphore::new(self.most))).clone()
+        };
+        own.acquire_owned().await.ok()
+    }
+}
+
+fn lock<T>(state: &Mutex<T>) -> MutexGuard<'_, T> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -112,6 +143,21 @@ mod tests {
         }
         let order = order.lock().unwrap().join(" ");
         assert_eq!(order, "busy0 quiet0 third0 busy1 quiet1 busy2 busy3 busy4");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_client_holds_half_and_gets_no_more_until_it_gives_back() {
+        let shares = Shares::half_of(3);
+        let (greedy, other): (Arc<str>, Arc<str>) = ("greedy".into(), "other".into());
+        let mut held = vec![shares.take(&greedy).await, shares.take(&greedy).await];
+        let more = || tokio::time::timeout(Duration::from_secs(1), shares.take(&greedy));
+        assert!(more().await.is_err());
+        assert!(shares.take(&other).await.is_some(), "it is not in another's way");
+        held.pop();
+        assert!(more().await.is_ok_and(|share| share.is_some()));
+        held.clear();
+        assert!(shares.take(&"third".into()).await.is_some());
+        assert_eq!(lock(&shares.held).len(), 1, "who holds nothing is forgotten");
     }
 
     #[tokio::test(start_paused = true)]

@@ -44,6 +44,8 @@ pub enum Came {
     Late,
     /// What is no request.
     Malformed(Box<Problem>),
+    /// More of a head than is read, by the limit's name.
+    TooLarge(&'static str, Box<Problem>),
 }
 
 /// What ends connections that could go on. Nobody looks at what is told by these: that it changed says it all.
@@ -70,8 +72,11 @@ pub struct Wire {
     idle: Duration,
     header: Duration,
     stall: Duration,
-    /// The longest head that is read.
+    /// The longest head that is read, and the longest first line of one.
     most: usize,
+    url: usize,
+    /// Of a body that nobody wants, how much is read past.
+    unwanted: u64,
 }
 
 impl Wire {
@@ -91,6 +96,8 @@ impl Wire {
             header: limits.header_timeout,
             stall: limits.stall_timeout,
             most: limits.header_bytes + limits.url_bytes + SLACK,
+            url: limits.url_bytes + SLACK,
+            unwanted: limits.body_bytes,
         }
     }
 
@@ -116,6 +123,9 @@ impl Wire {
                 match head::parse(&self.buffer[..self.filled], peer) {
                     Ok(Some(head)) => return Came::Head(head),
                     Ok(None) => {}
+                    Err(problem) if problem.code == Code::HeadersTooLarge => {
+                        return Came::TooLarge("header_count", problem);
+                    }
                     Err(problem) => return Came::Malformed(problem),
                 }
             }
@@ -124,13 +134,23 @@ impl Wire {
             }
             looked_at = self.filled;
             if self.filled >= self.most {
-                let detail = format!("the head of the request is longer than {} bytes", self.most);
-                return Came::Malformed(Box::new(Problem::new(Code::HeadersTooLarge, detail)));
+                return self.too_large();
             }
             if let Err(came) = poll_fn(|cx| self.poll_more(cx)).await {
                 return came;
             }
         }
+    }
+
+    /// The head is longer than may be: its first line is, or its fields are.
+    fn too_large(&self) -> Came {
+        let most = self.most;
+        let (limit, code) = match self.buffer[..self.url].contains(&b'\n') {
+            true => ("header_bytes", Code::HeadersTooLarge),
+            false => ("url_bytes", Code::UrlTooLong),
+        };
+        let detail = format!("the head of the request is longer than {most} bytes (limits.{limit})");
+        Came::TooLarge(limit, Box::new(Problem::new(code, detail)))
     }
 
     /// Reads some more, within the deadline.
@@ -282,12 +302,18 @@ impl Wire {
         self.write(&[]).await
     }
 
-    /// Ends the connection. `unread` says that the client may still be sending.
-    pub async fn end(mut self, unread: bool) {
-        if self.stream.shutdown().await.is_ok() && unread {
-            let past = async { while matches!(self.stream.read(&mut self.buffer).await, Ok(1..)) {} };
-            let _ = tokio::time::timeout(LINGER, past).await;
+    /// Ends the connection. `unread` says that the client may still be sending; `false` that it sent more than is
+    /// read past.
+    pub async fn end(mut self, unread: bool) -> bool {
+        if self.stream.shutdown().await.is_err() || !unread {
+            return true;
         }
+        let (deadline, mut left) = (Instant::now() + LINGER, self.unwanted);
+        while let Ok(Ok(read @ 1..)) = tokio::time::timeout_at(deadline, self.stream.read(&mut self.buffer)).await {
+            let Some(less) = left.checked_sub(read as u64) else { return false };
+            left = less;
+        }
+        true
     }
 }
 

@@ -21,27 +21,6 @@ const LICENCES: [&str; 11] = [
     "Zlib",
 ];
 
-<<<<<<< HEAD
-/// Libraries of which several versions are built, and why. Pingora and others have not moved to one yet.
-const SEVERAL: [&str; 17] = [
-    "asn1-rs",
-    "asn1-rs-derive",
-    "base64",
-    "dashmap",
-    "der-parser",
-    "getrandom",
-    "hashbrown",
-    "heck",
-    "indexmap",
-    "oid-registry",
-    "rand",
-    "rand_chacha",
-    "rand_core",
-    "syn",
-    "thiserror",
-    "thiserror-impl",
-    "x509-parser",
-=======
 /// Libraries of which several versions are built, and which: Pingora and others have not moved to one yet. A further
 /// version is as new as a further library.
 const SEVERAL: [(&str, &[&str]); 15] = [
@@ -60,7 +39,6 @@ const SEVERAL: [(&str, &[&str]); 15] = [
     ("thiserror", &["1.0.69", "2.0.21"]),
     ("thiserror-impl", &["1.0.69", "2.0.21"]),
     ("x509-parser", &["0.16.0", "0.18.1"]),
->>>>>>> 0938bfb (Licences are read as SPDX has them; versions built twice are listed; what a template sends is compared by name and host)
 ];
 
 fn metadata() -> Value {

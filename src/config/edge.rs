@@ -69,6 +69,8 @@ pub struct Limits {
     pub header_timeout: Duration,
     /// How long a client may take to read a part of its answer, or to send a part of its body.
     pub stall_timeout: Duration,
+    /// How long a client may take to send all of a body that is passed on.
+    pub body_timeout: Duration,
     /// Bytes of header fields.
     pub header_bytes: usize,
     /// Header fields.
@@ -79,6 +81,10 @@ pub struct Limits {
     pub body_bytes: u64,
     /// Streams at the same time on one HTTP/2 connection.
     pub h2_streams: u32,
+    /// Streams that a client resets before they are taken up, or makes us reset, before it loses its connection.
+    pub h2_resets: u32,
+    /// Bytes of an HTTP/2 request's header list, as its RFC counts.
+    pub h2_header_list: usize,
     /// Failed authentications from one address.
     pub auth_failures: Option<Failures>,
 }
@@ -104,11 +110,14 @@ impl Default for Limits {
             idle_timeout: Duration::from_secs(60),
             header_timeout: Duration::from_secs(10),
             stall_timeout: Duration::from_secs(30),
+            body_timeout: Duration::from_secs(120),
             header_bytes: 64 << 10,
             header_count: 100,
             url_bytes: 8 << 10,
             body_bytes: 64 << 10,
             h2_streams: 100,
+            h2_resets: 20,
+            h2_header_list: 80 << 10,
             auth_failures: Some(Failures { requests: MANY, per: Duration::from_secs(60), burst: MANY }),
         }
     }
@@ -217,19 +226,25 @@ pub(super) fn limits(node: &Node, cx: &mut Cx<'_>) -> Option<Limits> {
     ] {
         set(value, fields.optional(name, cx, count));
     }
-    for (name, value) in [("header_bytes", &mut all.header_bytes), ("url_bytes", &mut all.url_bytes)] {
+    for (name, value) in [
+        ("header_bytes", &mut all.header_bytes),
+        ("url_bytes", &mut all.url_bytes),
+        ("h2_header_list", &mut all.h2_header_list),
+    ] {
         set(value, fields.optional(name, cx, bytes));
     }
     for (name, value) in [
         ("idle_timeout", &mut all.idle_timeout),
         ("header_timeout", &mut all.header_timeout),
         ("stall_timeout", &mut all.stall_timeout),
+        ("body_timeout", &mut all.body_timeout),
     ] {
         set(value, fields.optional(name, cx, decode::positive_duration));
     }
     let number = |node: &Node, cx: &mut Cx<'_>| decode::positive(node, cx).map(NonZeroU32::get);
     set(&mut all.requests_per_connection, fields.optional("requests_per_connection", cx, number));
     set(&mut all.h2_streams, fields.optional("h2_streams", cx, number));
+    set(&mut all.h2_resets, fields.optional("h2_resets", cx, number));
     set(&mut all.body_bytes, fields.optional("body_bytes", cx, decode::size));
     set(&mut all.auth_failures, fields.optional("auth_failures", cx, failures));
     let place = fields.place().clone();
@@ -248,6 +263,9 @@ fn set<T>(value: &mut T, given: Option<T>) {
 fn within_pingora(limits: &Limits, place: &Place, cx: &mut Cx<'_>) {
     if limits.header_count > 200 {
         cx.faults.add(place, "header_count may be 200 at most");
+    }
+    if limits.h2_header_list > 1 << 20 {
+        cx.faults.add(place, "h2_header_list may be 1 MiB at most");
     }
     if limits.header_bytes + limits.url_bytes > 512 << 10 {
         cx.faults.add(place, "header_bytes and url_bytes may be 512 KiB together at most");

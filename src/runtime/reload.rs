@@ -101,8 +101,6 @@ fn needs_restart(old: &Weir, next: &Snapshot) -> Vec<&'static str> {
         ("admin.address", old.admin.address != new.admin.address),
         ("workers", old.workers != new.workers),
         ("upgrade.socket", old.upgrade != new.upgrade),
-        ("limits.requests_per_connection", old.limits.requests_per_connection != new.limits.requests_per_connection),
-        ("limits.h2_streams", old.limits.h2_streams != new.limits.h2_streams),
         ("overload.max_buffered", old.overload.max_buffered != new.overload.max_buffered),
         ("cache.max_bytes", old.max_bytes != new.max_bytes),
     ]

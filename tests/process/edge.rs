@@ -1,5 +1,6 @@
 //! What comes before the first request, and what no request may do: TLS, limits, hygiene.
 
+use crate::frames;
 use crate::support::*;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use serde_json::json;
@@ -287,6 +288,24 @@ fn a_connection_has_so_many_requests_and_each_limit_its_answer() {
     assert_eq!(weir.get_with(VECTARA, &[("x-long", &"y".repeat(3000))]).code(), (431, "request_too_large".into()));
     assert_eq!(weir.get(&format!("{VECTARA}?x={}", "y".repeat(2000))).code(), (414, "request_too_large".into()));
     assert_eq!(weir.get_with(VECTARA, &[("Content-Length", "2000")]).code(), (413, "request_too_large".into()));
+    for limit in ["header_count", "header_bytes", "url_bytes", "body_bytes"] {
+        assert_eq!(weir.metric(&format!("weir_limited_total{{limit=\"{limit}\"}}")), 1.0, "{limit}");
+    }
+    assert_eq!(weir.metric("weir_connections_ended_total{reason=\"requests_per_connection\"}"), 1.0);
+    // Before it is asked whose request it is, and before a page's question is answered.
+    assert_eq!(
+        send(weir.http, "GET", VECTARA, &[("x-long", &"y".repeat(3000))]).code(),
+        (431, "request_too_large".into())
+    );
+    // A body whose length is not told is read past up to the limit, and no further.
+    let mut endless = TcpStream::connect(weir.http).unwrap();
+    endless.set_read_timeout(Some(PATIENCE)).unwrap();
+    let begin =
+        format!("GET {VECTARA} HTTP/1.1\r\nHost: a\r\nX-API-Key: open\r\nTransfer-Encoding: chunked\r\n\r\n400\r\n");
+    endless.write_all(begin.as_bytes()).unwrap();
+    let _ = endless.write_all(&[b'x'; 50_000]);
+    let _ = endless.read_to_end(&mut Vec::new());
+    until("it was over the limit", || weir.metric("weir_limited_total{limit=\"body_bytes\"}") == 2.0);
 }
 
 #[test]
@@ -320,6 +339,13 @@ fn who_guesses_keys_is_slowed_down_by_address() {
         config().edit("weir.yaml", "# trusted_proxies: [10.0.0.0/8]", "trusted_proxies: [127.0.0.0/8] #").start(&sim);
     assert!((0..3).all(|_| from(&weir, "8.8.8.8") == 401));
     assert_eq!((from(&weir, "8.8.8.8"), from(&weir, "7.7.7.7, 8.8.8.8"), from(&weir, "9.9.9.9")), (429, 429, 401));
+    // A proxy that adds to one header passes on what the client says in the other: that buys no more guesses.
+    let guess = |n: u32| {
+        let invented = format!("for=10.9.9.{n}");
+        let headers = [("X-API-Key", "x"), ("X-Forwarded-For", "6.6.6.6"), ("Forwarded", &invented)];
+        send(weir.http, "GET", VECTARA, &headers).status
+    };
+    assert_eq!((0..5).map(guess).collect::<Vec<_>>(), [401, 401, 401, 429, 429]);
 }
 
 #[test]
@@ -374,38 +400,85 @@ fn pages_of_known_origins_may_read_and_others_may_not() {
     assert_eq!(send(none.http, "OPTIONS", VECTARA, &preflight).status, 401);
 }
 
-/// HTTP/2 as an attacker speaks it: frames by hand (RFC 9113).
-mod frames {
-    pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-    pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-        [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
-    }
-
-    /// A GET of `/v1/providers` with this key, as literals without indexing (RFC 7541, section 6.2.2).
-    pub fn get(stream: u32, key: &str) -> Vec<u8> {
-        let mut block = vec![0x82, 0x86];
-        for (name, value) in [(":path", "/v1/providers"), (":authority", "a"), ("x-api-key", key)] {
-            block.push(0);
-            for text in [name, value] {
-                block.push(u8::try_from(text.len()).unwrap());
-                block.extend_from_slice(text.as_bytes());
+#[test]
+fn which_pages_may_read_is_not_for_a_provider_to_say() {
+    let sim = Sim::start();
+    let cors = "cors: { origins: [https://app.example], max_age: 10m }";
+    let without = Config::shipped().start(&sim);
+    let weir = Config::shipped().edit("weir.yaml", &format!("# {cors}"), cors).start(&sim);
+    let theirs =
+        json!({ "access-control-allow-origin": "*", "access-control-allow-credentials": "true", "vary": "Accept" });
+    // Passed on, and read whole: its 404 is the provider's own answer too.
+    let (events, session) =
+        ("/vectara/v2/agents/agt_1/sessions/ase_1/events", "/vectara/v2/agents/agt_1/sessions/ase_1");
+    sim.answers("ase_1", 404, &theirs, "{}");
+    for (weir, configured) in [(&weir, true), (&without, false)] {
+        for target in [events, session] {
+            for origin in ["https://app.example", "https://evil.example"] {
+                let answer = weir.get_with(target, &[("Origin", origin)]);
+                let allowed = (configured && origin.contains("app")).then_some(origin);
+                assert_eq!((answer.status, answer.header("access-control-allow-origin")), (404, allowed), "{target}");
+                assert_eq!(answer.header("access-control-allow-credentials"), None, "{target}");
+                let vary: Vec<&str> =
+                    answer.headers.iter().filter(|(n, _)| n.eq_ignore_ascii_case("vary")).map(|(_, v)| &**v).collect();
+                let vary = vary.join(", ");
+                assert!(vary.contains("Accept"), "what the provider varies by is kept: {target}: {vary}");
+                assert_eq!(vary.contains("Origin"), configured, "{target}: {vary}");
             }
         }
-        frame(1, 5, stream, &block)
     }
+}
 
-    /// Kinds of the frames in what came.
-    pub fn kinds(mut bytes: &[u8]) -> Vec<u8> {
-        let mut kinds = Vec::new();
-        while let Some((head, rest)) = bytes.split_at_checked(9) {
-            kinds.push(head[3]);
-            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
-            bytes = rest.get(length..).unwrap_or_default();
-        }
-        kinds
+#[test]
+fn an_http2_connection_has_a_time_to_begin_and_so_many_requests() {
+    use tokio_rustls::rustls::pki_types::pem::PemObject;
+    use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+    use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, crypto::ring};
+    let directory = TempDir::new().unwrap();
+    certificate(directory.path(), "server");
+    let sim = Sim::start();
+    let weir = tls(directory.path(), "").edit("weir.yaml", "header_timeout: 10s", "header_timeout: 1s").start(&sim);
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(directory.path().join("server.crt")).unwrap()).unwrap();
+    let builder = ClientConfig::builder_with_provider(ring::default_provider().into());
+    let mut client =
+        builder.with_safe_default_protocol_versions().unwrap().with_root_certificates(roots).with_no_client_auth();
+    client.alpn_protocols = vec![b"h2".to_vec()];
+    for begun in [&b""[..], b"PRI * HTTP"] {
+        let name = ServerName::try_from("localhost").unwrap();
+        let connection = ClientConnection::new(client.clone().into(), name).unwrap();
+        let socket = TcpStream::connect(weir.http).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut stream = StreamOwned::new(connection, socket);
+        let started = Instant::now();
+        stream.write_all(begun).unwrap();
+        stream.flush().unwrap();
+        let _ = stream.read_to_end(&mut Vec::new());
+        assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
     }
+    assert_eq!(weir.metric("weir_connections_ended_total{reason=\"header_timeout\"}"), 2.0);
+    let weir = Config::shipped()
+        .edit("weir.yaml", "    # h2c: true ", "    h2c: true ")
+        .edit("weir.yaml", "requests_per_connection: 100000", "requests_per_connection: 3")
+        .edit("weir.yaml", "idle_timeout: 60s", "idle_timeout: 1s")
+        .start(&sim);
+    let mut socket = frames::connect(&weir);
+    let (mut answers, mut told) = (0, false);
+    for n in 0..3 {
+        socket.write_all(&frames::get(2 * n + 1, "open")).unwrap();
+        assert!(frames::until(&mut socket, |kind, stream, _| {
+            told |= kind == frames::GOAWAY;
+            answers += usize::from(kind == frames::HEADERS);
+            kind == 0 && stream == 2 * n + 1
+        }));
+    }
+    told |= frames::until(&mut socket, |kind, _, _| kind == frames::GOAWAY);
+    assert_eq!((answers, told), (3, true));
+    assert!(!frames::until(&mut socket, |kind, _, _| kind == frames::HEADERS), "and it is closed");
+    assert_eq!(weir.metric("weir_connections_ended_total{reason=\"requests_per_connection\"}"), 1.0);
+    let mut idle = frames::connect(&weir);
+    assert!(!frames::until(&mut idle, |kind, _, _| kind == frames::HEADERS));
+    assert!(weir.metric("weir_connections_ended_total{reason=\"idle_timeout\"}") >= 1.0);
 }
 
 #[test]
@@ -438,6 +511,7 @@ fn who_resets_streams_faster_than_they_can_be_answered_loses_the_connection() {
     let mut got = Vec::new();
     let _ = socket.read_to_end(&mut got);
     assert!(frames::kinds(&got).contains(&GOAWAY), "{:?}", frames::kinds(&got));
+    until("it is counted", || weir.metric("weir_connections_ended_total{reason=\"h2_resets\"}") == 1.0);
     // A header list over the limit is refused on its stream; others go on.
     let mut socket = connect();
     let mut block = vec![0x82, 0x86, 0x00, 5];

@@ -1,5 +1,6 @@
 //! Bytes as no honest client sends them, each with its expected answer, on Weir's own routes and passed on.
 
+use crate::frames;
 use crate::support::*;
 use serde_json::json;
 use std::io::{Read, Write};
@@ -23,112 +24,107 @@ fn statuses(answer: &str) -> Vec<u16> {
 
 const KEY: &str = "Host: a\r\nX-API-Key: open\r\n";
 
-/// What must come of a case: one of these first statuses (0: closed without an answer), and never a second request.
+/// What must come of a case: this status, on Weir's own routes and passed on, and never a second request.
 struct Case {
     name: &'static str,
     bytes: String,
-    first: &'static [u16],
-}
-
-fn case(name: &'static str, bytes: String, first: &'static [u16]) -> Case {
-    Case { name, bytes, first }
+    own: u16,
+    passed: u16,
 }
 
 /// A request hidden in what one reading takes for the body of another.
 const HIDDEN: &str = "GET /v1/providers HTTP/1.1\r\nHost: a\r\nX-API-Key: open\r\n\r\n";
 
-fn corpus(path: &str) -> Vec<Case> {
-    let (post, get) = (format!("POST {path} HTTP/1.1\r\n{KEY}"), format!("GET {path} HTTP/1.1\r\n"));
+/// What frames a request in two ways, or in none that is known: 400, wherever it is for.
+fn framing(post: &str, get: &str) -> Vec<(&'static str, String)> {
     let hidden = HIDDEN.len();
-    // Of the first two Pingora reads the coding alone, passes on that alone, and ends the connection, as it may
-    // (RFC 9112, section 6.3).
+    let (chunked, none) = ("Transfer-Encoding: chunked\r\n", format!("\r\n0\r\n\r\n{HIDDEN}"));
     vec![
-        case(
-            "CL.TE",
-            format!("{post}Content-Length: {}\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{HIDDEN}", hidden + 5),
-            &[400, 0, 201],
-        ),
-        case(
-            "TE.CL",
-            format!("{post}Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n{hidden:x}\r\n{HIDDEN}\r\n0\r\n\r\n"),
-            &[400, 0, 201],
-        ),
-        case(
-            "TE.TE",
-            format!("{post}Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n{HIDDEN}"),
-            &[400, 501, 0],
-        ),
-        case(
-            "an unknown coding",
-            format!("{post}Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n{HIDDEN}"),
-            &[400, 501, 0],
-        ),
-        case(
-            "a coding after chunked",
-            format!("{post}Transfer-Encoding: chunked, gzip\r\n\r\n0\r\n\r\n{HIDDEN}"),
-            &[400, 501, 0],
-        ),
-        case(
-            "a length twice",
-            format!("{post}Content-Length: 0\r\nContent-Length: {hidden}\r\n\r\n{HIDDEN}"),
-            &[400, 0],
-        ),
-        case("lengths in a list", format!("{post}Content-Length: 0, {hidden}\r\n\r\n{HIDDEN}"), &[400, 0]),
-        case("a signed length", format!("{post}Content-Length: +{hidden}\r\n\r\n{HIDDEN}"), &[400, 0]),
-        case("a negative length", format!("{post}Content-Length: -1\r\n\r\n{HIDDEN}"), &[400, 0]),
-        case("a length in hexadecimal", format!("{post}Content-Length: 0x10\r\n\r\n{HIDDEN}"), &[400, 0]),
-        case("a folded line", format!("{get}{KEY}X-A: b\r\n c\r\n\r\n"), &[400, 0]),
-        case("a bare line feed inside a value", format!("{get}{KEY}X-A: b\nX-B: c\r\n\r\n"), &[400, 0, 200, 404]),
-        case("a NUL", format!("{get}{KEY}X-A: b\0c\r\n\r\n"), &[400, 0]),
-        case(
-            "a space before the colon",
-            format!("{get}{KEY}Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n{HIDDEN}"),
-            &[400, 0],
-        ),
-        case("two hosts", format!("{get}Host: a\r\nHost: b\r\nX-API-Key: open\r\n\r\n"), &[400, 0]),
-        case("no host", format!("{get}X-API-Key: open\r\n\r\n"), &[400, 0]),
-        case(
-            "a control character in the path",
-            "GET /v1/prov\x01iders HTTP/1.1\r\nHost: a\r\nX-API-Key: open\r\n\r\n".to_owned(),
-            &[400, 404, 0],
-        ),
-        case("a tab in the request line", format!("GET\t{path}\tHTTP/1.1\r\n{KEY}\r\n"), &[400, 0]),
-        case(
-            "HTTP/1.0 with a coding",
-            format!("POST {path} HTTP/1.0\r\n{KEY}Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n{HIDDEN}"),
-            &[400, 405, 404, 0],
-        ),
-        case("HTTP/0.9", format!("GET {path}\r\n\r\n"), &[400, 0]),
-        case("HTTP/3.7", format!("GET {path} HTTP/3.7\r\n{KEY}\r\n"), &[400, 505, 0]),
-        case("CONNECT", format!("CONNECT a:443 HTTP/1.1\r\n{KEY}\r\n"), &[400, 405, 0]),
-        case("TRACE", format!("TRACE {path} HTTP/1.1\r\n{KEY}\r\n"), &[405]),
-        case("garbage", "\x16\x03\x01\x02\x00\x01\x00\x01\r\n\r\n".to_owned(), &[400, 0]),
+        ("CL.TE", format!("{post}Content-Length: {}\r\n{chunked}{none}", hidden + 5)),
+        ("TE.CL", format!("{post}{chunked}Content-Length: 4\r\n\r\n{hidden:x}\r\n{HIDDEN}\r\n0\r\n\r\n")),
+        ("TE.TE", format!("{post}{chunked}Transfer-Encoding: identity\r\n{none}")),
+        ("chunked twice", format!("{post}{chunked}{chunked}{none}")),
+        ("an unknown coding", format!("{post}Transfer-Encoding: xchunked\r\n{none}")),
+        ("a coding after chunked", format!("{post}Transfer-Encoding: chunked, gzip\r\n{none}")),
+        ("a coding before chunked", format!("{post}Transfer-Encoding: gzip, chunked\r\n{none}")),
+        ("two lengths", format!("{post}Content-Length: 0\r\nContent-Length: {hidden}\r\n\r\n{HIDDEN}")),
+        ("a length twice", format!("{post}Content-Length: 2\r\nContent-Length: 2\r\n\r\n{{}}{HIDDEN}")),
+        ("lengths in a list", format!("{post}Content-Length: 0, {hidden}\r\n\r\n{HIDDEN}")),
+        ("a signed length", format!("{post}Content-Length: +{hidden}\r\n\r\n{HIDDEN}")),
+        ("a negative length", format!("{post}Content-Length: -1\r\n\r\n{HIDDEN}")),
+        ("a length in hexadecimal", format!("{post}Content-Length: 0x10\r\n\r\n{HIDDEN}")),
+        ("a folded line", format!("{get}{KEY}X-A: b\r\n c\r\n\r\n")),
+        ("a NUL", format!("{get}{KEY}X-A: b\0c\r\n\r\n")),
+        ("a space before the colon", format!("{get}{KEY}Transfer-Encoding : chunked\r\n{none}")),
+        ("two hosts", format!("{get}Host: a\r\nHost: b\r\nX-API-Key: open\r\n\r\n")),
+        ("no host", format!("{get}X-API-Key: open\r\n\r\n")),
+        ("another host in the target", format!("{}{KEY}\r\n", get.replacen("GET /", "GET http://b/", 1))),
+        ("a control character in the path", format!("{}{KEY}\r\n", get.replacen("/v", "/v\x01", 1))),
+        ("a tab in the request line", format!("{}{KEY}\r\n", get.replace(' ', "\t"))),
+        ("HTTP/1.0 with a coding", format!("{}{chunked}{none}", post.replace("HTTP/1.1", "HTTP/1.0"))),
+        ("HTTP/0.9", get.replace(" HTTP/1.1", "") + "\r\n"),
+        ("HTTP/3.7", format!("{}{KEY}\r\n", get.replace("HTTP/1.1", "HTTP/3.7"))),
+        ("garbage", "\x16\x03\x01\x02\x00\x01\x00\x01\r\n\r\n".to_owned()),
     ]
 }
 
-fn each_case(weir: &Weir, path: &str) {
-    for Case { name, bytes, first } in corpus(path) {
-        let answer = exchange(weir, bytes.as_bytes());
-        let got = statuses(&answer);
-        let told = format!("{name} on {path}: {got:?}\n{answer}");
-        // No route of Weir's own takes a POST: that is told, and the connection closed.
-        let refused = path == "/v1/providers" && got == [405];
-        assert!(refused || first.contains(got.first().unwrap_or(&0)), "{told}");
-        assert!(got.len() <= 1, "a second request was seen: {told}");
-        assert!(!answer.contains("\"providers\":[") || path == "/v1/providers" && got == [200], "{told}");
-    }
+fn corpus(path: &str) -> Vec<Case> {
+    let (post, get) = (format!("POST {path} HTTP/1.1\r\n{KEY}"), format!("GET {path} HTTP/1.1\r\n"));
+    let chunked = format!("{post}Transfer-Encoding: chunked\r\n\r\n");
+    let case = |name, bytes, own, passed| Case { name, bytes, own, passed };
+    let mut cases: Vec<Case> =
+        framing(&post, &get).into_iter().map(|(name, bytes)| case(name, bytes, 400, 400)).collect();
+    cases.extend([
+        // A line may end so (RFC 9112, section 2.2): what follows is a field, and nothing is hidden in it.
+        case(
+            "a bare line feed inside a value",
+            format!("{get}{KEY}X-A: b\nX-B: c\r\nConnection: close\r\n\r\n"),
+            200,
+            404,
+        ),
+        case("CONNECT", format!("CONNECT a:443 HTTP/1.1\r\n{KEY}\r\n"), 405, 405),
+        case("TRACE", format!("TRACE {path} HTTP/1.1\r\n{KEY}\r\n"), 405, 405),
+        // No route of Weir's own takes a body: it is not looked into. Passed on, it is framed anew or refused.
+        case("bare line feeds between chunks", format!("{chunked}2\n{{}}\n0\n\n{HIDDEN}"), 405, 400),
+        case("a chunk longer than any", format!("{chunked}ffffffffffffffff1\r\n{{}}\r\n0\r\n\r\n{HIDDEN}"), 405, 400),
+        case("a chunk without a size", format!("{chunked};a=b\r\n{{}}\r\n0\r\n\r\n{HIDDEN}"), 405, 400),
+        case("a negative chunk", format!("{chunked}-2\r\n{{}}\r\n0\r\n\r\n{HIDDEN}"), 405, 400),
+        case("a chunk longer than it says", format!("{chunked}1\r\n{{}}\r\n0\r\n\r\n{HIDDEN}"), 405, 400),
+        case(
+            "bytes behind an early upgrade with a body",
+            format!("{post}Connection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 2\r\n\r\n{{}}{HIDDEN}"),
+            405,
+            201,
+        ),
+    ]);
+    cases
+}
+
+/// What came of the cases that should not have.
+fn each_case(weir: &Weir, path: &str) -> Vec<String> {
+    let own = path == "/v1/providers";
+    let wrong = corpus(path).into_iter().filter_map(|case| {
+        let answer = exchange(weir, case.bytes.as_bytes());
+        let (got, expected) = (statuses(&answer), if own { case.own } else { case.passed });
+        let listed = answer.contains("\"providers\":[");
+        (got != [expected] || listed != (own && expected == 200))
+            .then(|| format!("{} on {path}: {got:?}, not {expected}\n{answer}", case.name))
+    });
+    wrong.collect()
 }
 
 #[test]
 fn each_case_of_the_corpus_is_refused_or_read_in_one_way() {
     let sim = Sim::start();
     let weir = Config::shipped().start(&sim);
-    std::thread::scope(|scope| {
-        for path in ["/v1/providers", "/vectara/v2/agents/agt_load_1/sessions/ase_1/events"] {
-            let weir = &weir;
-            scope.spawn(move || each_case(weir, path));
-        }
+    let wrong: Vec<String> = std::thread::scope(|scope| {
+        let paths = ["/v1/providers", "/vectara/v2/agents/agt_load_1/sessions/ase_1/events"];
+        let weir = &weir;
+        let start = |path| scope.spawn(move || each_case(weir, path));
+        let threads: Vec<_> = paths.into_iter().map(start).collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
     });
+    assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
     let hidden: Vec<String> = sim.counts()["calls"].as_object().unwrap().keys().cloned().collect();
     assert!(hidden.iter().all(|call| !call.contains("providers")), "nothing hidden was passed on: {hidden:?}");
     assert_eq!(weir.get(VECTARA).status, 200, "Weir goes on");
@@ -241,9 +237,14 @@ fn what_is_no_request_is_told_so_and_counted() {
     let endless = format!("GET / HTTP/1.1\r\nx: {}", "y".repeat(100_000));
     let told = exchange(&weir, endless.as_bytes());
     assert!(told.starts_with("HTTP/1.1 431 "), "{told}");
+    let told = exchange(&weir, format!("GET /{}", "y".repeat(100_000)).as_bytes());
+    assert!(told.starts_with("HTTP/1.1 414 ") && told.contains("limits.url_bytes"), "{told}");
+    for (limit, count) in [("header_count", 1.0), ("header_bytes", 1.0), ("url_bytes", 1.0)] {
+        assert_eq!(weir.metric(&format!("weir_limited_total{{limit=\"{limit}\"}}")), count, "{limit}");
+    }
     let told = exchange(&weir, format!("CONNECT a:443 HTTP/1.1\r\n{KEY}\r\n").as_bytes());
     assert!(told.starts_with("HTTP/1.1 405 ") && told.contains("\r\nAllow: GET, "), "{told}");
-    assert_eq!(weir.metric("weir_connections_ended_total{reason=\"malformed\"}"), 4.0);
+    assert_eq!(weir.metric("weir_connections_ended_total{reason=\"malformed\"}"), 5.0);
     // Whoever sends a body that nobody wants can read why, though much of it is still on its way.
     let body = format!("POST /v1/providers HTTP/1.1\r\n{KEY}Content-Length: 60000\r\n\r\n{}", "x".repeat(60_000));
     for _ in 0..20 {
@@ -252,59 +253,153 @@ fn what_is_no_request_is_told_so_and_counted() {
     }
 }
 
-/// Others' latency while so many connections do something slowly, as a ratio to the same without them.
-fn under_attack(what: &str, attack: impl Fn(&Weir, usize) -> Option<TcpStream>) {
+#[test]
+fn what_http2_says_of_a_body_is_not_passed_on_as_something_else() {
     let sim = Sim::start();
-    let weir = Config::shipped().start(&sim);
-    assert_eq!(weir.get(VECTARA).status, 200);
-    let p99 = || {
-        let mut took: Vec<Duration> = (0..300)
-            .map(|_| {
+    let weir = Config::shipped().edit("weir.yaml", "    # h2c: true ", "    h2c: true ").start(&sim);
+    let path = "/vectara/v2/agents/agt_load_1/sessions/ase_1/events";
+    let length = HIDDEN.len().to_string();
+    for (name, headers, body) in [
+        ("a coding", [("transfer-encoding", "chunked")], "0\r\n\r\n"),
+        ("a connection's option", [("connection", "transfer-encoding")], "{}"),
+        ("a length that is short", [("content-length", "1")], HIDDEN),
+        ("a length that is long", [("content-length", &*length)], "{}"),
+        ("a line end in a value", [("x-a", "b\r\ncontent-length: 0")], "{}"),
+        ("a name that is none", [("x: a\r\nx", "b")], "{}"),
+    ] {
+        let mut socket = frames::connect(&weir);
+        let request = frames::request(1, "POST", path, "open", &headers, 4);
+        let body = frames::frame(0, 1, 1, body.as_bytes());
+        socket.write_all(&[request, body].concat()).unwrap();
+        let ended = |kind, stream, _: &[u8]| kind == frames::GOAWAY || (kind == frames::RESET && stream == 1);
+        assert!(frames::until(&mut socket, ended), "{name}: neither reset nor told to go");
+    }
+    let calls: Vec<String> = sim.counts()["calls"].as_object().unwrap().keys().cloned().collect();
+    assert!(calls.iter().all(|call| !call.contains("providers")), "nothing hidden was passed on: {calls:?}");
+    assert_eq!(weir.get(VECTARA).status, 200, "Weir goes on");
+}
+
+/// Slow connections of one client.
+const SLOW: usize = 500;
+/// Requests passed on that one client may have under way at this provider: half of its `concurrent`.
+const SHARE: f64 = 32.0;
+
+/// What another client gets while one's connections do something slowly, beside the same without them: what is
+/// stored, and what must be asked of the provider that the slow requests go to. `held` is how many of these are in
+/// flight at least: fewer would be no attack.
+fn under_attack(what: &str, held: f64, attack: impl Fn(&Weir, usize) -> Option<TcpStream>) {
+    let sim = Sim::start();
+    sim.fault("/artifacts", 0, &json!({ "kind": "oversize", "bytes": 8 << 20 }));
+    let clients = "clients:\n  - { id: open, keys: [ { sha256: SHA(open) } ] }\n  - { id: other, keys: [ { sha256: SHA(other) } ] }\n";
+    let weir = Config::shipped().clients(clients).start(&sim);
+    let p99 = |targets: &mut dyn Iterator<Item = String>| {
+        let mut took: Vec<Duration> = targets
+            .map(|target| {
                 let begun = std::time::Instant::now();
-                assert_eq!(weir.get(VECTARA).status, 200, "{what}");
+                let answer = weir.get_as("other", &target);
+                assert_eq!(answer.status, 200, "{what}: {target}: {}", String::from_utf8_lossy(&answer.body));
                 begun.elapsed()
             })
             .collect();
         took.sort();
         took[took.len() * 99 / 100]
     };
-    let before = p99();
-    let attackers: Vec<TcpStream> = (0..500).filter_map(|n| attack(&weir, n)).collect();
-    until("they are connected", || weir.metric("weir_connections") >= 499.0);
-    // What they began is done, as far as they let it.
-    let mut before_last = -1.0;
-    until("it is quiet", || {
-        let answered = weir.metric(
-            "weir_http_requests_total{client=\"open\",provider=\"agenthuman\",route=\"/v1/sessions\",status=\"200\"}",
-        );
-        std::thread::sleep(Duration::from_millis(300));
-        std::mem::replace(&mut before_last, answered) == answered
-    });
-    let during = p99();
+    let stored = || (0..200).map(|_| VECTARA.to_owned());
+    let cold = |from: u32| (from..from + 60).map(|n| format!("/v1/sessions/vectara:agt_load_1:ase_agt_load_1_{n}"));
+    assert_eq!(weir.get(VECTARA).status, 200);
+    let before = (p99(&mut stored()), p99(&mut cold(1)));
+    let attackers: Vec<TcpStream> = (0..SLOW).filter_map(|n| attack(&weir, n)).collect();
+    assert_eq!(attackers.len(), SLOW);
+    until("they are connected", || weir.metric("weir_connections") >= SLOW as f64);
+    until("they hold what they may", || weir.metric("weir_http_requests_in_flight") >= held);
+    let during = (p99(&mut stored()), p99(&mut cold(101)));
+    let still = weir.metric("weir_http_requests_in_flight");
+    assert!(still >= held, "{what}: all the while: {still}");
+    let ratio = |during: Duration, before: Duration| during.as_secs_f64() / before.as_secs_f64();
+    let (hits, reads) = (ratio(during.0, before.0), ratio(during.1, before.1));
     println!(
-        "{what}: p99 {during:?} with {} slow connections, {before:?} without: {:.2}",
-        attackers.len(),
-        during.as_secs_f64() / before.as_secs_f64()
+        "{what}: p99 of hits {:?}, {hits:.2} of {:?} without; of cold reads {:?}, {reads:.2} of {:?}",
+        during.0, before.0, during.1, before.1
     );
-    // Served they are, and promptly; how fast a machine is, is for benches.
-    assert!(during < Duration::from_secs(2), "{what}: {during:?}");
+    // Generous, since other tests run beside this one; who waits for the attackers waits for seconds.
+    for (during, before) in [(during.0, before.0), (during.1, before.1)] {
+        assert!(during < before * 20 + Duration::from_millis(500), "{what}: {during:?}, {before:?} without");
+    }
+}
+
+/// A connection that has sent this, and takes next to nothing of what comes.
+fn slow(weir: &Weir, bytes: &[u8]) -> Option<TcpStream> {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).ok()?;
+    socket.set_recv_buffer_size(2048).ok()?;
+    socket.connect(&weir.http.into()).ok()?;
+    let mut socket = TcpStream::from(socket);
+    socket.write_all(bytes).ok()?;
+    Some(socket)
 }
 
 #[test]
 fn five_hundred_slow_connections_leave_others_unharmed() {
-    let begin = |weir: &Weir, bytes: &[u8]| {
-        let mut socket = TcpStream::connect(weir.http).ok()?;
-        socket.write_all(bytes).ok()?;
-        Some(socket)
-    };
-    under_attack("slow headers", |weir, n| begin(weir, &b"GET /v1/providers HTTP/1.1\r\nHost: a\r\nX-"[..20 + n % 20]));
-    under_attack("slow bodies", |weir, _| {
-        begin(weir, format!("POST /vectara/v2/agents/agt_load_1/sessions/ase_1/artifacts HTTP/1.1\r\n{KEY}Content-Length: 1000000\r\n\r\nx").as_bytes())
+    under_attack("slow headers", 0.0, |weir, n| {
+        slow(weir, &b"GET /v1/providers HTTP/1.1\r\nHost: a\r\nX-"[..20 + n % 20])
     });
-    under_attack("slow reads", |weir, _| {
-        begin(
-            weir,
-            format!("GET /v1/sessions?provider=agenthuman&limit=100 HTTP/1.1\r\n{KEY}\r\n").repeat(1).as_bytes(),
-        )
-    });
+    let artifacts = "/vectara/v2/agents/agt_load_1/sessions/ase_1/artifacts HTTP/1.1";
+    let post = format!("POST {artifacts}\r\n{KEY}Content-Length: 1000000\r\n\r\nx");
+    under_attack("slow bodies", SHARE, |weir, _| slow(weir, post.as_bytes()));
+    let passed = format!("GET {artifacts}\r\n{KEY}\r\n");
+    under_attack("slow reads of what is passed on", SHARE, |weir, _| slow(weir, passed.as_bytes()));
+    let lists = format!("GET /v1/sessions?provider=agenthuman&limit=100 HTTP/1.1\r\n{KEY}\r\n").repeat(200);
+    under_attack("slow reads", SLOW as f64, |weir, _| slow(weir, lists.as_bytes()));
+}
+
+#[test]
+fn a_body_that_is_passed_on_has_a_time_for_each_part_and_one_for_all() {
+    let sim = Sim::start();
+    let weir = Config::shipped()
+        .edit("weir.yaml", "    # h2c: true ", "    h2c: true ")
+        .edit("weir.yaml", "stall_timeout: 30s", "stall_timeout: 1s")
+        .edit("weir.yaml", "body_timeout: 2m", "body_timeout: 3s")
+        .start(&sim);
+    let post = format!(
+        "POST /vectara/v2/agents/agt_load_1/sessions/ase_1/events HTTP/1.1\r\n{KEY}Content-Length: 1000\r\n\r\nx"
+    );
+    let told = exchange(&weir, post.as_bytes());
+    assert!(told.starts_with("HTTP/1.1 408 ") && told.contains("stall_timeout"), "{told}");
+    let mut socket = TcpStream::connect(weir.http).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.write_all(post.as_bytes()).unwrap();
+    let begun = std::time::Instant::now();
+    // A byte now and then is no stall. It ends by itself: the loop is bounded by the body's length.
+    for _ in 0..200 {
+        if socket.write_all(b"x").is_err() || begun.elapsed() > Duration::from_secs(20) {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        if weir.metric("weir_limited_total{limit=\"body_timeout\"}") > 0.0 {
+            break;
+        }
+    }
+    let mut told = Vec::new();
+    let _ = socket.read_to_end(&mut told);
+    let told = String::from_utf8_lossy(&told);
+    assert!(told.starts_with("HTTP/1.1 408 ") && told.contains("body_timeout"), "{told}");
+    assert!(begun.elapsed() >= Duration::from_secs(2), "{:?}", begun.elapsed());
+    // The same over HTTP/2, where a body of which nothing comes has its stream reset.
+    let headers = [("content-length", "1000")];
+    let mut h2 = frames::connect(&weir);
+    h2.write_all(&frames::request(
+        1,
+        "POST",
+        "/vectara/v2/agents/agt_load_1/sessions/ase_1/events",
+        "open",
+        &headers,
+        4,
+    ))
+    .unwrap();
+    let reset = frames::until(&mut h2, |kind, stream, _| kind == frames::RESET && stream == 1);
+    assert!(reset, "the stream was not reset");
+    let limited = |limit: &str| weir.metric(&format!("weir_limited_total{{limit=\"{limit}\"}}"));
+    assert_eq!((limited("stall_timeout"), limited("body_timeout")), (2.0, 1.0));
+    let cut = "weir_http_requests_total{client=\"open\",provider=\"vectara\",route=\"native\",status=\"408\"}";
+    assert_eq!(weir.metric(cut), 3.0, "and each is told");
+    assert_eq!(weir.metric("weir_upstream_requests_in_flight"), 0.0);
 }

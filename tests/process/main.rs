@@ -22,6 +22,7 @@ mod credentials;
 mod deploy;
 mod edge;
 mod explain;
+mod frames;
 mod hygiene;
 mod isolation;
 mod limits;

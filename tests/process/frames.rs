@@ -1,0 +1,79 @@
+//! HTTP/2 as an attacker speaks it: frames by hand (RFC 9113).
+
+use crate::support::*;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Instant;
+
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub const HEADERS: u8 = 1;
+pub const RESET: u8 = 3;
+pub const GOAWAY: u8 = 7;
+
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+fn literal(block: &mut Vec<u8>, name: &str, value: &str) {
+    // Without indexing (RFC 7541, section 6.2.2).
+    block.push(0);
+    for text in [name, value] {
+        block.push(u8::try_from(text.len()).unwrap());
+        block.extend_from_slice(text.as_bytes());
+    }
+}
+
+/// A request's headers; of the flags, 1 ends the stream and 4 the headers.
+pub fn request(stream: u32, method: &str, path: &str, key: &str, headers: &[(&str, &str)], flags: u8) -> Vec<u8> {
+    let mut block = vec![0x86];
+    for (name, value) in [(":method", method), (":path", path), (":authority", "a"), ("x-api-key", key)] {
+        literal(&mut block, name, value);
+    }
+    headers.iter().for_each(|(name, value)| literal(&mut block, name, value));
+    frame(HEADERS, flags, stream, &block)
+}
+
+/// A GET of `/v1/providers` with this key.
+pub fn get(stream: u32, key: &str) -> Vec<u8> {
+    request(stream, "GET", "/v1/providers", key, &[], 5)
+}
+
+/// A connection that has begun.
+pub fn connect(weir: &Weir) -> TcpStream {
+    let mut socket = TcpStream::connect(weir.http).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.write_all(&[PREFACE, &frame(4, 0, 0, &[])].concat()).unwrap();
+    socket
+}
+
+/// Reads frames until one is such; whether it came before the connection's end.
+pub fn until(socket: &mut TcpStream, mut such: impl FnMut(u8, u32, &[u8]) -> bool) -> bool {
+    let begun = Instant::now();
+    while begun.elapsed() < PATIENCE {
+        let mut head = [0; 9];
+        if socket.read_exact(&mut head).is_err() {
+            return false;
+        }
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+        let mut payload = vec![0; length];
+        if socket.read_exact(&mut payload).is_err() {
+            return false;
+        }
+        if such(head[3], u32::from_be_bytes([head[5], head[6], head[7], head[8]]), &payload) {
+            return true;
+        }
+    }
+    false
+}
+
+/// Kinds of the frames in what came.
+pub fn kinds(mut bytes: &[u8]) -> Vec<u8> {
+    let mut kinds = Vec::new();
+    while let Some((head, rest)) = bytes.split_at_checked(9) {
+        kinds.push(head[3]);
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+        bytes = rest.get(length..).unwrap_or_default();
+    }
+    kinds
+}
