@@ -14,12 +14,18 @@ from servers import KEY
 GENERATOR_CORE = "1"
 
 
-def closed(server, path, seconds, connections=32, headers=()):
-    """wrk's closed loop: requests a second, and microseconds on a core for each."""
+def closed(server, path, seconds, connections=32, headers=(), among=0, directory=None):
+    """wrk's closed loop: requests a second, and microseconds on a core for each. `{n}` in a path is any of `among`."""
+    script = []
+    if among:
+        file = directory / "any.lua"
+        text = f'math.randomseed(7)\nfunction request() return wrk.format("GET", (string.gsub("{path}", "{{n}}", math.random(1, {among})))) end\n'
+        file.write_text(text)
+        script = ["-s", str(file)]
     extra = [part for header in (f"X-API-Key: {KEY}", *headers) for part in ("-H", header)]
     command = ["taskset", "-c", GENERATOR_CORE, "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", *extra]
     before = server.cpu_seconds()
-    output = subprocess.run([*command, f"http://{server.address}{path}"], capture_output=True, text=True, check=True).stdout
+    output = subprocess.run([*command, *script, f"http://{server.address}{path}"], capture_output=True, text=True, check=True).stdout
     used = server.cpu_seconds() - before
     requests = int(re.search(r"(\d+) requests in", output).group(1))
     failed = re.search(r"Non-2xx or 3xx responses: (\d+)|Socket errors: (.*)", output)

@@ -136,6 +136,7 @@ def misses(bench):
     nginx = servers.nginx(config, bench.sim)
     body = get(weir.address, SESSION)[2]
     bench.sim.answer("/bench/one", body.decode(), FRESH)
+    answers(nginx.address, "/bench/one")
     native = "/v1/sessions/sess_SIM00000003"
     ways = {
         "the simulator itself": (Client(bench.sim.address), native, ()),
@@ -181,7 +182,7 @@ def scale(bench):
     runs = {entries: [] for _, entries, *_ in filled}
     for _ in range(options.rounds):
         for weir, entries, *_ in filled:
-            runs[entries].append(closed(weir, MANY.replace("{n}", "3"), options.seconds))
+            runs[entries].append(closed(weir, MANY, options.seconds, among=entries, directory=bench.directory))
     for weir, entries, resident, weight in filled:
         ratio = median([mine["cpu"] / first["cpu"] for mine, first in zip(runs[entries], runs[1000])])
         cpu = median([run["cpu"] for run in runs[entries]])
