@@ -432,21 +432,6 @@ mod tests {
     }
 
     #[test]
-    fn it_is_bounded_at_every_moment_and_not_only_when_somebody_looks() {
-        let cache = Cache::new(1_000_000, Metrics::new().unwrap().cache);
-        let mut stored: Vec<std::sync::Weak<Entry>> = Vec::new();
-        // Ten times its size, in entries of a fifth of it; every third key comes again.
-        for n in 0..50 {
-            let path = if n % 3 == 0 { n / 2 } else { n }.to_string();
-            let large = entry(180_000, 60);
-            stored.push(Arc::downgrade(&large));
-            cache.store(Key::of(KeyParts { path_and_query: &path, ..PARTS }), large, cache.ticket(), Time(0));
-            let held: usize = stored.iter().filter_map(std::sync::Weak::upgrade).map(|entry| entry.body.len()).sum();
-            assert!(held <= 1_100_000, "{held} bytes after {n}");
-        }
-    }
-
-    #[test]
     fn what_has_no_time_left_is_not_kept_and_replacing_minds_others() {
         let metrics = Metrics::new().unwrap();
         let cache = Cache::new(100_000, metrics.cache.clone());
