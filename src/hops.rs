@@ -20,7 +20,8 @@ const TO_WEIR: HeaderName = HeaderName::from_static(EXPLAIN.name);
 /// where it comes from is taken.
 pub fn of_request(headers: &HeaderMap, believed: bool) -> impl Iterator<Item = HeaderName> {
     let strange = matching(headers, move |name| name.contains('_') || !believed && is_of_proxies(name));
-    hop_by_hop(headers).chain(OWN_SECRETS.into_iter().map(HeaderName::from_static)).chain(strange).chain([TO_WEIR])
+    let own = OWN_SECRETS.into_iter().map(HeaderName::from_static).chain([TO_WEIR]);
+    hop_by_hop(headers).chain(own).chain(strange)
 }
 
 /// Whether a header is a proxy's word on where a request comes from.

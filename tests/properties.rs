@@ -26,10 +26,18 @@ clients:
       vectara: { header: x-api-key, value: one }, palantir: { bearer: one }, agenthuman: { header: x-api-key, value: one } } }
   - { id: own-1-elsewhere, keys: [ { sha256: "faaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" } ], credentials: {
       vectara: { header: x-other-key, value: one }, palantir: { header: x-other-key, value: one }, agenthuman: { bearer: one } } }
+  - { id: brings, keys: [ { sha256: "fbaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" } ], credentials: {
+      vectara: { mode: forward, header: x-api-key }, palantir: { mode: forward, header: authorization }, agenthuman: { mode: forward, header: x-api-key } } }
+  - { id: brings-too, keys: [ { sha256: "fcaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" } ], credentials: {
+      vectara: { mode: forward, header: x-api-key }, palantir: { mode: forward, header: authorization }, agenthuman: { mode: forward, header: x-api-key } } }
 "#;
 
 /// Which credential each of them asks with.
-const CREDENTIALS: [&str; 6] = ["provider's", "provider's", "one", "two", "one", "one in another header"];
+const CREDENTIALS: [&str; 8] =
+    ["provider's", "provider's", "one", "two", "one", "one in another header", "brought", "brought"];
+
+/// What clients bring that bring their own.
+const BROUGHT: [&str; 3] = ["one", "two", "Bearer one"];
 
 /// The shipped configuration with these clients, at two places that differ in the scheme or the path.
 fn snapshot(base_url: &str) -> Arc<Snapshot> {
@@ -83,6 +91,9 @@ struct Asked {
     limit: Option<u32>,
     page_token: Option<String>,
     enabled: Option<bool>,
+    /// A query of its own, which the provider's file does not describe.
+    query: Option<String>,
+    brought: usize,
 }
 
 /// Short texts from the characters that could run parts together, so that near misses are common.
@@ -93,8 +104,9 @@ fn text() -> impl Strategy<Value = String> {
 fn asked() -> impl Strategy<Value = Asked> {
     let ids = (text(), text());
     let page = (proptest::option::of(1..4_u32), proptest::option::of(text()), proptest::option::of(any::<bool>()));
-    (0..PLACES.len(), 0..CREDENTIALS.len(), 0..3_usize, any::<bool>(), ids, page).prop_map(
-        |(place, client, provider, list, (agent, session), (limit, page_token, enabled))| Asked {
+    let own = (proptest::option::weighted(0.2, text()), 0..BROUGHT.len());
+    (0..PLACES.len(), 0..CREDENTIALS.len(), 0..3_usize, any::<bool>(), ids, page, own).prop_map(
+        |(place, client, provider, list, (agent, session), (limit, page_token, enabled), (query, brought))| Asked {
             place,
             client,
             provider,
@@ -104,6 +116,8 @@ fn asked() -> impl Strategy<Value = Asked> {
             limit,
             page_token,
             enabled,
+            query,
+            brought,
         },
     )
 }
@@ -117,7 +131,7 @@ fn pair() -> impl Strategy<Value = (Asked, Asked)> {
             mixed.place = other.place;
         }
         if take(1) {
-            mixed.client = other.client;
+            (mixed.client, mixed.brought) = (other.client, other.brought);
         }
         if take(2) {
             mixed.provider = other.provider;
@@ -132,7 +146,7 @@ fn pair() -> impl Strategy<Value = (Asked, Asked)> {
             mixed.session = other.session;
         }
         if take(6) {
-            mixed.page_token = other.page_token;
+            (mixed.page_token, mixed.query) = (other.page_token, other.query);
         }
         if take(7) {
             (mixed.limit, mixed.enabled) = (other.limit, other.enabled);
@@ -150,11 +164,18 @@ fn question(asked: &Asked) -> Option<Question> {
         enabled: asked.enabled,
     };
     let snapshot = &SNAPSHOTS[asked.place];
-    let asking = Asking::of(snapshot, asked.client, asked.provider, &http::HeaderMap::new()).expect("permitted");
+    let brought = http::HeaderValue::from_static(BROUGHT[asked.brought]);
+    let headers = [("x-weir-key", http::HeaderValue::from_static("weir")), ("x-api-key", brought.clone())];
+    let headers = headers.map(|(name, value)| (http::HeaderName::from_static(name), value)).into_iter();
+    let headers: http::HeaderMap = headers.chain([(http::header::AUTHORIZATION, brought)]).collect();
+    let asking = Asking::of(snapshot, asked.client, asked.provider, &headers).expect("permitted");
     let made = Question::new(snapshot, (asked.client, asked.provider), asking, asked.list, &values);
     let dots = |text: &str| matches!(text, "." | "..");
     match made {
-        Ok(made) => Some(made),
+        Ok(made) => Some(match &asked.query {
+            Some(query) => made.with_query(query).expect("an operation"),
+            None => made,
+        }),
         // Refused, and nothing else is.
         Err(_) if dots(&asked.agent) || dots(&asked.session) => None,
         Err(problem) => panic!("{problem:?}"),
@@ -166,14 +187,20 @@ fn question(asked: &Asked) -> Option<Question> {
 fn identity(asked: &Asked) -> impl PartialEq + std::fmt::Debug {
     let name = SNAPSHOTS[0].providers[asked.provider].name.to_string();
     let told = |tell: bool, what: &dyn std::fmt::Debug| tell.then(|| format!("{what:?}"));
-    let paged = asked.list && name != "agenthuman";
+    // A query of its own stands in the place of the one that the file describes.
+    let described = asked.query.is_none();
+    let paged = asked.list && name != "agenthuman" && described;
+    let credential = match CREDENTIALS[asked.client] {
+        "brought" => format!("brought {}", BROUGHT[asked.brought]),
+        fixed => fixed.to_owned(),
+    };
     (
-        (name.clone(), PLACES[asked.place], CREDENTIALS[asked.client], asked.list),
+        (name.clone(), PLACES[asked.place], credential, asked.list, asked.query.clone()),
         told(name != "agenthuman", &asked.agent),
         told(!asked.list, &asked.session),
         told(paged, &asked.limit),
         told(paged, &asked.page_token),
-        told(asked.list && name == "vectara", &asked.enabled),
+        told(asked.list && name == "vectara" && described, &asked.enabled),
     )
 }
 
@@ -254,6 +281,8 @@ proptest! {
     /// Nothing that a client or a provider sends can reach another path, host or query than the template's.
     #[test]
     fn no_value_leaves_its_place_in_the_template(asked in asked()) {
+        // A query of its own has no template to leave.
+        let asked = Asked { query: None, ..asked };
         let Some(made) = question(&asked) else { return Ok(()) };
         let provider = &SNAPSHOTS[asked.place].providers[asked.provider];
         // As it goes out, and as a reader of URLs reads it.

@@ -23,7 +23,7 @@ const LICENCES: [&str; 11] = [
 
 /// Libraries of which several versions are built, and which: Pingora and others have not moved to one yet. A further
 /// version is as new as a further library.
-const SEVERAL: [(&str, &[&str]); 15] = [
+const SEVERAL: [(&str, &[&str]); 17] = [
     ("asn1-rs", &["0.6.2", "0.7.2"]),
     ("asn1-rs-derive", &["0.5.1", "0.6.0"]),
     ("base64", &["0.22.1", "0.23.1"]),
@@ -34,7 +34,9 @@ const SEVERAL: [(&str, &[&str]); 15] = [
     ("heck", &["0.4.1", "0.5.0"]),
     ("indexmap", &["1.9.3", "2.14.2"]),
     ("oid-registry", &["0.7.1", "0.8.1"]),
-    ("rand_core", &["0.10.1", "0.6.4"]),
+    ("rand", &["0.8.8", "0.9.5"]),
+    ("rand_chacha", &["0.3.1", "0.9.0"]),
+    ("rand_core", &["0.10.1", "0.6.4", "0.9.5"]),
     ("syn", &["1.0.109", "2.0.119", "3.0.10"]),
     ("thiserror", &["1.0.69", "2.0.21"]),
     ("thiserror-impl", &["1.0.69", "2.0.21"]),

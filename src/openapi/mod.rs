@@ -71,6 +71,9 @@ What a client has left of its policies is in `RateLimit`, reckoned at that momen
 **The providers' own APIs** stand under `/{provider}/` for their own SDKs, which need nothing but another base URL and a Weir key as their API key. They are the providers' \
 to describe: any method, the provider's own paths, its bodies byte for byte and its own error shapes. Session reads there come out of the same cache.
 
+**Why an answer is as it is** a client with `explain: true` learns by sending `Weir-Explain: 1`: the request is done and charged as always, and the answer comes inside an object, beside \
+its route, cache key, lifetime and its inputs, the way to each field, limits and timing. Of other clients the header is ignored.
+
 Problems are `application/problem+json` (RFC 9457); `code` is a promise:
 
 | status | `code` | title | when |

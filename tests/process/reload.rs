@@ -294,7 +294,9 @@ fn a_thousand_reloads_under_load_fail_no_request_and_hold_no_memory() {
     let reloading = load(&weir, 5000, || {
         for n in 1..=reloads {
             // Limits and cache stay, and the rest is made anew.
-            weir.config.write("weir.yaml", &format!("{yaml}# {n}\n"));
+            // In one step: who watches must not find half of it.
+            weir.config.write("weir.yaml.new", &format!("{yaml}# {n}\n"));
+            fs::rename(weir.config.path("weir.yaml.new"), weir.config.path("weir.yaml")).unwrap();
             let (status, body) = weir.reload();
             assert_eq!(status, 200, "{body}");
             if n % (reloads / 5) == 0 {
