@@ -308,6 +308,9 @@ impl ProxyHttp for Passing {
             ErrorType::InvalidHTTPHeader if theirs => {
                 Box::new(Problem::invalid("the request's headers cannot be passed on"))
             }
+            ErrorType::Custom("InvalidChunk" | "InvalidTrailerEnd") if theirs => Box::new(Problem::invalid(
+                "the request's body is not in chunks as they are written (RFC 9112, section 7.1)",
+            )),
             ErrorType::ReadTimedout if theirs => {
                 let late = forward.pace.late(tokio::time::Instant::now()).unwrap_or(Late::Stalled);
                 self.line.shared.metrics.edge.limited.with_label_values(&[late.limit()]).inc();

@@ -398,7 +398,7 @@ fn credentials_that_cannot_be_are_faults() {
         ),
     ] {
         let told = fault(credentials);
-        assert!(told.contains("providers/vectara.yaml:5") && told.contains(words), "{credentials}: {told}");
+        assert!(told.contains("providers/vectara.yaml:6") && told.contains(words), "{credentials}: {told}");
     }
     let native = |from: &str, to: &str| Config::shipped().edit("providers/vectara.yaml", from, to).check().1.join("\n");
     assert!(native("\"{detail}\"", "\"{detial}\"").contains("did you mean \"detail\"?"));
