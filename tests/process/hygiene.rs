@@ -313,6 +313,17 @@ fn under_attack(what: &str, held: f64, attack: impl Fn(&Weir, usize) -> Option<T
     assert_eq!(attackers.len(), SLOW);
     until("they are connected", || weir.metric("weir_connections") >= SLOW as f64);
     until("they hold what they may", || weir.metric("weir_http_requests_in_flight") >= held);
+    // What they began is done, as far as they let it.
+    let answered = || {
+        let of_theirs = |line: &&str| line.starts_with("weir_http_requests_total{client=\"open\"");
+        weir.metrics().lines().filter(of_theirs).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let mut before_last = Vec::new();
+    until("it is quiet", || {
+        let now = answered();
+        std::thread::sleep(Duration::from_millis(300));
+        std::mem::replace(&mut before_last, now.clone()) == now
+    });
     let during = (p99(&mut stored()), p99(&mut cold(101)));
     let still = weir.metric("weir_http_requests_in_flight");
     assert!(still >= held, "{what}: all the while: {still}");
