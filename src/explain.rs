@@ -181,9 +181,10 @@ fn kept(entry: &Entry, now: Time) -> Value {
 /// How long this request waited, and what the call took that its answer came by.
 fn timing(waited: Duration, effort: Option<Effort>, status: Option<&CacheStatus>) -> Value {
     let whose = status.map(|status| match status.how {
-        How::Forwarded { collapsed: false, .. } | How::StaleOnError { .. } => "this request's",
+        How::Forwarded { collapsed: false, .. } => "this request's",
         How::Forwarded { .. } => "another's, shared",
-        How::Hit | How::Stale(_) => "an earlier one",
+        // Of a stale answer, the call that brought it, not the one that failed.
+        How::Hit | How::Stale(_) | How::StaleOnError { .. } => "an earlier one",
         How::Refused(_) => "none",
     });
     let call = effort.map(|effort| {

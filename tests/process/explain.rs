@@ -144,6 +144,19 @@ fn failures_lists_and_batches_are_explained_and_nothing_secret_is_told() {
     assert_eq!(told["explain"]["limits"][0]["cost"], 2);
     let told = explained(&weir, "/v1/sessions:batchGet?id=sess_A&id=nobody:x");
     assert_eq!(told["explain"]["answers"].as_array().unwrap().len(), 2);
+    weir.make_stale();
+    sim.forget();
+    sim.answers("/v1/sessions/sess_A", 500, &json!({}), "{}");
+    // Who bounds age is not served while it is refreshed: the provider is asked first.
+    let headers = [("Weir-Explain", "1"), ("Cache-Control", "max-age=600")];
+    let told = weir.get_with("/v1/sessions/sess_A", &headers).json();
+    assert!(told["headers"]["cache-status"].as_str().unwrap().contains("fwd=stale; fwd-status=500"), "{told}");
+    let answer = &told["explain"]["answers"][0];
+    assert_eq!((&told["status"], &answer["cache"]["result"]), (&json!(200), &json!("stale")), "{told}");
+    assert_eq!(
+        answer["timing"]["call"]["whose"], "an earlier one",
+        "the call that brought it, not the one that failed"
+    );
     let told = explained(&weir, "/nowhere");
     assert_eq!((&told["status"], &told["explain"]["answers"]), (&json!(404), &json!([])));
     // What passes through natively is not held up to be told.
