@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use std::sync::LazyLock;
 use weir::config::load::{Source, load};
-use weir::route::Table;
+use weir::route::{Name, Table};
 
 static TABLE: LazyLock<Table> = LazyLock::new(|| {
     let loaded = load(&Source::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../config")));
@@ -13,7 +13,7 @@ static TABLE: LazyLock<Table> = LazyLock::new(|| {
 });
 
 fuzz_target!(|text: &str| {
-    if let Ok((_, agent, session)) = TABLE.session_id(text) {
+    if let Ok(Name { agent, session, .. }) = TABLE.session_id(text) {
         for id in agent.iter().chain([&session]) {
             assert!(!id.is_empty() && !id.contains(['/', '?', '#', '%', '\0']) && id != "." && id != "..", "{text:?}");
         }
