@@ -249,6 +249,8 @@ fn nothing_wrong_comes_of_chaos() {
     let least = f64::from(u32::try_from(seconds).unwrap()) / 2.0;
     assert!(reloaded >= least && evicted > 0.0, "{reloaded} reloads, {evicted} evictions");
     let all: u64 = counts.answers.values().sum();
+    let told: u64 = counts.answers.iter().filter(|(answer, _)| answer.starts_with("503")).map(|(_, n)| n).sum();
+    assert!(told * 10 < all * 8, "{told} of {all} were 503: the load shows little");
     // Refusals come at once, so that there are many of them however rarely a provider is paused.
     let well = counts.answers.get("200 ").copied().unwrap_or_default();
     assert!(well * 20 > all, "{well} of {all} were 200: the load shows little");

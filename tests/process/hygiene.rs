@@ -335,7 +335,7 @@ fn under_attack(what: &str, held: f64, attack: impl Fn(&Weir, usize) -> Option<T
     );
     // Generous, since other tests run beside this one; who waits for the attackers waits for ten seconds and more.
     for (during, before) in [(during.0, before.0), (during.1, before.1)] {
-        assert!(during < before * 20 + Duration::from_millis(2500), "{what}: {during:?}, {before:?} without");
+        assert!(during < before * 20 + Duration::from_millis(1500), "{what}: {during:?}, {before:?} without");
     }
 }
 
