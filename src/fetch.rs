@@ -1,6 +1,6 @@
 //! One answer of a provider: from the cache, from a call under way, or from a call of its own.
 //!
-//! A room of its own because unified sessions, lists and (later) native reads all need an answer in
+//! A room of its own because unified sessions, lists and native reads all need an answer in
 //! the same way. What clients see of an answer is made elsewhere.
 
 use crate::cache::{Entry, Key, Kind};
