@@ -150,7 +150,7 @@ fn a_connection_that_is_idle_at_the_change_over_has_one_more_request() {
     let mut idle = KeepAlive::new(weir.http);
     assert_eq!(idle.ask(&text(VECTARA, "")).unwrap(), 200);
     let process = weir.config.run(&["run", "--upgrade"], &sim);
-    line_with(&process.stderr, "listening http=");
+    line_with(&weir.process.stderr, &format!("weir: info: process {} has taken over", process.id()));
     assert_eq!(idle.ask(&text(VECTARA, "")).unwrap(), 200);
     assert!(idle.connection.is_none(), "the answer said that it was the last");
     assert_eq!(weir.process.wait().code(), Some(0));
