@@ -6,13 +6,14 @@
 use crate::config::clients::Client;
 use crate::error::{Code, Problem};
 use crate::exchange::Request;
+use crate::headers::Headers;
 use crate::model::Time;
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 
-const WEIR_KEY: HeaderName = HeaderName::from_static("x-weir-key");
-const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+const WEIR_KEY: &str = "x-weir-key";
+const API_KEY: &str = "x-api-key";
 
 /// Digests of all clients' keys.
 #[derive(Default)]
@@ -57,8 +58,8 @@ impl Keys {
 
     /// Whether this header's value is a key of anyone's, alone or behind a scheme, expired or not.
     #[must_use]
-    pub fn knows(&self, value: &HeaderValue) -> bool {
-        let whole = value.as_bytes().trim_ascii();
+    pub fn knows(&self, value: &[u8]) -> bool {
+        let whole = value.trim_ascii();
         let behind = whole.iter().position(u8::is_ascii_whitespace).map(|at| whole[at..].trim_ascii());
         let known = |key: &[u8]| self.by_digest.contains_key::<[u8; 32]>(&Sha256::digest(key).into());
         known(whole) || behind.is_some_and(known)
@@ -67,8 +68,8 @@ impl Keys {
 
 /// The key in `X-Weir-Key`, where there is one: then all other headers are the provider's.
 #[must_use]
-pub fn apart(headers: &HeaderMap) -> Option<&HeaderValue> {
-    headers.get(&WEIR_KEY).filter(|key| !key.as_bytes().trim_ascii().is_empty())
+pub fn apart(headers: &Headers) -> Option<&[u8]> {
+    headers.get(WEIR_KEY).filter(|key| !key.trim_ascii().is_empty())
 }
 
 fn unauthorized(detail: &str) -> Box<Problem> {
@@ -79,17 +80,17 @@ fn unauthorized(detail: &str) -> Box<Problem> {
 /// in `X-API-Key` or as a bearer token (RFC 6750).
 fn presented(request: &Request) -> Result<&[u8], Box<Problem>> {
     if let Some(key) = apart(&request.headers) {
-        let differs = request.headers.get_all(&WEIR_KEY).iter().any(|other| other != key);
+        let differs = request.headers.get_all(WEIR_KEY).any(|other| other != key);
         return if differs {
             Err(Box::new(Problem::invalid("several X-Weir-Key were sent; send one")))
         } else {
-            Ok(key.as_bytes())
+            Ok(key)
         };
     }
     let mut found: Option<&[u8]> = None;
-    let plain = request.headers.get_all(&API_KEY).iter().map(HeaderValue::as_bytes);
-    let bearer = request.headers.get_all(header::AUTHORIZATION).iter().filter_map(|value| {
-        let (scheme, token) = value.as_bytes().split_at_checked(7)?;
+    let plain = request.headers.get_all(API_KEY);
+    let bearer = request.headers.get_all("authorization").filter_map(|value| {
+        let (scheme, token) = value.split_at_checked(7)?;
         scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
     });
     for key in plain.chain(bearer).filter(|key| !key.is_empty()) {
@@ -116,16 +117,12 @@ mod tests {
     }
 
     fn identify(headers: &[(&'static str, &'static str)], now: i64) -> Result<usize, Code> {
-        let mut map = HeaderMap::new();
-        for (name, value) in headers {
-            map.append(HeaderName::from_static(name), HeaderValue::from_static(value));
-        }
         let request = Request {
             method: http::Method::GET,
             version: http::Version::HTTP_11,
             path: "/".into(),
             query: String::new(),
-            headers: map,
+            headers: headers.iter().map(|(name, value)| (*name, value.as_bytes())).collect(),
             peer: None,
         };
         keys().identify(&request, Time(now)).map_err(|problem| problem.code)
@@ -152,10 +149,10 @@ mod tests {
     #[test]
     fn a_key_is_known_alone_and_behind_a_scheme() {
         for value in ["one", "Bearer one", "bearer  one ", "Token one", "old"] {
-            assert!(keys().knows(&HeaderValue::from_static(value)), "{value}");
+            assert!(keys().knows(value.as_bytes()), "{value}");
         }
         for value in ["", "two", "Bearer two", "oneone", "Bearer one two"] {
-            assert!(!keys().knows(&HeaderValue::from_static(value)), "{value}");
+            assert!(!keys().knows(value.as_bytes()), "{value}");
         }
     }
 

@@ -7,6 +7,7 @@ use crate::cache::Kind;
 use crate::conditional::Directives;
 use crate::error::{Code, Outcome, Problem};
 use crate::fetch::{self, Looked, Served};
+use crate::headers::Headers;
 use crate::held::Counted;
 use crate::listing::worse;
 use crate::model::{Form, Show, View, write_json};
@@ -21,7 +22,6 @@ use crate::trace::Trace;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt};
-use http::HeaderMap;
 use serde_json::json;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -78,7 +78,7 @@ impl Job {
 impl Batch<'_> {
     /// One job for each session, with what the cache has for it; and which of them each id is.
     #[must_use]
-    pub fn jobs(&self, headers: &HeaderMap, directives: Directives) -> (Vec<Job>, Vec<usize>) {
+    pub fn jobs(&self, headers: &Headers, directives: Directives) -> (Vec<Job>, Vec<usize>) {
         let (mut jobs, mut places) = (Vec::new(), Vec::with_capacity(self.ids.len()));
         let mut known: HashMap<Result<&Name, &str>, usize> = HashMap::new();
         for (id, name) in self.ids {
@@ -92,7 +92,7 @@ impl Batch<'_> {
         (jobs, places)
     }
 
-    fn look(&self, name: &Name, headers: &HeaderMap, directives: Directives) -> Outcome<(Question, Looked)> {
+    fn look(&self, name: &Name, headers: &Headers, directives: Directives) -> Outcome<(Question, Looked)> {
         let asking = Asking::of(self.snapshot, self.client, name.provider, headers)?;
         let values = Values { agent: name.agent.as_deref(), session: Some(&name.session), ..Values::default() };
         let question = Question::new(self.snapshot, (self.client, name.provider), asking, false, &values)?;

@@ -24,12 +24,12 @@ pub fn head(request: &Request, limits: &Limits) -> Result<(), Beyond> {
     if url > most {
         return beyond("url_bytes", Code::UrlTooLong, format!("the URL has {url} bytes; at most {most} are accepted"));
     }
-    let (count, most) = (request.headers.len(), limits.header_count);
+    let (count, most) = (request.headers.count(), limits.header_count);
     if count > most {
         let detail = format!("{count} header fields; at most {most} are accepted");
         return beyond("header_count", Code::HeadersTooLarge, detail);
     }
-    let fields: usize = request.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    let fields = request.headers.bytes() + 4 * count;
     let most = limits.header_bytes;
     if fields > most {
         let detail = format!("{fields} bytes of headers; at most {most} are accepted");

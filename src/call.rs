@@ -167,7 +167,9 @@ fn judge(
 ) -> Outcome<(Entry, Option<&'static str>)> {
     let provider = question.provider();
     let confirmed = known.filter(|_| reply.status == 304);
-    let said = conditional::directives(&reply.headers);
+    let said = conditional::directives(
+        reply.headers.get_all(http::header::CACHE_CONTROL).iter().map(http::HeaderValue::as_bytes),
+    );
     if reply.status != 200 && confirmed.is_none() {
         let mut problem = provider.errors.judge(reply, now);
         if problem.code == Code::ProviderAuthFailed && question.asking.credential.is_forwarded() {

@@ -3,6 +3,7 @@
 //! A room of its own because it is RFC text turned into pure functions. It decides nothing about a
 //! cache; it says what the headers say.
 
+use crate::headers::{self, Headers};
 use crate::model::Time;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use std::time::Duration;
@@ -28,13 +29,13 @@ fn delta_seconds(text: &str) -> u64 {
     if digits { text.parse().unwrap_or(LARGE).min(LARGE) } else { 0 }
 }
 
-/// Reads all `Cache-Control` fields. What is unknown or malformed is left aside, as the RFC wants; a
+/// Reads all values of `Cache-Control`. What is unknown or malformed is left aside, as the RFC wants; a
 /// malformed age counts as zero, which is the careful reading.
 #[must_use]
-pub fn directives(headers: &HeaderMap) -> Directives {
+pub fn directives<'v>(values: impl Iterator<Item = &'v [u8]>) -> Directives {
     let mut all = Directives::default();
-    for value in headers.get_all(header::CACHE_CONTROL) {
-        for directive in value.to_str().unwrap_or_default().split(',') {
+    for value in values {
+        for directive in headers::text(value).unwrap_or_default().split(',') {
             let (name, argument) = match directive.split_once('=') {
                 Some((name, argument)) => (name.trim(), Some(argument.trim().trim_matches('"'))),
                 None => (directive.trim(), None),
@@ -100,9 +101,9 @@ pub fn age(headers: &HeaderMap, now: Time) -> Duration {
 
 /// Whether `If-None-Match` names this entity tag, by weak comparison (RFC 9110, section 13.1.2).
 #[must_use]
-pub fn none_match(headers: &HeaderMap, etag: &str) -> bool {
-    headers.get_all(header::IF_NONE_MATCH).iter().any(|value| {
-        let text = value.to_str().unwrap_or_default().trim();
+pub fn none_match(headers: &Headers, etag: &str) -> bool {
+    headers.get_all("if-none-match").any(|value| {
+        let text = headers::text(value).unwrap_or_default().trim();
         text == "*" || text.split(',').any(|tag| tag.trim().trim_start_matches("W/") == etag)
     })
 }
@@ -121,18 +122,21 @@ mod tests {
 
     #[test]
     fn directives_are_read_over_several_fields() {
-        let all = directives(&headers(&header::CACHE_CONTROL, &["No-Cache, max-age=60", "max-stale, foo=bar"]));
+        let all_of = |values: &[&'static str]| directives(values.iter().map(|value| value.as_bytes()));
+        let all = all_of(&["No-Cache, max-age=60", "max-stale, foo=bar"]);
         assert!(all.no_cache && !all.no_store);
         assert_eq!(all.max_age, Some(Duration::from_secs(60)));
         assert_eq!(all.max_stale, Some(None));
-        let all = directives(&headers(&header::CACHE_CONTROL, &["max-age=soon, max-stale=\"5\", only-if-cached"]));
+        let all = all_of(&["max-age=soon, max-stale=\"5\", only-if-cached"]);
         assert_eq!((all.max_age, all.max_stale), (Some(Duration::ZERO), Some(Some(Duration::from_secs(5)))));
         assert!(all.only_if_cached);
     }
 
     #[test]
     fn none_match_compares_weakly() {
-        let is = |values: &[&'static str]| none_match(&headers(&header::IF_NONE_MATCH, values), "\"abc\"");
+        let is = |values: &[&'static str]| {
+            none_match(&values.iter().map(|value| ("If-None-Match", value.as_bytes())).collect(), "\"abc\"")
+        };
         assert!(
             is(&["\"abc\""])
                 && is(&["W/\"abc\""])

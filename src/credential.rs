@@ -10,9 +10,10 @@ use crate::config::faults::{At, Faults};
 use crate::config::upstream;
 use crate::error::{Code, Outcome, Problem};
 use crate::exchange::{FailureKind, ProviderReply, ProviderRequest};
+use crate::headers::Headers;
 use crate::metrics::UpstreamMetrics;
 use crate::upstream::{Target, Upstream};
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderName, HeaderValue, header};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -68,11 +69,11 @@ impl Credential {
     ///
     /// # Errors
     /// 401 where it did not, or where what it sent is one of these keys of Weir's.
-    pub fn of_request(&self, headers: &HeaderMap, keys: &Keys) -> Outcome<Self> {
+    pub fn of_request(&self, headers: &Headers, keys: &Keys) -> Outcome<Self> {
         let Source::Forward(name) = &self.source else { return Ok(self.clone()) };
         let refused = |detail| Err(Box::new(Problem::new(Code::Unauthorized, detail)));
         // Where the Weir key did not come apart, what stands there is that: not to be sent on.
-        let brought = headers.get(name).filter(|value| !value.is_empty() && auth::apart(headers).is_some());
+        let brought = headers.get(name.as_str()).filter(|value| !value.is_empty() && auth::apart(headers).is_some());
         let Some(value) = brought else {
             return refused(format!(
                 "this client brings its own credential: send it in {name}, and the Weir key in X-Weir-Key"
@@ -83,9 +84,11 @@ impl Credential {
                 "what came in {name} is a Weir key, which is not sent on; send the provider's own credential there"
             ));
         }
-        let mut value = value.clone();
+        let identity = format!("{FORWARDED}{}", digest(name.as_str(), value));
+        let Ok(mut value) = HeaderValue::from_bytes(value) else {
+            return refused(format!("what came in {name} cannot stand in a header"));
+        };
         value.set_sensitive(true);
-        let identity = format!("{FORWARDED}{}", digest(name.as_str(), value.as_bytes()));
         Ok(Self { identity: identity.into(), source: Source::Fixed(Arc::new((name.clone(), value))) })
     }
 
@@ -460,8 +463,7 @@ mod tests {
         let config = Config::Forward { header: at("x-api-key") };
         let forward = compile(&"p".into(), Some(&config), &mut Faults::default());
         let of = |value: &'static str| {
-            let pairs = [("x-api-key", value), ("x-weir-key", "w")];
-            let pairs = pairs.map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v)));
+            let pairs = [("x-api-key", value.as_bytes()), ("x-weir-key", b"w")];
             forward.of_request(&pairs.into_iter().collect(), &Keys::default()).unwrap()
         };
         assert_ne!(of("a").identity, of("b").identity);
@@ -471,9 +473,8 @@ mod tests {
             "never shared with a credential of Weir's"
         );
         assert!(of("a").is_forwarded() && !format!("{:?}", of("hunter2")).contains("hunter2"));
-        assert_eq!(forward.of_request(&HeaderMap::new(), &Keys::default()).unwrap_err().code, Code::Unauthorized);
-        let key = HeaderValue::from_static("weir's");
-        let alone = [(HeaderName::from_static("x-api-key"), key)].into_iter().collect();
+        assert_eq!(forward.of_request(&Headers::default(), &Keys::default()).unwrap_err().code, Code::Unauthorized);
+        let alone = [("x-api-key", &b"weir's"[..])].into_iter().collect();
         assert_eq!(
             forward.of_request(&alone, &Keys::default()).unwrap_err().code,
             Code::Unauthorized,
@@ -500,7 +501,11 @@ mod tests {
         let credential = oauth2("s");
         let Source::Grant(grant) = &credential.source else { panic!("no grant") };
         let read = |status, body: &'static str| {
-            grant.read(&ProviderReply { status, headers: HeaderMap::new(), body: Bytes::from_static(body.as_bytes()) })
+            grant.read(&ProviderReply {
+                status,
+                headers: http::HeaderMap::new(),
+                body: Bytes::from_static(body.as_bytes()),
+            })
         };
         let (value, life) = read(200, r#"{"access_token":"t","token_type":"bearer","expires_in":"60"}"#).unwrap();
         assert_eq!((value.to_str().unwrap(), life, value.is_sensitive()), ("Bearer t", Duration::from_secs(60), true));

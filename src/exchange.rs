@@ -3,6 +3,7 @@
 //! A room of its own so that the line can be read and tested without a socket. It must not parse,
 //! decide or do IO.
 
+use crate::headers::Headers;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use std::fmt;
@@ -21,16 +22,16 @@ pub struct Request {
     /// The query as sent, without the `?`.
     pub query: String,
     /// All headers as sent.
-    pub headers: HeaderMap,
+    pub headers: Headers,
     /// The connection's other end.
     pub peer: Option<IpAddr>,
 }
 
 impl Request {
-    /// A header's value where it is text and stands there once or more: the first.
+    /// A header's value where it is text and stands there once or more: the first. The name is given in lower case.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.get(name).and_then(|value| value.to_str().ok())
+        self.headers.text(name)
     }
 }
 

@@ -7,6 +7,7 @@
 use crate::config::edge::Limits;
 use crate::error::{Code, Problem};
 use crate::exchange::{Answer, Request};
+use crate::headers::Headers;
 use crate::metrics::EdgeMetrics;
 use crate::observe::{AccessLogger, Counters};
 use crate::pipeline::{Handled, Line};
@@ -16,7 +17,7 @@ use crate::trace::Trace;
 use crate::watching::Watching;
 use crate::wire::{Came, Ends, Wire};
 use futures_util::stream::StreamExt;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use http::Method;
 use pingora::apps::HttpServerApp;
 use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
@@ -29,8 +30,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
-
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Answers requests.
 pub struct Gateway {
@@ -106,8 +105,8 @@ impl Gateway {
     }
 
     /// The client's own id where it is valid: 1 to 128 characters that need no quoting anywhere.
-    fn request_id(&self, headers: &HeaderMap) -> String {
-        let sent = headers.get(&REQUEST_ID).and_then(|value| value.to_str().ok());
+    fn request_id(&self, headers: &Headers) -> String {
+        let sent = headers.text("x-request-id");
         let valid = |id: &&str| {
             (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~:+/=".contains(&b))
         };
@@ -279,10 +278,10 @@ async fn stream(session: &mut ServerSession, answer: Answer, watching: Box<Watch
 
 fn translate(session: &ServerSession) -> Request {
     let header = session.req_header();
-    let mut headers = header.headers.clone();
+    let mut headers = Headers::from(&header.headers);
     // HTTP/2 names the host in its `:authority` (RFC 9113, section 8.3.1).
-    if let (Some(authority), false) = (header.uri.authority(), headers.contains_key(header::HOST)) {
-        headers.extend(HeaderValue::from_str(authority.as_str()).ok().map(|host| (header::HOST, host)));
+    if let (Some(authority), false) = (header.uri.authority(), headers.contains("host")) {
+        headers.append("host", authority.as_str().as_bytes());
     }
     Request {
         method: header.method.clone(),

@@ -5,8 +5,9 @@
 
 use crate::error::{Code, Outcome, Problem};
 use crate::exchange::Request;
+use crate::headers::{self, Headers};
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version, header};
+use http::{Method, Uri, Version};
 use std::mem::MaybeUninit;
 use std::net::IpAddr;
 
@@ -44,7 +45,7 @@ pub fn parse(bytes: &[u8], peer: Option<IpAddr>) -> Outcome<Option<Head>> {
     let (method, target) = (parsed.method.unwrap_or_default(), parsed.path.unwrap_or_default());
     let version = if parsed.version == Some(1) { Version::HTTP_11 } else { Version::HTTP_10 };
     let Ok(method) = Method::from_bytes(method.as_bytes()) else { return invalid("this method is none") };
-    let headers = headers(parsed.headers)?;
+    let headers = collected(parsed.headers, length);
     let has_body = has_body(&headers, version)?;
     let keep_alive = keeps_alive(&headers, version);
     let mut request = Request { method, version, path: String::new(), query: String::new(), headers, peer };
@@ -56,33 +57,27 @@ fn invalid<T>(detail: impl Into<String>) -> Outcome<T> {
     Err(Box::new(Problem::invalid(detail)))
 }
 
-fn headers(fields: &[httparse::Header<'_>]) -> Outcome<HeaderMap> {
-    let mut headers = HeaderMap::with_capacity(fields.len());
-    for field in fields {
-        // Values of their own cost less than slices of one copy, whose users are counted.
-        let (name, value) = (HeaderName::from_bytes(field.name.as_bytes()), HeaderValue::from_bytes(field.value));
-        let (Ok(name), Ok(value)) = (name, value) else {
-            return invalid(format!("the header field {:?} cannot be read", field.name));
-        };
-        headers.append(name, value);
-    }
-    Ok(headers)
+/// The fields of a head of this length. What httparse lets through is a token, and a value without control characters.
+fn collected(fields: &[httparse::Header<'_>], length: usize) -> Headers {
+    let mut headers = Headers::with_capacity(fields.len(), length);
+    fields.iter().for_each(|field| headers.append(field.name, field.value));
+    headers
 }
 
 /// Whether a body follows (RFC 9112, section 6.3). What two readers could take for different lengths is refused.
-fn has_body(headers: &HeaderMap, version: Version) -> Outcome<bool> {
-    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+fn has_body(headers: &Headers, version: Version) -> Outcome<bool> {
+    let mut lengths = headers.get_all("content-length");
     let (length, another) = (lengths.next(), lengths.next());
     if another.is_some() {
         return invalid("Content-Length is sent once");
     }
-    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let mut codings = headers.get_all("transfer-encoding");
     if let Some(coding) = codings.next() {
         if version == Version::HTTP_10 {
             return invalid("HTTP/1.0 has no Transfer-Encoding");
         }
         // Any other would be lost: what is passed on is framed anew.
-        if codings.next().is_some() || !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") {
+        if codings.next().is_some() || !coding.trim_ascii().eq_ignore_ascii_case(b"chunked") {
             return invalid("the one Transfer-Encoding that is known is chunked");
         }
         if length.is_some() {
@@ -91,20 +86,18 @@ fn has_body(headers: &HeaderMap, version: Version) -> Outcome<bool> {
         return Ok(true);
     }
     let Some(length) = length else { return Ok(false) };
-    let digits = !length.is_empty() && length.as_bytes().iter().all(u8::is_ascii_digit);
-    match length.to_str().ok().filter(|_| digits).and_then(|text| text.parse::<u64>().ok()) {
+    let digits = !length.is_empty() && length.iter().all(u8::is_ascii_digit);
+    match headers::text(length).filter(|_| digits).and_then(|text| text.parse::<u64>().ok()) {
         Some(length) => Ok(length > 0),
         None => invalid("Content-Length is one whole number"),
     }
 }
 
 /// Whether the client wants to go on with the connection (RFC 9112, section 9.3).
-fn keeps_alive(headers: &HeaderMap, version: Version) -> bool {
+fn keeps_alive(headers: &Headers, version: Version) -> bool {
     let said = |token: &[u8]| {
-        let values = headers.get_all(header::CONNECTION).iter();
-        values
-            .flat_map(|value| value.as_bytes().split(|b| *b == b','))
-            .any(|t| t.trim_ascii().eq_ignore_ascii_case(token))
+        let mut tokens = headers.get_all("connection").flat_map(|value| value.split(|b| *b == b','));
+        tokens.any(|told| told.trim_ascii().eq_ignore_ascii_case(token))
     };
     if version == Version::HTTP_11 { !said(b"close") } else { said(b"keep-alive") && !said(b"close") }
 }
@@ -116,7 +109,7 @@ fn read_target(request: &mut Request, target: &str) -> Outcome<()> {
         problem.allow = Some("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
         return Err(Box::new(problem));
     }
-    if request.headers.get(header::HOST).is_some_and(|host| host.as_bytes().contains(&b'@')) {
+    if request.headers.get("host").is_some_and(|host| host.contains(&b'@')) {
         return invalid("a Host has no user in it");
     }
     let read = if target.starts_with('/') || target == "*" {
@@ -139,15 +132,12 @@ fn absolute(request: &mut Request, target: &str) -> Outcome<Option<PathAndQuery>
     if authority.as_str().contains('@') {
         return invalid("a target has no user in it");
     }
-    match request.headers.get(header::HOST) {
-        Some(host) if host.as_bytes() != authority.as_str().as_bytes() => {
+    match request.headers.get("host") {
+        Some(host) if host != authority.as_str().as_bytes() => {
             return invalid("Host and the target name different hosts");
         }
         Some(_) => {}
-        None => {
-            let host = HeaderValue::from_str(authority.as_str());
-            request.headers.extend(host.ok().map(|host| (header::HOST, host)));
-        }
+        None => request.headers.append("host", authority.as_str().as_bytes()),
     }
     Ok(Some(uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"))))
 }

@@ -7,6 +7,7 @@
 pub mod endpoints;
 pub mod error;
 pub mod exchange;
+pub mod headers;
 pub mod json;
 pub mod jsonpath;
 pub mod metrics;

@@ -4,8 +4,7 @@
 //! the provider whose SDK asks.
 
 use crate::config::provider::Provider;
-use http::HeaderMap;
-use http::header::HOST;
+use crate::headers::Headers;
 use std::collections::HashMap;
 
 /// Where providers' own APIs stand.
@@ -41,9 +40,9 @@ impl Mounts {
 
     /// The mount that a request is below.
     #[must_use]
-    pub fn find<'r>(&self, headers: &HeaderMap, path: &'r str) -> Option<Mounted<'r>> {
+    pub fn find<'r>(&self, headers: &Headers, path: &'r str) -> Option<Mounted<'r>> {
         if !self.hosts.is_empty()
-            && let Some(provider) = headers.get(HOST).and_then(|host| self.of_host(host.to_str().ok()?))
+            && let Some(provider) = headers.text("host").and_then(|host| self.of_host(host))
         {
             return Some(Mounted { provider, prefix: "", path });
         }
@@ -75,7 +74,6 @@ pub fn has_dots(path: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::HeaderValue;
 
     #[test]
     fn by_host_with_or_without_port_and_by_the_first_segment() {
@@ -83,7 +81,7 @@ mod tests {
         mounts.names.push(("one".into(), 0));
         mounts.hosts.extend([("two.example".to_owned(), 1), ("three.example:81".to_owned(), 2)]);
         let find = |host: &'static str, path: &'static str| {
-            let headers = [(HOST, HeaderValue::from_static(host))].into_iter().collect();
+            let headers = [("Host", host.as_bytes())].into_iter().collect();
             mounts.find(&headers, path).map(|m| (m.provider, m.prefix, m.path))
         };
         assert_eq!(find("weir", "/one/v2/x"), Some((0, "/one", "/v2/x")));

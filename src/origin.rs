@@ -5,6 +5,7 @@
 
 use crate::config::edge::{Failures as Config, Network};
 use crate::exchange::Request;
+use crate::headers;
 use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use std::net::{IpAddr, SocketAddr};
@@ -50,7 +51,7 @@ fn last_strange(chain: &[Option<IpAddr>], trusted: &[Network]) -> Option<IpAddr>
 
 /// All addresses that a header tells, from the farthest to the nearest; `None` for what is not an address.
 fn told(request: &Request, name: &str, address: impl Fn(&str) -> Option<IpAddr>) -> Option<Vec<Option<IpAddr>>> {
-    let values = request.headers.get_all(name).iter().map(|value| value.to_str().unwrap_or("?"));
+    let values = request.headers.get_all(name).map(|value| headers::text(value).unwrap_or("?"));
     let elements: Vec<_> = values.flat_map(|value| value.split(',')).map(|element| address(element.trim())).collect();
     (!elements.is_empty()).then_some(elements)
 }
@@ -105,24 +106,20 @@ impl Failures {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::{HeaderName, HeaderValue, Method};
+    use http::Method;
 
     fn address_of(peer: &str, headers: &[(&'static str, &'static str)]) -> String {
         let trusted = [
             Network { address: "10.0.0.0".parse().unwrap(), bits: 8 },
             Network { address: "::1".parse().unwrap(), bits: 128 },
         ];
-        let mut map = http::HeaderMap::new();
-        for (name, value) in headers {
-            map.append(HeaderName::from_static(name), HeaderValue::from_static(value));
-        }
         let peer = Some(peer.parse().unwrap());
         let request = Request {
             method: Method::GET,
             version: http::Version::HTTP_11,
             path: "/".into(),
             query: String::new(),
-            headers: map,
+            headers: headers.iter().map(|(name, value)| (*name, value.as_bytes())).collect(),
             peer,
         };
         address(&request, &trusted).unwrap().to_string()

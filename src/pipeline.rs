@@ -34,7 +34,7 @@ use crate::runtime::{self, Runtime};
 use crate::span::Steps;
 use crate::trace::Trace;
 use crate::watching::{self, Begun, Watched, Watching, Wish};
-use http::{HeaderValue, header};
+use http::header;
 use serde_json::{Map, Value};
 use std::sync::Arc;
 
@@ -110,7 +110,7 @@ impl Line {
             client: usize::MAX,
             providers: Vec::new(),
             mounted: mounted.is_some(),
-            directives: conditional::directives(&request.headers),
+            directives: conditional::directives(request.headers.get_all("cache-control")),
             snapshot: snapshot.clone(),
             now,
         };
@@ -466,7 +466,7 @@ fn refuse(code: Code, detail: String) -> Outcome<()> {
 
 /// Whether a client that may asks to have its request explained.
 fn wants_explanation(request: &Request) -> Outcome<bool> {
-    match request.headers.get(EXPLAIN.name).map(HeaderValue::as_bytes) {
+    match request.headers.get(EXPLAIN.name) {
         None => Ok(false),
         Some(b"1") => Ok(true),
         Some(_) => Err(Box::new(Problem::invalid("Weir-Explain is 1, or is left out"))),
@@ -477,8 +477,8 @@ fn wants_explanation(request: &Request) -> Outcome<bool> {
 fn well_formed(request: &Request) -> Outcome<()> {
     let headers = &request.headers;
     let what = match request.version {
-        http::Version::HTTP_11 if !headers.contains_key(header::HOST) => "a request has a Host",
-        _ if headers.get_all(header::HOST).iter().count() > 1 => "a request has one Host",
+        http::Version::HTTP_11 if !headers.contains("host") => "a request has a Host",
+        _ if headers.get_all("host").count() > 1 => "a request has one Host",
         _ => return Ok(()),
     };
     refuse(Code::InvalidRequest, what.to_owned())

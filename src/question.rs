@@ -7,6 +7,7 @@ use crate::cache::{Cache, Entry, Key, KeyParts};
 use crate::credential::Credential;
 use crate::error::{Code, Outcome, Problem};
 use crate::flight::Flights;
+use crate::headers::Headers;
 use crate::metrics::Metrics;
 use crate::model::Time;
 use crate::purge::{Mode, Scope, Subject};
@@ -16,7 +17,6 @@ use crate::span::Spans;
 use crate::template::Values;
 use crate::trace::Stored;
 use crate::upstream::Upstream;
-use http::HeaderMap;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
@@ -77,7 +77,7 @@ impl Asking {
     ///
     /// # Errors
     /// 403 where it may not, 401 where it brings its own credential and did not.
-    pub fn of(snapshot: &Snapshot, client: usize, provider: usize, headers: &HeaderMap) -> Outcome<Self> {
+    pub fn of(snapshot: &Snapshot, client: usize, provider: usize, headers: &Headers) -> Outcome<Self> {
         let access = permitted(snapshot, client, provider)?;
         if !access.credential.is_forwarded() {
             return Ok(Self { credential: access.credential.clone(), tap: Some(access.tap.clone()) });

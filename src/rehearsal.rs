@@ -132,7 +132,7 @@ impl Rehearsal<'_> {
 
     fn questions(&self, route: &Route, endpoint: &'static Endpoint, found: &mut Found) -> Outcome<()> {
         let (snapshot, client, headers) = (self.snapshot, self.client, &self.request.headers);
-        let directives = conditional::directives(headers);
+        let directives = conditional::directives(headers.get_all("cache-control"));
         match route {
             // What is for everyone costs nothing.
             Route::Published(_) => {}

@@ -4,7 +4,8 @@
 //! allocated, unless this request is sampled. What is recorded are words of ours, configured names and numbers; no
 //! header's value, id, path or body has a way in. Sending it away is not its business.
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use crate::headers::Headers;
+use http::{HeaderName, HeaderValue};
 use std::borrow::Cow;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -38,11 +39,12 @@ impl Context {
 
     /// What a request's headers say, if they say it well (W3C Trace Context, section 3.2).
     #[must_use]
-    pub fn of(headers: &HeaderMap) -> Option<Self> {
-        let mut all = headers.get_all(TRACEPARENT).iter();
+    pub fn of(headers: &Headers) -> Option<Self> {
+        let mut all = headers.get_all("traceparent");
         let (Some(value), None) = (all.next(), all.next()) else { return None };
-        let (trace, span, flags) = read(value.as_bytes())?;
-        Some(Self { trace, span, flags, state: headers.get(TRACESTATE).cloned() })
+        let (trace, span, flags) = read(value)?;
+        let state = headers.get("tracestate").and_then(|state| HeaderValue::from_bytes(state).ok());
+        Some(Self { trace, span, flags, state })
     }
 
     fn at(&self, span: u64) -> Self {
@@ -146,7 +148,7 @@ impl Steps {
     /// Of a request with these headers. Without a `rate` nothing is traced here, and what came is only passed on. A
     /// decision that came is heeded; else this share of requests is sampled.
     #[must_use]
-    pub fn begin(headers: &HeaderMap, rate: Option<f64>, spans: &Spans, clock: fn() -> SystemTime) -> Self {
+    pub fn begin(headers: &Headers, rate: Option<f64>, spans: &Spans, clock: fn() -> SystemTime) -> Self {
         let came = Context::of(headers);
         let Some(rate) = rate else { return Self { context: came, ..Self::default() } };
         let parent = came.as_ref().map(|came| came.span);
@@ -334,8 +336,8 @@ impl Spans {
 mod tests {
     use super::*;
 
-    fn headers(all: &[&'static str]) -> HeaderMap {
-        all.iter().map(|value| (TRACEPARENT, HeaderValue::from_static(value))).collect()
+    fn headers(all: &[&'static str]) -> Headers {
+        all.iter().map(|value| ("traceparent", value.as_bytes())).collect()
     }
 
     const GOOD: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
@@ -382,16 +384,16 @@ mod tests {
         steps.step("one");
         assert_eq!(steps.call(&spans).headers(), [(TRACEPARENT, HeaderValue::from_static(GOOD))]);
         assert!(steps.end(Side::Server, false, || panic!("it is not asked for")).is_empty());
-        assert!(Steps::begin(&HeaderMap::new(), None, &spans, then).headers().is_empty());
+        assert!(Steps::begin(&Headers::default(), None, &spans, then).headers().is_empty());
     }
 
     #[test]
     fn a_decision_that_came_is_heeded_and_else_the_share_is_kept() {
         let spans = Spans::default();
-        let sampled = |headers: &HeaderMap, rate| Steps::begin(headers, Some(rate), &spans, then).recorder.is_some();
+        let sampled = |headers: &Headers, rate| Steps::begin(headers, Some(rate), &spans, then).recorder.is_some();
         assert!(sampled(&headers(&[GOOD]), 0.0));
         assert!(!sampled(&headers(&["00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00"]), 1.0));
-        let none = HeaderMap::new();
+        let none = Headers::default();
         let count = |rate| (0..10_000).filter(|_| sampled(&none, rate)).count();
         assert_eq!((count(0.0), count(1.0)), (0, 10_000));
         assert!((800..1200).contains(&count(0.1)), "{}", count(0.1));

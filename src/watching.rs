@@ -174,7 +174,7 @@ impl Wish<'_> {
             shape: self.shape,
             question,
             topic,
-            told: self.request.headers.get("last-event-id").map(crate::conditional::copied),
+            told: self.request.headers.get("last-event-id").and_then(|id| HeaderValue::from_bytes(id).ok()),
             ready: None,
             next: now,
             beat: now + HEARTBEAT,

@@ -164,10 +164,9 @@ fn question(asked: &Asked) -> Option<Question> {
         enabled: asked.enabled,
     };
     let snapshot = &SNAPSHOTS[asked.place];
-    let brought = http::HeaderValue::from_static(BROUGHT[asked.brought]);
-    let headers = [("x-weir-key", http::HeaderValue::from_static("weir")), ("x-api-key", brought.clone())];
-    let headers = headers.map(|(name, value)| (http::HeaderName::from_static(name), value)).into_iter();
-    let headers: http::HeaderMap = headers.chain([(http::header::AUTHORIZATION, brought)]).collect();
+    let brought = BROUGHT[asked.brought].as_bytes();
+    let headers = [("x-weir-key", &b"weir"[..]), ("x-api-key", brought), ("authorization", brought)];
+    let headers = headers.into_iter().collect();
     let asking = Asking::of(snapshot, asked.client, asked.provider, &headers).expect("permitted");
     let made = Question::new(snapshot, (asked.client, asked.provider), asking, asked.list, &values);
     let dots = |text: &str| matches!(text, "." | "..");

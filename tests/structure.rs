@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 
 /// Rooms by floor, from the ground up. A file imports only from floors below its own room's.
 const FLOORS: &[&[&str]] = &[
-    &["endpoints", "exchange", "json", "jsonpath", "metrics", "model", "pattern", "span"],
+    &["endpoints", "headers", "json", "jsonpath", "metrics", "model", "pattern"],
+    &["exchange", "span"],
     &["error"],
     &["config"],
     &[

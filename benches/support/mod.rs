@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
+use http::{Method, Version};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::fs;
@@ -16,6 +16,7 @@ use weir::call::{Misses, entry_of};
 use weir::config::load::Source;
 use weir::exchange::{Answer, Request};
 use weir::freshness::UpstreamLimit;
+use weir::headers::Headers;
 use weir::metrics::Metrics;
 use weir::pipeline::{Handled, Line};
 use weir::question::{Asking, Question, Shared};
@@ -96,7 +97,7 @@ impl House {
     pub fn question(&self, list: bool) -> Question {
         let snapshot = self.line.runtime.snapshot();
         let provider = snapshot.providers.iter().position(|provider| &*provider.name == "vectara").unwrap();
-        let asking = Asking::of(&snapshot, 0, provider, &HeaderMap::new()).unwrap();
+        let asking = Asking::of(&snapshot, 0, provider, &Headers::default()).unwrap();
         let values = match list {
             false => Values { agent: Some(AGENT), session: Some(SESSION), ..Values::default() },
             true => Values { agent: Some(AGENT), limit: Some(100), ..Values::default() },
@@ -128,14 +129,12 @@ impl House {
 /// A request as a client sends it.
 pub fn request(path: &str, query: &str, more: &[(&'static str, &str)]) -> Request {
     let usual = [("host", "127.0.0.1:8080"), ("x-api-key", KEY), ("user-agent", "bench/1"), ("accept", "*/*")];
-    let pair =
-        |(name, value): &(&'static str, &str)| (HeaderName::from_static(name), HeaderValue::from_str(value).unwrap());
     Request {
         method: Method::GET,
         version: Version::HTTP_11,
         path: path.into(),
         query: query.into(),
-        headers: usual.iter().chain(more).map(pair).collect(),
+        headers: usual.iter().chain(more).map(|(name, value)| (*name, value.as_bytes())).collect(),
         peer: Some([127, 0, 0, 1].into()),
     }
 }

@@ -106,9 +106,8 @@ impl Arguments {
         if !uri.path().starts_with('/') {
             return Err(format!("{:?} is not a path: it begins with /", self.path));
         }
-        let mut headers = HeaderMap::new();
         let host = uri.authority().map_or("localhost", http::uri::Authority::as_str);
-        headers.extend(HeaderValue::from_str(host).ok().map(|host| (header::HOST, host)));
+        let mut headers = HeaderMap::from_iter(HeaderValue::from_str(host).ok().map(|host| (header::HOST, host)));
         for text in &self.headers {
             let pair = text.split_once(':').and_then(|(name, value)| {
                 Some((HeaderName::from_bytes(name.trim().as_bytes()).ok()?, HeaderValue::from_str(value.trim()).ok()?))
@@ -121,7 +120,7 @@ impl Arguments {
             version: http::Version::HTTP_11,
             path: uri.path().to_owned(),
             query: uri.query().unwrap_or_default().to_owned(),
-            headers,
+            headers: (&headers).into(),
             peer: None,
         })
     }
