@@ -35,6 +35,65 @@ impl Request {
     }
 }
 
+/// A body whose bytes may stand apart, so that what is stored need not be copied.
+#[derive(Clone)]
+pub enum Body {
+    /// In one piece.
+    Whole(Bytes),
+    /// What is stored, with something of this answer's own before and behind it.
+    Parts(Box<[Bytes; 3]>),
+}
+
+impl Body {
+    /// One of these parts.
+    #[must_use]
+    pub fn of(parts: [Bytes; 3]) -> Self {
+        Self::Parts(Box::new(parts))
+    }
+
+    /// Its parts, in order.
+    #[must_use]
+    pub fn parts(&self) -> &[Bytes] {
+        match self {
+            Body::Whole(whole) => std::slice::from_ref(whole),
+            Body::Parts(parts) => &**parts,
+        }
+    }
+
+    /// Its bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.parts().iter().map(Bytes::len).sum()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.parts().iter().all(Bytes::is_empty)
+    }
+
+    /// In one piece; copied, where it is not.
+    #[must_use]
+    pub fn whole(&self) -> Bytes {
+        match self {
+            Body::Whole(whole) => whole.clone(),
+            Body::Parts(parts) => parts.concat().into(),
+        }
+    }
+}
+
+impl Default for Body {
+    fn default() -> Self {
+        Body::Whole(Bytes::new())
+    }
+}
+
+impl From<Bytes> for Body {
+    fn from(whole: Bytes) -> Self {
+        Body::Whole(whole)
+    }
+}
+
 /// What the client gets.
 #[derive(Clone)]
 pub struct Answer {
@@ -43,7 +102,7 @@ pub struct Answer {
     /// Headers in the order in which they are sent, `Content-Length` among them.
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// The body; empty for 304. For `HEAD` it is set but not sent.
-    pub body: Bytes,
+    pub body: Body,
 }
 
 impl fmt::Debug for Answer {

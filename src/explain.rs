@@ -378,7 +378,7 @@ pub fn around(answer: &Answer, explain: &Told) -> Vec<u8> {
     out.extend_from_slice(format!(",\"status\":{},\"headers\":", answer.status).as_bytes());
     write_json(&mut out, &headers);
     out.extend_from_slice(b",\"body\":");
-    match answer.body.as_ref() {
+    match answer.body.whole().as_ref() {
         [] => out.extend_from_slice(b"null"),
         body if serde_json::from_slice::<&RawValue>(body).is_ok() => out.extend_from_slice(body),
         body => write_json(&mut out, &String::from_utf8_lossy(body)),

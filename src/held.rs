@@ -58,8 +58,14 @@ impl Counted {
     /// The body as bytes, counted; `None` where it is too much.
     #[must_use]
     pub fn bytes(body: Vec<u8>, budget: &Arc<Budget>) -> Option<bytes::Bytes> {
+        Self::along(body, 0, budget)
+    }
+
+    /// The same, with so many bytes counted that are held along with it.
+    #[must_use]
+    pub fn along(body: Vec<u8>, others: usize, budget: &Arc<Budget>) -> Option<bytes::Bytes> {
         let mut held = budget.hold();
-        held.more(body.len()).then(|| bytes::Bytes::from_owner(Self { body, _held: held }))
+        held.more(body.len() + others).then(|| bytes::Bytes::from_owner(Self { body, _held: held }))
     }
 }
 

@@ -9,7 +9,9 @@ use crate::cache::Kind;
 use crate::conditional::Directives;
 use crate::cursor::{Position, Reached};
 use crate::error::{Code, Outcome, Problem};
+use crate::exchange::Body;
 use crate::fetch::{self, Looked, Served};
+use crate::fields::Fields;
 use crate::held::Counted;
 use crate::model::{Form, Show, Time, View, write_json};
 use crate::parameters::Page;
@@ -24,6 +26,7 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use http::HeaderValue;
 use serde_json::{Value, json};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -63,6 +66,12 @@ pub struct Reader {
     total: Option<u64>,
     status: Option<CacheStatus>,
     failed: Option<Box<Problem>>,
+}
+
+/// Sessions of a page that follow each other.
+struct Run {
+    view: Arc<View>,
+    items: Range<usize>,
 }
 
 /// What a reader has to give next.
@@ -152,50 +161,49 @@ impl List<'_> {
     ///
     /// # Errors
     /// The failure of a source where none answers, or where none may fail; the token stays usable.
-    pub async fn read(&self, mut readers: Vec<Reader>, trace: &mut Trace) -> Outcome<(Bytes, HeaderValue)> {
+    pub async fn read(&self, mut readers: Vec<Reader>, trace: &mut Trace) -> Outcome<(Body, HeaderValue)> {
         let timeouts = self.sources.iter().map(|(source, _)| self.snapshot.providers[source.provider].target.timeout);
         let latest = Instant::now() + timeouts.max().unwrap_or(Duration::ZERO);
         let chosen = self.merge(&mut readers, latest, trace).await?;
         trace.cache = together(&readers);
         self.judge(&readers)?;
-        // Made for this request alone, so many slow readers would hold as many.
-        let (body, etag) = self.body(&chosen, &readers)?;
-        let body = Counted::bytes(body, &self.shared.upstream.budget).ok_or_else(|| {
+        let sessions = self.sessions(&chosen)?;
+        let after = self.after(&readers);
+        let etag = tag(&chosen, &after);
+        // Held for this request alone, so many slow readers would hold as many.
+        let after = Counted::along(after, sessions.len(), &self.shared.upstream.budget).ok_or_else(|| {
             let detail = "as many bytes of answers are under way as may be (overload.max_buffered)";
             Box::new(Problem::new(Code::Overloaded, detail).retry_after_ms(1000))
         })?;
-        Ok((body, etag))
+        Ok((Body::of([Bytes::from_static(b"{\"sessions\":["), sessions, after]), etag))
     }
 
     /// Chooses sessions, newest first, and moves the readers on. What is not known is read, from all sources that it is
     /// not known of at the same time.
-    async fn merge(
-        &self,
-        readers: &mut [Reader],
-        latest: Instant,
-        trace: &mut Trace,
-    ) -> Outcome<Vec<(Arc<View>, usize)>> {
-        let limit = self.page.limit as usize;
-        let (mut chosen, mut heads) = (Vec::with_capacity(limit), Vec::with_capacity(readers.len()));
-        loop {
-            heads.clear();
-            heads.extend(readers.iter_mut().map(|reader| reader.head(&self.page.filter)));
-            if chosen.len() == limit {
-                return Ok(chosen);
-            }
+    async fn merge(&self, readers: &mut [Reader], latest: Instant, trace: &mut Trace) -> Outcome<Vec<Run>> {
+        let filter = &self.page.filter;
+        let (mut chosen, mut left) = (Vec::new(), self.page.limit);
+        let mut heads: Vec<Head> = readers.iter_mut().map(|reader| reader.head(filter)).collect();
+        while left > 0 {
             if heads.contains(&Head::Unread) {
                 self.read_pages(readers, &heads, latest, trace).await?;
+                heads = readers.iter_mut().map(|reader| reader.head(filter)).collect();
                 continue;
             }
             // What a source has next cannot be known for now: the order of what all have next cannot either.
             if heads.contains(&Head::Spent) {
-                return Ok(chosen);
+                break;
             }
-            let Some((number, item)) = newest(&heads) else { return Ok(chosen) };
+            let Some((number, item)) = newest(&heads) else { break };
             let reader = &mut readers[number];
-            chosen.extend(reader.page.as_ref().map(|(view, _)| (view.clone(), item)));
+            if let Some((view, _)) = &reader.page {
+                choose(&mut chosen, view, item);
+                left -= 1;
+            }
             reader.pass(item);
+            heads[number] = reader.head(filter);
         }
+        Ok(chosen)
     }
 
     async fn read_pages(
@@ -273,29 +281,29 @@ impl List<'_> {
         }
     }
 
-    /// The body and its tag. The tag is of the pages' own tags, which of their sessions were chosen, and all else that
-    /// stands in the body: the sessions, which are most of it, need not be digested again.
-    fn body(&self, chosen: &[(Arc<View>, usize)], readers: &[Reader]) -> Outcome<(Vec<u8>, HeaderValue)> {
-        let bytes: usize = chosen.iter().map(|part| session(part).len() + 1).sum();
-        let mut out = Vec::with_capacity(bytes + 512);
-        let mut made_of = Vec::with_capacity(8 * chosen.len() + 1024);
-        out.extend_from_slice(b"{\"sessions\":[");
-        for (position, part) in chosen.iter().enumerate() {
-            if position > 0 {
+    /// The sessions' JSON, with commas between. Those that follow each other in one page are the very bytes that are
+    /// stored.
+    fn sessions(&self, chosen: &[Run]) -> Outcome<Bytes> {
+        let fields = &self.page.shape.fields;
+        if let ([run], None) = (chosen, fields) {
+            return Ok(run.view.body.slice(run.place()));
+        }
+        let mut out = Vec::with_capacity(chosen.iter().map(|run| run.place().len() + 1).sum());
+        for run in chosen {
+            if !out.is_empty() {
                 out.push(b',');
             }
-            if position == 0 || !Arc::ptr_eq(&part.0, &chosen[position - 1].0) {
-                // No session has this number.
-                made_of.extend_from_slice(&usize::MAX.to_le_bytes());
-                made_of.extend_from_slice(part.0.etag.as_bytes());
-            }
-            made_of.extend_from_slice(&part.1.to_le_bytes());
-            match &self.page.shape.fields {
-                None => out.extend_from_slice(session(part)),
-                Some(fields) => fields.cut(session(part), &mut out)?,
+            match fields {
+                None => out.extend_from_slice(&run.view.body[run.place()]),
+                Some(fields) => run.cut(fields, &mut out)?,
             }
         }
-        let around = out.len();
+        Ok(out.into())
+    }
+
+    /// What stands behind the sessions.
+    fn after(&self, readers: &[Reader]) -> Vec<u8> {
+        let mut out = Vec::with_capacity(512);
         out.extend_from_slice(b"],\"next_page_token\":");
         write_json(&mut out, &self.next_token(readers));
         out.extend_from_slice(b",\"total_count\":");
@@ -307,8 +315,7 @@ impl List<'_> {
         let now = runtime::now();
         write_json(&mut out, &readers.iter().map(|reader| self.row(reader, now)).collect::<Vec<_>>());
         out.push(b'}');
-        made_of.extend_from_slice(&out[around..]);
-        Ok((out, etag(&made_of)))
+        out
     }
 
     fn next_token(&self, readers: &[Reader]) -> Option<String> {
@@ -385,10 +392,47 @@ impl Reader {
     }
 }
 
-/// A chosen session's JSON.
-fn session((view, item): &(Arc<View>, usize)) -> &[u8] {
-    let item = &view.items[*item];
-    &view.body[item.start..item.end]
+impl Run {
+    /// Where its sessions stand in the page's JSON.
+    fn place(&self) -> Range<usize> {
+        let items = &self.view.items[self.items.clone()];
+        match (items.first(), items.last()) {
+            (Some(first), Some(last)) => first.start..last.end,
+            _ => 0..0,
+        }
+    }
+
+    /// Appends what these fields have of each session.
+    fn cut(&self, fields: &Fields, out: &mut Vec<u8>) -> Outcome<()> {
+        for (number, item) in self.view.items[self.items.clone()].iter().enumerate() {
+            if number > 0 {
+                out.push(b',');
+            }
+            fields.cut(&self.view.body[item.start..item.end], out)?;
+        }
+        Ok(())
+    }
+}
+
+/// Adds a session to those that are chosen.
+fn choose(chosen: &mut Vec<Run>, view: &Arc<View>, item: usize) {
+    match chosen.last_mut() {
+        Some(run) if run.items.end == item && Arc::ptr_eq(&run.view, view) => run.items.end += 1,
+        _ => chosen.push(Run { view: view.clone(), items: item..item + 1 }),
+    }
+}
+
+/// A list's tag, made of the pages' own tags, which of their sessions were chosen, and all else that stands in the
+/// body: the sessions, which are most of it, need not be digested again.
+fn tag(chosen: &[Run], after: &[u8]) -> HeaderValue {
+    let mut made_of = Vec::with_capacity(48 * chosen.len() + after.len());
+    for Run { view, items } in chosen {
+        // Pages' tags are all of one length.
+        made_of.extend_from_slice(view.etag.as_bytes());
+        made_of.extend([items.start, items.end].iter().flat_map(|place| place.to_le_bytes()));
+    }
+    made_of.extend_from_slice(after);
+    etag(&made_of)
 }
 
 /// Whose head is the newest: one that does not say when it was made comes first, so that it blocks nothing; of

@@ -308,7 +308,7 @@ impl Session {
 
 /// One rendering of an answer.
 pub struct View {
-    /// The sessions' JSON, one after the other.
+    /// The sessions' JSON, one after the other, with commas between: any that follow each other are an array's inside.
     pub body: Bytes,
     /// Where each session stands in `body`.
     pub items: Vec<Item>,

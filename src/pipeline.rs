@@ -34,6 +34,7 @@ use crate::runtime::{self, Runtime};
 use crate::span::Steps;
 use crate::trace::Trace;
 use crate::watching::{self, Begun, Watched, Watching, Wish};
+use bytes::Bytes;
 use http::header;
 use serde_json::{Map, Value};
 use std::sync::Arc;
@@ -315,7 +316,7 @@ impl Line {
         let mut body = Vec::with_capacity(view.body.len());
         fields.cut(&view.body, &mut body)?;
         let tag = crate::reading::etag(&body);
-        Ok(Content::json(body.into(), Some(tag)))
+        Ok(Content::json(Bytes::from(body), Some(tag)))
     }
 
     async fn watch(

@@ -5,7 +5,7 @@
 
 use crate::config::weir::LogLevel;
 use crate::error::{Code, Problem};
-use crate::exchange::Answer;
+use crate::exchange::{Answer, Body};
 use crate::forward::{Answered, Forward};
 use crate::observe::{self, AccessLogger, Counters};
 use crate::pace::{Late, Pace};
@@ -356,9 +356,13 @@ fn nowhere<T>() -> pingora::Result<T> {
 /// # Errors
 /// The client is gone, or takes nothing for too long.
 pub async fn write(session: &mut ServerSession, method: &Method, mut answer: Answer) -> pingora::Result<()> {
-    let body = if *method == Method::HEAD { Bytes::new() } else { std::mem::take(&mut answer.body) };
+    let body = if *method == Method::HEAD { Body::default() } else { std::mem::take(&mut answer.body) };
     write_head(session, answer).await?;
-    session.write_response_body(body, true).await
+    let parts = body.parts();
+    for (number, part) in parts.iter().enumerate() {
+        session.write_response_body(part.clone(), number + 1 == parts.len()).await?;
+    }
+    Ok(())
 }
 
 /// Writes how an answer begins.

@@ -222,6 +222,9 @@ impl Reading<'_> {
         for (session, native) in self.sessions.iter().zip(&self.natives) {
             let cut = (!show.secrets && mapping.has_secrets()).then(|| mapping.without_secrets(native));
             let cut = cut.as_ref().unwrap_or(native);
+            if !items.is_empty() {
+                body.push(b',');
+            }
             let start = body.len();
             let metadata = mapping.object(Field::Metadata, cut);
             session.write(&mut body, show, mapping.secret_fields(), metadata, Some(cut));

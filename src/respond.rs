@@ -7,7 +7,7 @@ use crate::conditional;
 use crate::config::provider::Patterns;
 use crate::dialect::Dialect;
 use crate::error::{Code, Problem};
-use crate::exchange::{Answer, Request};
+use crate::exchange::{Answer, Body, Request};
 use crate::hops;
 use crate::model::Time;
 use crate::ratelimit::{Bucket, Refusal};
@@ -28,7 +28,7 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// A body to answer with.
 pub struct Content {
     /// The body.
-    pub body: Bytes,
+    pub body: Body,
     /// Its strong entity tag.
     pub etag: Option<HeaderValue>,
     /// What it is, and for whom.
@@ -47,8 +47,8 @@ pub enum Media {
 impl Content {
     /// JSON for one client.
     #[must_use]
-    pub fn json(body: Bytes, etag: Option<HeaderValue>) -> Self {
-        Self { body, etag, media: Media::Json }
+    pub fn json(body: impl Into<Body>, etag: Option<HeaderValue>) -> Self {
+        Self { body: body.into(), etag, media: Media::Json }
     }
 }
 
@@ -77,7 +77,7 @@ pub fn content(request: &Request, content: Content, buckets: &[&Bucket], trace: 
         Media::Published(media) => published(&mut headers, media, trace),
     }
     (trace.status, trace.bytes) = if unchanged { (304, 0) } else { (200, content.body.len()) };
-    Answer { status: trace.status, headers, body: if unchanged { Bytes::new() } else { content.body } }
+    Answer { status: trace.status, headers, body: if unchanged { Body::default() } else { content.body } }
 }
 
 /// An answer with its explanation around it. What cannot carry a body comes as 200; the answer's own status is in it.
@@ -99,7 +99,7 @@ pub fn explained(mut answer: Answer, body: Bytes, trace: &mut Trace) -> Answer {
         answer.status = 200;
     }
     (trace.status, trace.bytes) = (answer.status, body.len());
-    Answer { body, ..answer }
+    Answer { body: body.into(), ..answer }
 }
 
 /// A problem, as `application/problem+json` (RFC 9457).
@@ -126,7 +126,7 @@ pub fn problem(problem: &Problem, buckets: &[&Bucket], trace: &mut Trace, now: T
     let violated = &problem.violated_policies;
     common(&mut headers, buckets, trace, violated.first().filter(|_| violated.len() == 1).zip(problem.retry_after));
     (trace.status, trace.bytes, trace.error) = (problem.code.status(), body.len(), Some(problem.code.as_str()));
-    Answer { status: trace.status, headers, body }
+    Answer { status: trace.status, headers, body: body.into() }
 }
 
 /// A problem for who speaks the provider's own language: the provider's own answer where it gave one, else
@@ -156,14 +156,14 @@ pub fn native(
             let kept = theirs.iter().filter(|(name, _)| !ours(name));
             let kept: Vec<_> = kept.map(|(name, value)| (name.clone(), value.clone())).collect();
             answer.headers.extend(kept);
-            (answer.status, answer.body) = (reply.status, reply.body.clone());
+            (answer.status, answer.body) = (reply.status, reply.body.clone().into());
         }
         (None, Some(dialect)) => {
             let (body, headers) = dialect.render(problem, &trace.request_id);
             answer.headers.retain(|(name, _)| !matches!(*name, header::CONTENT_TYPE | header::CONTENT_LENGTH));
             answer.headers.push((header::CONTENT_TYPE, HeaderValue::from_static("application/json")));
             answer.headers.extend(headers);
-            answer.body = body.into();
+            answer.body = Bytes::from(body).into();
         }
         (None, None) => return answer,
     }
@@ -182,7 +182,7 @@ pub fn events(buckets: &[&Bucket], trace: &mut Trace) -> Answer {
     ];
     common(&mut headers, buckets, trace, None);
     trace.status = 200;
-    Answer { status: 200, headers, body: Bytes::new() }
+    Answer { status: 200, headers, body: Body::default() }
 }
 
 /// 204: a browser that is answered so does not ask for events again (WHATWG HTML, section 9.2.3).
@@ -191,7 +191,7 @@ pub fn nothing(buckets: &[&Bucket], trace: &mut Trace) -> Answer {
     let mut headers: Headers = vec![(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))];
     common(&mut headers, buckets, trace, None);
     trace.status = 204;
-    Answer { status: 204, headers, body: Bytes::new() }
+    Answer { status: 204, headers, body: Body::default() }
 }
 
 /// The answer to a browser that asks whether it may ask.
@@ -199,7 +199,7 @@ pub fn nothing(buckets: &[&Bucket], trace: &mut Trace) -> Answer {
 pub fn preflight(mut headers: Vec<(HeaderName, HeaderValue)>, trace: &mut Trace) -> Answer {
     headers.push((REQUEST_ID, text(trace.request_id.clone())));
     trace.status = 204;
-    Answer { status: 204, headers, body: Bytes::new() }
+    Answer { status: 204, headers, body: Body::default() }
 }
 
 /// What an answer that is passed on carries of Weir's own.
@@ -315,7 +315,7 @@ pub fn publish(snapshot: &Snapshot, what: Published) -> Content {
         Published::File(name) => viewer::file(name),
     };
     let media = Media::Published(document.media);
-    Content { body: document.body.clone(), etag: Some(document.etag.clone()), media }
+    Content { body: document.body.clone().into(), etag: Some(document.etag.clone()), media }
 }
 
 /// `GET /v1/providers`: what this client may use, and how it is.

@@ -195,9 +195,9 @@ impl Wire {
     /// The client is gone, or takes nothing for too long.
     pub async fn answer(&mut self, request: &Request, answer: Answer, goes_on: bool, now: Time) -> io::Result<()> {
         self.write_head(request.version, &answer, goes_on, now);
-        let body = if request.method == Method::HEAD { &[] } else { &*answer.body };
-        if body.len() <= COPIED {
-            self.out.extend_from_slice(body);
+        let body = if request.method == Method::HEAD { &[] } else { answer.body.parts() };
+        if answer.body.len() <= COPIED {
+            body.iter().for_each(|part| self.out.extend_from_slice(part));
             self.write(&[]).await
         } else {
             self.write(body).await
@@ -265,19 +265,27 @@ impl Wire {
         out.extend_from_slice(b"\r\n");
     }
 
-    /// Writes what is in `out`, and a body behind it.
-    async fn write(&mut self, body: &[u8]) -> io::Result<()> {
+    /// Writes what is in `out`, and a body of at most three parts behind it.
+    async fn write(&mut self, body: &[Bytes]) -> io::Result<()> {
         let mut written = 0;
-        let whole = self.out.len() + body.len();
+        let whole = self.out.len() + body.iter().map(Bytes::len).sum::<usize>();
         while written < whole {
             let mut waited = false;
             written += poll_fn(|cx| {
-                let head = self.out.get(written..).unwrap_or_default();
-                let body = &body[written.saturating_sub(self.out.len())..];
-                let stream = Pin::new(&mut self.stream);
+                let (stream, mut past) = (Pin::new(&mut self.stream), written);
                 let wrote = match body {
-                    [] => stream.poll_write(cx, head),
-                    _ => stream.poll_write_vectored(cx, &[IoSlice::new(head), IoSlice::new(body)]),
+                    [] => stream.poll_write(cx, &self.out[past..]),
+                    _ => {
+                        // Of each part, what is left of it.
+                        let mut left = [IoSlice::new(&[]); 4];
+                        for (part, left) in
+                            std::iter::once(&*self.out).chain(body.iter().map(|part| &**part)).zip(&mut left)
+                        {
+                            *left = IoSlice::new(part.get(past..).unwrap_or_default());
+                            past = past.saturating_sub(part.len());
+                        }
+                        stream.poll_write_vectored(cx, &left)
+                    }
                 };
                 if wrote.is_pending() {
                     if !std::mem::replace(&mut waited, true) {
