@@ -272,20 +272,10 @@ impl Wire {
         while written < whole {
             let mut waited = false;
             written += poll_fn(|cx| {
-                let (stream, mut past) = (Pin::new(&mut self.stream), written);
+                let stream = Pin::new(&mut self.stream);
                 let wrote = match body {
-                    [] => stream.poll_write(cx, &self.out[past..]),
-                    _ => {
-                        // Of each part, what is left of it.
-                        let mut left = [IoSlice::new(&[]); 4];
-                        for (part, left) in
-                            std::iter::once(&*self.out).chain(body.iter().map(|part| &**part)).zip(&mut left)
-                        {
-                            *left = IoSlice::new(part.get(past..).unwrap_or_default());
-                            past = past.saturating_sub(part.len());
-                        }
-                        stream.poll_write_vectored(cx, &left)
-                    }
+                    [] => stream.poll_write(cx, &self.out[written..]),
+                    _ => stream.poll_write_vectored(cx, &left(&self.out, body, written)),
                 };
                 if wrote.is_pending() {
                     if !std::mem::replace(&mut waited, true) {
@@ -330,6 +320,17 @@ fn line(out: &mut Vec<u8>, name: &str, value: &[u8]) {
     out.extend_from_slice(b": ");
     out.extend_from_slice(value);
     out.extend_from_slice(b"\r\n");
+}
+
+/// What is left of a head and of each part of a body once so much was written.
+fn left<'b>(head: &'b [u8], body: &'b [Bytes], mut written: usize) -> [IoSlice<'b>; 4] {
+    let mut left = [IoSlice::new(&[]); 4];
+    let parts = std::iter::once(head).chain(body.iter().map(|part| &**part));
+    for (part, left) in parts.zip(&mut left) {
+        *left = IoSlice::new(part.get(written..).unwrap_or_default());
+        written = written.saturating_sub(part.len());
+    }
+    left
 }
 
 /// Whether an empty line is in this.
@@ -424,5 +425,19 @@ impl Stop {
             self.listening = Some(listening);
         }
         is_told(&self.told)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wherever_writing_stopped_it_goes_on_there() {
+        let (head, body) = (b"head".as_slice(), [Bytes::from_static(b"be"), Bytes::new(), Bytes::from_static(b"hind")]);
+        for written in 0..=10 {
+            let rest: Vec<u8> = left(head, &body, written).iter().flat_map(|part| part.to_vec()).collect();
+            assert_eq!(rest, b"headbehind"[written..]);
+        }
     }
 }

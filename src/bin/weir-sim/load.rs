@@ -6,7 +6,7 @@
 use crate::world::{TRY, mix};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
-use hyper::client::conn::http1;
+use hyper::client::conn::http1::{self, SendRequest};
 use hyper::{Request, Uri};
 use hyper_util::rt::TokioIo;
 use std::collections::BTreeMap;
@@ -17,13 +17,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
-use tokio::time::MissedTickBehavior;
 
 /// No request takes longer.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How often it says what it got.
 const SAY: Duration = Duration::from_secs(10);
-/// Requests under way at the same time; beyond them it waits, and asks less than it was told to.
+/// Requests under way at the same time; beyond them it waits.
 const MOST: usize = 64;
 
 #[derive(clap::Args, Debug, Clone)]
@@ -45,13 +44,15 @@ pub(crate) struct Arguments {
 /// Answers by status, or by what went wrong.
 type Counts = Arc<Mutex<BTreeMap<String, u64>>>;
 
+/// Connections on which nothing is asked just now.
+type Idle = Arc<Mutex<Vec<SendRequest<Empty<Bytes>>>>>;
+
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     let authority = arguments.target.authority().ok_or("--target needs to be http://HOST:PORT")?.to_string();
     let address = if authority.contains(':') { authority.clone() } else { format!("{authority}:80") };
-    let (counts, places) = (Counts::default(), Arc::new(Semaphore::new(MOST)));
+    let (counts, idle, places) = (Counts::default(), Idle::default(), Arc::new(Semaphore::new(MOST)));
     let (begun, mut said) = (Instant::now(), Instant::now());
     let mut ticks = tokio::time::interval(Duration::from_secs(1) / arguments.rate.get());
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for number in 0.. {
         ticks.tick().await;
         if arguments.seconds > 0 && begun.elapsed() >= Duration::from_secs(arguments.seconds) {
@@ -61,9 +62,10 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
         let (path, no_cache) = what(number);
         let request = Request::get(path).header("host", &authority).header("x-api-key", &arguments.key);
         let request = if no_cache { request.header("cache-control", "no-cache") } else { request };
-        let (request, address, counted) = (request.body(Empty::<Bytes>::new())?, address.clone(), counts.clone());
+        let request = request.body(Empty::<Bytes>::new())?;
+        let (address, idle, counted) = (address.clone(), idle.clone(), counts.clone());
         tokio::spawn(async move {
-            let got = match tokio::time::timeout(PATIENCE, ask(&address, request)).await {
+            let got = match tokio::time::timeout(PATIENCE, ask(&address, &idle, request)).await {
                 Ok(Ok(status)) => status.to_string(),
                 Ok(Err(_)) => "broken".into(),
                 Err(_) => "timeout".into(),
@@ -82,13 +84,22 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-async fn ask(address: &str, request: Request<Empty<Bytes>>) -> Result<u16, Box<dyn Error + Send + Sync>> {
-    let stream = TcpStream::connect(address).await?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    tokio::spawn(connection);
+async fn ask(address: &str, idle: &Idle, request: Request<Empty<Bytes>>) -> Result<u16, Box<dyn Error + Send + Sync>> {
+    let kept = idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    let mut sender = match kept.filter(|sender| !sender.is_closed()) {
+        Some(kept) => kept,
+        None => {
+            let stream = TcpStream::connect(address).await?;
+            let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+            tokio::spawn(connection);
+            sender
+        }
+    };
+    sender.ready().await?;
     let answer = sender.send_request(request).await?;
     let status = answer.status().as_u16();
     answer.into_body().collect().await?;
+    idle.lock().unwrap_or_else(PoisonError::into_inner).push(sender);
     Ok(status)
 }
 
