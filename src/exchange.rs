@@ -4,6 +4,7 @@
 //! decide or do IO.
 
 use crate::headers::Headers;
+use crate::lines::Lines;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use std::fmt;
@@ -100,7 +101,7 @@ pub struct Answer {
     /// HTTP status.
     pub status: u16,
     /// Headers in the order in which they are sent, `Content-Length` among them.
-    pub headers: Vec<(HeaderName, HeaderValue)>,
+    pub headers: Lines,
     /// The body; empty for 304. For `HEAD` it is set but not sent.
     pub body: Body,
 }

@@ -351,7 +351,7 @@ pub fn limits<'s>(snapshot: &'s Snapshot, charged: impl Iterator<Item = Charged<
             "cost": match policy.charge { Charge::All => all, Charge::Misses => misses },
         }));
         if left {
-            let now = bucket.limiter.left(&bucket.key);
+            let now = bucket.left();
             told.insert("left".into(), now.remaining.into());
             told.insert("next_in_ms".into(), millis(now.next_in).into());
         }
@@ -364,12 +364,12 @@ pub fn limits<'s>(snapshot: &'s Snapshot, charged: impl Iterator<Item = Charged<
 #[must_use]
 pub fn around(answer: &Answer, explain: &Told) -> Vec<u8> {
     let mut headers = Told::new();
-    for (name, value) in &answer.headers {
-        let text = String::from_utf8_lossy(value.as_bytes());
-        match headers.get_mut(name.as_str()) {
+    for (name, value) in answer.headers.iter() {
+        let text = String::from_utf8_lossy(value);
+        match headers.get_mut(name) {
             Some(Value::String(before)) => *before += &format!(", {text}"),
             _ => {
-                headers.insert(name.as_str().to_owned(), text.into());
+                headers.insert(name.to_owned(), text.into());
             }
         }
     }

@@ -10,6 +10,7 @@ pub mod exchange;
 pub mod headers;
 pub mod json;
 pub mod jsonpath;
+pub mod lines;
 pub mod metrics;
 pub mod model;
 pub mod pattern;

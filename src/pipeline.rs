@@ -35,7 +35,7 @@ use crate::span::Steps;
 use crate::trace::Trace;
 use crate::watching::{self, Begun, Watched, Watching, Wish};
 use bytes::Bytes;
-use http::header;
+use http::HeaderValue;
 use serde_json::{Map, Value};
 use std::sync::Arc;
 
@@ -148,8 +148,10 @@ impl Line {
                 let provider = &snapshot.providers[mounted.provider];
                 let dialect = provider.dialect.as_ref();
                 let mut answer = respond::native(&problem, dialect, &buckets, &mut trace, now);
-                for (_, value) in answer.headers.iter_mut().filter(|(name, _)| *name == header::LOCATION) {
-                    *value = forward::here(provider, mounted.prefix, value).unwrap_or_else(|| value.clone());
+                let location = answer.headers.get("location").and_then(|value| HeaderValue::from_bytes(value).ok());
+                if let Some(here) = location.and_then(|value| forward::here(provider, mounted.prefix, &value)) {
+                    answer.headers.retain(|name| name != "location");
+                    answer.headers.push("location", here);
                 }
                 answer
             }

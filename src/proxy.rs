@@ -370,9 +370,9 @@ pub async fn write(session: &mut ServerSession, method: &Method, mut answer: Ans
 /// # Errors
 /// The client is gone, or takes nothing for too long.
 pub async fn write_head(session: &mut ServerSession, answer: Answer) -> pingora::Result<()> {
-    let mut header = ResponseHeader::build(answer.status, Some(answer.headers.len() + 2))?;
-    for (name, value) in answer.headers {
-        header.append_header(name, value)?;
+    let mut header = ResponseHeader::build(answer.status, None)?;
+    for (name, value) in answer.headers.iter() {
+        header.append_header(name.to_owned(), value)?;
     }
     session.write_response_header(Box::new(header)).await
 }

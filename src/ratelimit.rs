@@ -1,25 +1,26 @@
-//! Limits towards clients: governor's keyed buckets, several to a request, taken all or none.
+//! Limits towards clients: governor's buckets, several to a request, taken all or none.
 //!
 //! A room of its own because fairness is arithmetic: exact on one node, at most burst + rate × window.
-//! governor has neither a peek nor a refund, so its store is wrapped: asked to peek, it computes the
-//! decision and keeps its state. Seam for a shared tier: a store that keeps state elsewhere goes here.
+//! Who has a bucket is known before anyone asks, so each has a limiter of its own, and nobody is looked up. governor has
+//! neither a peek nor a refund, so its store is wrapped: asked to peek, it computes the decision and keeps its state.
+//! Seam for a shared tier: a store that keeps state elsewhere goes here.
 
 use crate::config::weir::{Charge, Policy};
 use governor::clock::Clock;
 use governor::middleware::NoOpMiddleware;
 use governor::nanos::Nanos;
-use governor::state::StateStore;
-use governor::state::keyed::{DashMapStateStore, ShrinkableKeyedStateStore};
+use governor::state::{InMemoryState, NotKeyed, StateStore};
 use governor::{InsufficientCapacity, Quota, RateLimiter};
 use http::HeaderValue;
 use prometheus::IntCounter;
+use std::collections::HashMap;
 use std::num::NonZeroU32;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Nanoseconds since its first reading, which is therefore exactly zero: a limiter made with it
 /// counts from there, and so do we.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct Ticker {
     epoch: OnceLock<Instant>,
 }
@@ -39,15 +40,16 @@ impl Clock for Ticker {
     }
 }
 
-/// A question to the store: whose bucket, and whether to take.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Ask {
-    key: Arc<str>,
-    take: bool,
+/// A question to a bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Ask {
+    Peek,
+    Take,
 }
 
-#[derive(Debug, Default)]
-struct Store(Arc<DashMapStateStore<Arc<str>>>);
+/// A bucket's state, which can be read beside its limiter.
+#[derive(Default, Clone)]
+struct Store(Arc<InMemoryState>);
 
 impl StateStore for Store {
     type Key = Ask;
@@ -56,11 +58,11 @@ impl StateStore for Store {
     where
         F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
     {
-        if ask.take {
-            return self.0.measure_and_replace(&ask.key, f);
+        if *ask == Ask::Take {
+            return self.0.measure_and_replace(&NotKeyed::NonKey, f);
         }
         // A closure that fails leaves the state as it was.
-        let peeked = self.0.measure_and_replace(&ask.key, |state| Err::<((), Nanos), _>(f(state)));
+        let peeked = self.0.measure_and_replace(&NotKeyed::NonKey, |state| Err::<((), Nanos), _>(f(state)));
         match peeked {
             Err(decision) => decision.map(|(value, _)| value),
             Ok(()) => f(None).map(|(value, _)| value),
@@ -68,28 +70,18 @@ impl StateStore for Store {
     }
 }
 
-impl ShrinkableKeyedStateStore<Ask> for Store {
-    fn retain_recent(&self, drop_below: Nanos) {
-        self.0.retain_recent(drop_below);
-    }
-
-    fn shrink_to_fit(&self) {
-        ShrinkableKeyedStateStore::shrink_to_fit(&*self.0);
-    }
-
-    fn len(&self) -> usize {
-        ShrinkableKeyedStateStore::len(&*self.0)
-    }
-
-    fn is_empty(&self) -> bool {
-        ShrinkableKeyedStateStore::is_empty(&*self.0)
-    }
+/// What one of those under a policy has taken.
+struct State<C: Clock<Instant = Nanos>> {
+    limiter: RateLimiter<Ask, Store, C, NoOpMiddleware<Nanos>>,
+    store: Store,
 }
 
 /// One policy and the state of everyone under it.
 pub struct Limiter<C: Clock<Instant = Nanos> = Ticker> {
-    limiter: RateLimiter<Ask, Store, C, NoOpMiddleware<Nanos>>,
-    store: Arc<DashMapStateStore<Arc<str>>>,
+    quota: Quota,
+    /// Read by nobody: each state counts from its own first reading.
+    clock: C,
+    states: Mutex<HashMap<Arc<str>, Arc<State<C>>>>,
     period: u64,
     burst: u64,
     /// The policy as configured; a limiter is kept over a reload only while this stays the same.
@@ -131,19 +123,19 @@ pub fn left_at(now: u64, arrival: u64, period: u64, burst: u64) -> Left {
     }
 }
 
-impl<C: Clock<Instant = Nanos>> Limiter<C> {
+impl<C: Clock<Instant = Nanos> + Clone> Limiter<C> {
     /// A full limiter. `clock` must not have been read before.
     pub fn new(policy: &Policy, clock: C) -> Self {
         // Rounded up, so that the rate is never exceeded.
         let period = policy.per.as_nanos().div_ceil(u128::from(policy.requests.get())).max(1);
         let period = u64::try_from(period).unwrap_or(u64::MAX);
-        let store = Store::default();
         let quota = Quota::with_period(Duration::from_nanos(period))
             .unwrap_or_else(|| Quota::per_second(NonZeroU32::MIN))
             .allow_burst(policy.burst);
         Self {
-            store: store.0.clone(),
-            limiter: RateLimiter::new(quota, store, clock),
+            quota,
+            clock,
+            states: Mutex::default(),
             period,
             burst: u64::from(policy.burst.get()),
             policy: policy.clone(),
@@ -151,27 +143,38 @@ impl<C: Clock<Instant = Nanos>> Limiter<C> {
         }
     }
 
-    fn ask(&self, key: &Arc<str>, cost: NonZeroU32, take: bool) -> Result<bool, InsufficientCapacity> {
-        self.limiter.check_key_n(&Ask { key: key.clone(), take }, cost).map(|decision| decision.is_ok())
+    fn states(&self) -> MutexGuard<'_, HashMap<Arc<str>, Arc<State<C>>>> {
+        // Nothing in it can be half done.
+        self.states.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is left for a key, without taking.
-    pub fn left(&self, key: &Arc<str>) -> Left {
-        let now = self.limiter.clock().now();
-        let state = self.store.measure_and_replace(key, Err::<((), Nanos), _>).err().flatten();
-        left_at(now.as_u64(), state.map_or(0, Nanos::as_u64), self.period, self.burst)
+    /// What this one has taken; nothing yet, if it is new.
+    fn state(&self, of: Arc<str>) -> Arc<State<C>> {
+        let made = || {
+            let store = Store::default();
+            Arc::new(State { limiter: RateLimiter::new(self.quota, store.clone(), self.clock.clone()), store })
+        };
+        self.states().entry(of).or_insert_with(made).clone()
     }
 
-    /// Forgets buckets that are full again.
+    /// Forgets buckets that nobody holds any more and that are full again.
     pub fn sweep(&self) {
-        self.limiter.retain_recent();
-        self.limiter.shrink_to_fit();
+        let held = |state: &Arc<State<C>>| Arc::strong_count(state) > 1;
+        self.states().retain(|_, state| held(state) || state.left(self.period, self.burst).remaining < self.burst);
     }
 
     /// Buckets that are remembered.
     #[must_use]
     pub fn tracked(&self) -> usize {
-        self.limiter.len()
+        self.states().len()
+    }
+}
+
+impl<C: Clock<Instant = Nanos>> State<C> {
+    fn left(&self, period: u64, burst: u64) -> Left {
+        let now = self.limiter.clock().now();
+        let state = self.store.0.measure_and_replace(&NotKeyed::NonKey, Err::<((), Nanos), _>).err().flatten();
+        left_at(now.as_u64(), state.map_or(0, Nanos::as_u64), period, burst)
     }
 }
 
@@ -179,27 +182,48 @@ impl<C: Clock<Instant = Nanos>> Limiter<C> {
 pub struct Bucket<C: Clock<Instant = Nanos> = Ticker> {
     /// The policy's limiter.
     pub limiter: Arc<Limiter<C>>,
-    /// The client's part of it.
-    pub key: Arc<str>,
+    state: Arc<State<C>>,
     /// Where its admissions are counted, once there was one.
     pub admitted: OnceLock<IntCounter>,
 }
 
-impl<C: Clock<Instant = Nanos>> Bucket<C> {
-    /// This client's part of a policy.
+impl<C: Clock<Instant = Nanos> + Clone> Bucket<C> {
+    /// The part of a policy that is this one's: with all that it has taken, if there is such a bucket already.
     #[must_use]
-    pub fn new(limiter: Arc<Limiter<C>>, key: Arc<str>) -> Self {
-        Self { limiter, key, admitted: OnceLock::new() }
+    pub fn new(limiter: Arc<Limiter<C>>, of: Arc<str>) -> Self {
+        Self { state: limiter.state(of), limiter, admitted: OnceLock::new() }
+    }
+}
+
+impl<C: Clock<Instant = Nanos>> Bucket<C> {
+    /// What is left, without taking.
+    #[must_use]
+    pub fn left(&self) -> Left {
+        self.state.left(self.limiter.period, self.limiter.burst)
+    }
+
+    fn decide(&self, cost: NonZeroU32, ask: Ask) -> Result<bool, InsufficientCapacity> {
+        self.state.limiter.check_key_n(&ask, cost).map(|decision| decision.is_ok())
+    }
+
+    /// Until a request of this cost would be admitted.
+    fn wait_for(&self, cost: NonZeroU32) -> Duration {
+        let left = self.left();
+        let short = u64::from(cost.get()).saturating_sub(left.remaining);
+        if short == 0 {
+            return Duration::ZERO;
+        }
+        left.next_in + Duration::from_nanos(self.limiter.period.saturating_mul(short - 1))
     }
 
     /// Asks for this cost, and takes it if told to; notes what stands against it.
-    fn ask(&self, cost: NonZeroU32, take: bool, over: &mut Over) -> Result<(), Refusal> {
-        let (limiter, policy) = (&self.limiter, &self.limiter.policy);
-        match limiter.ask(&self.key, cost, take) {
+    fn ask(&self, cost: NonZeroU32, ask: Ask, over: &mut Over) -> Result<(), Refusal> {
+        let policy = &self.limiter.policy;
+        match self.decide(cost, ask) {
             Ok(true) => Ok(()),
             Ok(false) => {
                 over.policies.push(policy.name.clone());
-                over.retry_after = over.retry_after.max(limiter.wait_for(&self.key, cost));
+                over.retry_after = over.retry_after.max(self.wait_for(cost));
                 Ok(())
             }
             Err(_) => Err(Refusal::TooCostly { policy: policy.name.clone(), burst: policy.burst.get() }),
@@ -289,31 +313,19 @@ pub struct Due<'b, C: Clock<Instant = Nanos> = Ticker> {
 /// The refusal; nothing was taken.
 pub fn admit<C: Clock<Instant = Nanos>>(dues: &[Due<'_, C>], gate: &Mutex<()>) -> Result<(), Refusal> {
     // A poisoned gate guards nothing that could be half done.
-    let _one_at_a_time = gate.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _one_at_a_time = gate.lock().unwrap_or_else(PoisonError::into_inner);
     let mut over = Over::default();
     if let [Due { bucket, cost }] = dues {
         // One alone is asked and taken from in one step.
-        bucket.ask(*cost, true, &mut over)?;
+        bucket.ask(*cost, Ask::Take, &mut over)?;
         return over.decide();
     }
-    dues.iter().try_for_each(|due| due.bucket.ask(due.cost, false, &mut over))?;
+    dues.iter().try_for_each(|due| due.bucket.ask(due.cost, Ask::Peek, &mut over))?;
     over.decide()?;
     for Due { bucket, cost } in dues {
-        let _ = bucket.limiter.ask(&bucket.key, *cost, true);
+        let _ = bucket.decide(*cost, Ask::Take);
     }
     Ok(())
-}
-
-impl<C: Clock<Instant = Nanos>> Limiter<C> {
-    /// Until a request of this cost would be admitted.
-    fn wait_for(&self, key: &Arc<str>, cost: NonZeroU32) -> Duration {
-        let left = self.left(key);
-        let short = u64::from(cost.get()).saturating_sub(left.remaining);
-        if short == 0 {
-            return Duration::ZERO;
-        }
-        left.next_in + Duration::from_nanos(self.period.saturating_mul(short - 1))
-    }
 }
 
 #[cfg(test)]
@@ -373,18 +385,18 @@ mod tests {
     fn what_is_left_agrees_with_what_is_admitted() {
         let clock = FakeRelativeClock::default();
         let bucket = bucket(&policy("p", 3, 10, 4, Charge::All), &clock);
-        assert_eq!(bucket.limiter.left(&bucket.key), Left { remaining: 4, next_in: Duration::ZERO });
+        assert_eq!(bucket.left(), Left { remaining: 4, next_in: Duration::ZERO });
         for step in 0..500_u64 {
             clock.advance(Duration::from_millis(137 * (step % 7)));
-            let left = bucket.limiter.left(&bucket.key);
-            assert_eq!(left, bucket.limiter.left(&bucket.key), "looking takes nothing");
+            let left = bucket.left();
+            assert_eq!(left, bucket.left(), "looking takes nothing");
             let mut admitted = 0;
             while step % 11 == 0 && admit_one(&[&bucket]).is_ok() {
                 admitted += 1;
             }
             if step % 11 == 0 {
                 assert_eq!(admitted, left.remaining);
-                let next = bucket.limiter.left(&bucket.key).next_in;
+                let next = bucket.left().next_in;
                 clock.advance(next - Duration::from_nanos(1));
                 assert!(admit_one(&[&bucket]).is_err());
                 clock.advance(Duration::from_nanos(1));
@@ -402,7 +414,7 @@ mod tests {
         for _ in 0..50 {
             assert!(admit_one(&[&wide, &narrow]).is_err());
         }
-        assert_eq!(wide.limiter.left(&wide.key).remaining, 99);
+        assert_eq!(wide.left().remaining, 99);
     }
 
     #[test]
@@ -431,17 +443,16 @@ mod tests {
     }
 
     #[test]
-    fn full_buckets_are_swept() {
+    fn what_was_taken_outlives_a_bucket_until_it_is_full_again() {
         let clock = FakeRelativeClock::default();
         let limiter = Arc::new(Limiter::new(&policy("p", 10, 10, 10, Charge::All), clock.clone()));
-        for n in 0..100 {
-            let bucket = Bucket::new(limiter.clone(), format!("client{n}").into());
-            assert!(admit_one(&[&bucket]).is_ok());
-        }
+        let bucket = |n: u32| Bucket::new(limiter.clone(), format!("client{n}").into());
+        let held: Vec<_> = (0..3).map(bucket).collect();
+        (0..100).for_each(|n| assert!(admit_one(&[&bucket(n)]).is_ok()));
         limiter.sweep();
-        assert_eq!(limiter.tracked(), 100);
+        assert_eq!((limiter.tracked(), bucket(7).left().remaining, held[1].left().remaining), (100, 9, 9));
         clock.advance(Duration::from_secs(60));
         limiter.sweep();
-        assert_eq!(limiter.tracked(), 0);
+        assert_eq!((limiter.tracked(), held[1].left().remaining), (3, 10), "those that are held");
     }
 }

@@ -9,6 +9,7 @@ use crate::dialect::Dialect;
 use crate::error::{Code, Problem};
 use crate::exchange::{Answer, Body, Request};
 use crate::hops;
+use crate::lines::Lines;
 use crate::model::Time;
 use crate::ratelimit::{Bucket, Refusal};
 use crate::reading::etag;
@@ -20,10 +21,8 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, header};
 use serde_json::{Value, json};
 
-const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
-const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
-const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Room for an answer's header fields.
+const USUAL: usize = 640;
 
 /// A body to answer with.
 pub struct Content {
@@ -52,23 +51,23 @@ impl Content {
     }
 }
 
-type Headers = Vec<(HeaderName, HeaderValue)>;
-
 /// 200, or 304 where the client has it already.
 #[must_use]
 pub fn content(request: &Request, content: Content, buckets: &[&Bucket], trace: &mut Trace, now: Time) -> Answer {
     let unchanged = content.etag.as_ref().and_then(|tag| tag.to_str().ok());
     let unchanged = unchanged.is_some_and(|tag| conditional::none_match(&request.headers, tag));
-    let mut headers: Headers = Vec::with_capacity(16);
+    let mut headers = Lines::with_capacity(USUAL);
     let media = match content.media {
         Media::Json => "application/json",
         Media::Published(media) => media,
     };
     if !unchanged {
-        headers.push((header::CONTENT_TYPE, HeaderValue::from_static(media)));
-        headers.push((header::CONTENT_LENGTH, content.body.len().into()));
+        headers.push("content-type", media);
+        headers.number("content-length", content.body.len() as u64);
     }
-    headers.extend(content.etag.map(|tag| (header::ETAG, tag)));
+    if let Some(tag) = content.etag {
+        headers.push("etag", tag);
+    }
     match content.media {
         Media::Json => {
             caching(&mut headers, trace, now);
@@ -83,18 +82,11 @@ pub fn content(request: &Request, content: Content, buckets: &[&Bucket], trace: 
 /// An answer with its explanation around it. What cannot carry a body comes as 200; the answer's own status is in it.
 #[must_use]
 pub fn explained(mut answer: Answer, body: Bytes, trace: &mut Trace) -> Answer {
-    const REPLACED: [HeaderName; 6] = [
-        header::CONTENT_TYPE,
-        header::CONTENT_LENGTH,
-        header::CACHE_CONTROL,
-        header::ETAG,
-        header::AGE,
-        header::LAST_MODIFIED,
-    ];
-    answer.headers.retain(|(name, _)| !REPLACED.contains(name));
-    answer.headers.push((header::CONTENT_TYPE, HeaderValue::from_static("application/json")));
-    answer.headers.push((header::CONTENT_LENGTH, body.len().into()));
-    answer.headers.push((header::CACHE_CONTROL, HeaderValue::from_static("no-store")));
+    const REPLACED: [&str; 6] = ["content-type", "content-length", "cache-control", "etag", "age", "last-modified"];
+    answer.headers.retain(|name| !REPLACED.contains(&name));
+    answer.headers.push("content-type", "application/json");
+    answer.headers.number("content-length", body.len() as u64);
+    answer.headers.push("cache-control", "no-store");
     if matches!(answer.status, 204 | 304) {
         answer.status = 200;
     }
@@ -106,22 +98,21 @@ pub fn explained(mut answer: Answer, body: Bytes, trace: &mut Trace) -> Answer {
 #[must_use]
 pub fn problem(problem: &Problem, buckets: &[&Bucket], trace: &mut Trace, now: Time) -> Answer {
     let body = Bytes::from(problem.to_value(Some(&trace.request_id)).to_string());
-    let mut headers: Headers = vec![
-        (header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json")),
-        (header::CONTENT_LENGTH, body.len().into()),
-        (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
-    ];
+    let mut headers = Lines::with_capacity(USUAL);
+    headers.push("content-type", "application/problem+json");
+    headers.number("content-length", body.len() as u64);
+    headers.push("cache-control", "no-store");
     if let Some(seconds) = problem.retry_after {
-        headers.push((header::RETRY_AFTER, seconds.into()));
+        headers.number("retry-after", seconds);
     }
     if let Some(methods) = problem.allow {
-        headers.push((header::ALLOW, HeaderValue::from_static(methods)));
+        headers.push("allow", methods);
     }
     if problem.code == Code::Unauthorized {
-        headers.push((header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"weir\"")));
+        headers.push("www-authenticate", "Bearer realm=\"weir\"");
     }
     if let Some(status) = &trace.cache {
-        headers.push((CACHE_STATUS, text(status.header(now))));
+        headers.push("cache-status", status.header(now));
     }
     let violated = &problem.violated_policies;
     common(&mut headers, buckets, trace, violated.first().filter(|_| violated.len() == 1).zip(problem.retry_after));
@@ -150,9 +141,9 @@ pub fn native(
             }
             // Theirs in place of ours, which stay where they say nothing.
             let said = [header::CONTENT_TYPE, header::CACHE_CONTROL, header::RETRY_AFTER];
-            answer.headers.retain(|(name, _)| !(said.contains(name) && theirs.contains_key(name)));
+            answer.headers.retain(|name| !(said.iter().any(|said| said == name) && theirs.contains_key(name)));
             // An answer varies by what either says.
-            let ours = |name: &HeaderName| *name != header::VARY && answer.headers.iter().any(|(ours, _)| ours == name);
+            let ours = |name: &HeaderName| *name != header::VARY && answer.headers.get(name.as_str()).is_some();
             let kept = theirs.iter().filter(|(name, _)| !ours(name));
             let kept: Vec<_> = kept.map(|(name, value)| (name.clone(), value.clone())).collect();
             answer.headers.extend(kept);
@@ -160,15 +151,15 @@ pub fn native(
         }
         (None, Some(dialect)) => {
             let (body, headers) = dialect.render(problem, &trace.request_id);
-            answer.headers.retain(|(name, _)| !matches!(*name, header::CONTENT_TYPE | header::CONTENT_LENGTH));
-            answer.headers.push((header::CONTENT_TYPE, HeaderValue::from_static("application/json")));
+            answer.headers.retain(|name| !matches!(name, "content-type" | "content-length"));
+            answer.headers.push("content-type", "application/json");
             answer.headers.extend(headers);
             answer.body = Bytes::from(body).into();
         }
         (None, None) => return answer,
     }
-    answer.headers.retain(|(name, _)| *name != header::CONTENT_LENGTH);
-    answer.headers.push((header::CONTENT_LENGTH, answer.body.len().into()));
+    answer.headers.retain(|name| name != "content-length");
+    answer.headers.number("content-length", answer.body.len() as u64);
     (trace.status, trace.bytes) = (answer.status, answer.body.len());
     answer
 }
@@ -176,10 +167,9 @@ pub fn native(
 /// How an answer that is server-sent events begins.
 #[must_use]
 pub fn events(buckets: &[&Bucket], trace: &mut Trace) -> Answer {
-    let mut headers: Headers = vec![
-        (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
-        (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
-    ];
+    let mut headers = Lines::with_capacity(USUAL);
+    headers.push("content-type", "text/event-stream");
+    headers.push("cache-control", "no-store");
     common(&mut headers, buckets, trace, None);
     trace.status = 200;
     Answer { status: 200, headers, body: Body::default() }
@@ -188,7 +178,8 @@ pub fn events(buckets: &[&Bucket], trace: &mut Trace) -> Answer {
 /// 204: a browser that is answered so does not ask for events again (WHATWG HTML, section 9.2.3).
 #[must_use]
 pub fn nothing(buckets: &[&Bucket], trace: &mut Trace) -> Answer {
-    let mut headers: Headers = vec![(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))];
+    let mut headers = Lines::with_capacity(USUAL);
+    headers.push("cache-control", "no-store");
     common(&mut headers, buckets, trace, None);
     trace.status = 204;
     Answer { status: 204, headers, body: Body::default() }
@@ -196,8 +187,10 @@ pub fn nothing(buckets: &[&Bucket], trace: &mut Trace) -> Answer {
 
 /// The answer to a browser that asks whether it may ask.
 #[must_use]
-pub fn preflight(mut headers: Vec<(HeaderName, HeaderValue)>, trace: &mut Trace) -> Answer {
-    headers.push((REQUEST_ID, text(trace.request_id.clone())));
+pub fn preflight(told: Vec<(HeaderName, HeaderValue)>, trace: &mut Trace) -> Answer {
+    let mut headers = Lines::with_capacity(USUAL);
+    headers.extend(told);
+    headers.push("x-request-id", &trace.request_id);
     trace.status = 204;
     Answer { status: 204, headers, body: Body::default() }
 }
@@ -205,79 +198,75 @@ pub fn preflight(mut headers: Vec<(HeaderName, HeaderValue)>, trace: &mut Trace)
 /// What an answer that is passed on carries of Weir's own.
 #[must_use]
 pub fn passed(buckets: &[&Bucket], trace: &Trace, cache_status: &'static str) -> Vec<(HeaderName, HeaderValue)> {
-    let mut headers: Headers = vec![(CACHE_STATUS, HeaderValue::from_static(cache_status))];
+    let mut headers = Lines::with_capacity(USUAL);
+    headers.push("cache-status", cache_status);
     common(&mut headers, buckets, trace, None);
     // How the provider's own vary is the provider's to say.
-    headers.retain(|(name, _)| !matches!(*name, header::VARY | header::X_CONTENT_TYPE_OPTIONS));
-    headers
+    let ours = headers.iter().filter(|(name, _)| !matches!(*name, "vary" | "x-content-type-options"));
+    let typed = |(name, value): (&str, &[u8])| Some((name.parse().ok()?, HeaderValue::from_bytes(value).ok()?));
+    ours.filter_map(typed).collect()
 }
 
 /// What is the same for everyone may be kept by everyone. A page runs nothing and asks nobody but this host.
-fn published(headers: &mut Headers, media: &str, trace: &Trace) {
-    headers.push((header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=300")));
-    headers.push((header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")));
-    headers.push((REQUEST_ID, text(trace.request_id.clone())));
+fn published(headers: &mut Lines, media: &str, trace: &Trace) {
+    headers.push("cache-control", "public, max-age=300");
+    headers.push("x-content-type-options", "nosniff");
+    headers.push("x-request-id", &trace.request_id);
     if media.starts_with("text/html") {
-        headers.push((header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(viewer::POLICY)));
-        headers.push((header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")));
+        headers.push("content-security-policy", viewer::POLICY);
+        headers.push("referrer-policy", "no-referrer");
     }
 }
 
 /// `Cache-Control`, `Age` and `Cache-Status` (RFC 9111, RFC 9211).
-fn caching(headers: &mut Headers, trace: &Trace, now: Time) {
+fn caching(headers: &mut Lines, trace: &Trace, now: Time) {
     let Some(status) = &trace.cache else {
-        headers.push((header::CACHE_CONTROL, HeaderValue::from_static("no-store")));
+        headers.push("cache-control", "no-store");
         return;
     };
     if let Some(life) = status.life {
         let lifetime = life.max_age().as_secs();
-        let mut digits = itoa::Buffer::new();
-        headers.push((header::CACHE_CONTROL, text(["private, max-age=", digits.format(lifetime)].concat())));
+        headers.field("cache-control", |value| {
+            value.extend_from_slice(b"private, max-age=");
+            value.extend_from_slice(itoa::Buffer::new().format(lifetime).as_bytes());
+        });
         let (age, asked) = (life.age(now).as_secs(), matches!(status.how, How::Forwarded { collapsed: false, .. }));
         if !asked || age > 0 {
-            headers.push((header::AGE, age.into()));
+            headers.number("age", age);
         }
     } else {
-        headers.push((header::CACHE_CONTROL, HeaderValue::from_static("no-store")));
+        headers.push("cache-control", "no-store");
     }
-    headers.push((CACHE_STATUS, text(status.header(now))));
+    headers.push("cache-status", status.header(now));
 }
 
 /// What every answer carries. `refused` is the policy that refused, and its `Retry-After`.
-fn common(headers: &mut Headers, buckets: &[&Bucket], trace: &Trace, refused: Option<(&String, u64)>) {
-    headers.push((header::VARY, trace.vary.clone()));
-    headers.push((header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")));
-    headers.push((REQUEST_ID, text(trace.request_id.clone())));
-    if !buckets.is_empty() {
-        headers.push((RATELIMIT_POLICY, policies(buckets)));
-        let mut left = String::with_capacity(64 * buckets.len());
-        for bucket in buckets {
+fn common(headers: &mut Lines, buckets: &[&Bucket], trace: &Trace, refused: Option<(&String, u64)>) {
+    headers.push("vary", &trace.vary);
+    headers.push("x-content-type-options", "nosniff");
+    headers.push("x-request-id", &trace.request_id);
+    if buckets.is_empty() {
+        return;
+    }
+    headers.field("ratelimit-policy", |value| {
+        for (number, bucket) in buckets.iter().enumerate() {
+            value.extend_from_slice(if number > 0 { b", " } else { b"" });
+            value.extend_from_slice(bucket.limiter.told.as_bytes());
+        }
+    });
+    headers.field("ratelimit", |value| {
+        for (number, bucket) in buckets.iter().enumerate() {
             let policy = &bucket.limiter.policy;
-            let now = bucket.limiter.left(&bucket.key);
+            let now = bucket.left();
             let next = u64::try_from(now.next_in.as_nanos().div_ceil(1_000_000_000)).unwrap_or(u64::MAX);
             // The same second as in Retry-After, though a moment has passed.
             let next = refused.filter(|(name, _)| **name == policy.name).map_or(next, |(_, seconds)| seconds);
             let (mut remaining, mut seconds) = (itoa::Buffer::new(), itoa::Buffer::new());
-            let comma = if left.is_empty() { "\"" } else { ", \"" };
+            let comma = if number == 0 { "\"" } else { ", \"" };
             let parts = [comma, &policy.name, "\";r=", remaining.format(now.remaining), ";t=", seconds.format(next)];
-            left.extend(parts);
+            parts.iter().for_each(|part| value.extend_from_slice(part.as_bytes()));
         }
-        headers.push((RATELIMIT, text(left)));
-    }
-}
-
-/// The policies that a request is under.
-fn policies(buckets: &[&Bucket]) -> HeaderValue {
-    if let [one] = buckets {
-        return one.limiter.told.clone();
-    }
-    let all: Vec<&str> = buckets.iter().filter_map(|bucket| bucket.limiter.told.to_str().ok()).collect();
-    text(all.join(", "))
-}
-
-/// Text of ours as a header's value; all of it is visible ASCII.
-fn text(text: String) -> HeaderValue {
-    HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static(""))
+    });
 }
 
 /// 429 for a client over its policies, 400 for a request that can never be admitted.

@@ -10,7 +10,7 @@ use crate::head::{self, Head};
 use crate::model::Time;
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{Stream as Parts, StreamExt};
-use http::{HeaderValue, Method, StatusCode, Version, header};
+use http::{Method, StatusCode, Version};
 use pingora::protocols::Stream;
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice, Write};
@@ -216,7 +216,7 @@ impl Wire {
         // Before HTTP/1.1 its end is the connection's.
         let chunked = request.version == Version::HTTP_11;
         if chunked {
-            answer.headers.push((header::TRANSFER_ENCODING, HeaderValue::from_static("chunked")));
+            answer.headers.push("transfer-encoding", "chunked");
         }
         self.write_head(request.version, &answer, false, now);
         let mut taken = 0;
@@ -253,9 +253,7 @@ impl Wire {
         for part in ["HTTP/1.1 ", status.as_str(), " ", status.canonical_reason().unwrap_or_default(), "\r\n"] {
             out.extend_from_slice(part.as_bytes());
         }
-        for (name, value) in &answer.headers {
-            line(out, name.as_str(), value.as_bytes());
-        }
+        out.extend_from_slice(answer.headers.as_bytes());
         line(out, "date", self.date.at(now));
         match (goes_on, version) {
             (false, _) => line(out, "connection", b"close"),

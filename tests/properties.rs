@@ -242,7 +242,9 @@ fn debug_output_shows_no_secret() {
         conditions: vec![header.clone()],
         form: Some("client_secret=canary".into()),
     };
-    let answer = weir::exchange::Answer { status: 200, headers: vec![header], body: bytes.clone().into() };
+    let mut headers = weir::lines::Lines::default();
+    headers.extend([header]);
+    let answer = weir::exchange::Answer { status: 200, headers, body: bytes.clone().into() };
     let view = weir::model::View { body: bytes, items: Vec::new(), etag: http::HeaderValue::from_static("canary") };
     printed.push(format!("{reply:?} {request:?} {answer:?} {view:?}"));
     for text in printed {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// Rooms by floor, from the ground up. A file imports only from floors below its own room's.
 const FLOORS: &[&[&str]] = &[
-    &["endpoints", "headers", "json", "jsonpath", "metrics", "model", "pattern"],
+    &["endpoints", "headers", "json", "jsonpath", "lines", "metrics", "model", "pattern"],
     &["exchange", "span"],
     &["error"],
     &["config"],
