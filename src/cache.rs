@@ -187,7 +187,8 @@ impl moka::Expiry<Key, Kept> for Housekeeping {
 
 /// The cache.
 pub struct Cache {
-    moka: moka::sync::Cache<Key, Kept>,
+    /// Hashed with a seed of this process: keys hold what clients send.
+    moka: moka::sync::Cache<Key, Kept, ahash::RandomState>,
     /// Read while storing, written when a purge begins: what is stored was not purged meanwhile.
     purges: RwLock<Log>,
     tickets: AtomicU64,
@@ -211,7 +212,7 @@ impl Cache {
             .eviction_listener(move |_, kept: Kept, cause| {
                 on_removal.removed(&kept.entry.subject.provider, cause_label(cause));
             })
-            .build();
+            .build_with_hasher(ahash::RandomState::new());
         Self {
             moka,
             purges: RwLock::default(),

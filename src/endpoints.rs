@@ -360,6 +360,11 @@ impl Endpoint {
     /// What stands in the places of its template, if a path is one of its.
     #[must_use]
     pub fn read<'p>(&self, path: &'p str) -> Option<Vec<&'p str>> {
+        // Nearly all that it is not for begins otherwise.
+        let begins = self.path.bytes().position(|byte| matches!(byte, b'{' | b':')).unwrap_or(self.path.len());
+        if !path.starts_with(&self.path[..begins]) {
+            return None;
+        }
         let mut places = Vec::new();
         let (mut own, mut given) = (Some(self.path), Some(path));
         loop {

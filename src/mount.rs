@@ -46,7 +46,8 @@ impl Mounts {
         {
             return Some(Mounted { provider, prefix: "", path });
         }
-        let name = path.strip_prefix('/')?.split('/').next()?;
+        let rest = path.strip_prefix('/')?;
+        let name = &rest[..rest.bytes().position(|byte| byte == b'/').unwrap_or(rest.len())];
         let provider = self.names.iter().find(|(known, _)| known == name)?.1;
         let (prefix, rest) = path.split_at(name.len() + 1);
         Some(Mounted { provider, prefix, path: if rest.is_empty() { "/" } else { rest } })

@@ -469,6 +469,9 @@ fn invalid(detail: impl Into<String>) -> Box<Problem> {
 
 /// An id as it stood in the path, decoded once.
 fn decoded(segment: &str, what: &str) -> Outcome<String> {
+    if !segment.bytes().any(|byte| byte == b'%') {
+        return checked(segment.to_owned(), what);
+    }
     let id = percent_decode_str(segment)
         .decode_utf8()
         .map_err(|_| invalid(format!("the {what} is not UTF-8 when percent-decoded")))?;

@@ -105,12 +105,19 @@ impl Template {
             match part {
                 Part::Text(text) => out.push_str(text),
                 Part::Variable(variable) => {
-                    out.extend(utf8_percent_encode(&value(*variable, values).unwrap_or_default(), ENCODED));
+                    let value = value(*variable, values).unwrap_or_default();
+                    // Nearly all ids stand as they are.
+                    match value.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)) {
+                        true => out.push_str(&value),
+                        false => out.extend(utf8_percent_encode(&value, ENCODED)),
+                    }
                 }
             }
         }
         // Nearly no path has a segment that begins with a dot, which is quickly told.
-        if out.contains("/.") && out.split('/').any(|segment| matches!(segment, "." | "..")) {
+        if out.as_bytes().windows(2).any(|two| two == b"/.")
+            && out.split('/').any(|segment| matches!(segment, "." | ".."))
+        {
             return Err("an id cannot be . or ..");
         }
         let mut separator = '?';
