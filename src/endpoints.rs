@@ -360,20 +360,19 @@ impl Endpoint {
     /// What stands in the places of its template, if a path is one of its.
     #[must_use]
     pub fn read<'p>(&self, path: &'p str) -> Option<Vec<&'p str>> {
-        // Nearly all that it is not for begins otherwise.
-        let begins = self.path.bytes().position(|byte| matches!(byte, b'{' | b':')).unwrap_or(self.path.len());
-        if !path.starts_with(&self.path[..begins]) {
-            return None;
-        }
         let mut places = Vec::new();
-        let (mut own, mut given) = (Some(self.path), Some(path));
+        let (mut own, mut given) = (self.path, path);
         loop {
-            match (segment(&mut own), segment(&mut given)) {
-                (None, None) => return Some(places),
-                (Some(own), Some(given)) if own.starts_with('{') => {
-                    places.push(Some(given).filter(|given| !given.is_empty())?);
+            match (own.as_bytes(), given.as_bytes()) {
+                ([], []) => return Some(places),
+                ([b'{', ..], _) => {
+                    let end = given.bytes().position(|byte| byte == b'/').unwrap_or(given.len());
+                    places.push(Some(&given[..end]).filter(|given| !given.is_empty())?);
+                    (own, given) = (own.split_once('}').map_or("", |(_, rest)| rest), &given[end..]);
                 }
-                (Some(own), Some(given)) if same(own, given) => {}
+                ([one, ..], [other, ..]) if one == other => (own, given) = (&own[1..], &given[1..]),
+                // It means the same.
+                ([b':', ..], [b'%', b'3', b'a' | b'A', ..]) => (own, given) = (&own[1..], &given[3..]),
                 _ => return None,
             }
         }
@@ -389,23 +388,6 @@ impl Endpoint {
     pub fn in_query(&self) -> impl Iterator<Item = &'static Parameter> + use<> {
         self.parameters.iter().filter(|parameter| parameter.stands != Stands::Path)
     }
-}
-
-/// The next segment of a path, taken off its rest. Paths are short: looking at each byte beats any search.
-fn segment<'p>(rest: &mut Option<&'p str>) -> Option<&'p str> {
-    let path = (*rest)?;
-    let end = path.bytes().position(|byte| byte == b'/');
-    *rest = end.map(|end| &path[end + 1..]);
-    Some(end.map_or(path, |end| &path[..end]))
-}
-
-/// Whether a path's segment is this one; `%3A` is the same as `:`.
-fn same(own: &str, given: &str) -> bool {
-    own == given
-        || own.split_once(':').is_some_and(|(before, after)| {
-            let rest = given.strip_prefix(before).and_then(|rest| rest.split_at_checked(3));
-            rest.is_some_and(|(colon, rest)| colon.eq_ignore_ascii_case("%3a") && rest == after)
-        })
 }
 
 #[cfg(test)]

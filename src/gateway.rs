@@ -74,8 +74,7 @@ impl Gateway {
 
     /// Asks the line.
     async fn ask(&self, request: &Request) -> Asked {
-        #[allow(clippy::disallowed_methods)] // where a request's time begins
-        let started = Instant::now();
+        let started = now();
         let line = &self.passing.line;
         let in_flight = InFlight::begin(&line.shared.metrics.http.in_flight);
         let (handled, mut trace) = line.handle(request, self.request_id(&request.headers)).await;
@@ -99,9 +98,11 @@ impl Gateway {
         }
     }
 
-    /// Its answer was written, or nobody took it.
-    fn ended(&self, counters: &mut Counters, request: &Request, mut begun: Begun) {
-        self.passing.observe(counters, &request.method, &mut begun.trace, begun.started.elapsed());
+    /// Its answer was written, or nobody took it; when that was.
+    fn ended(&self, counters: &mut Counters, request: &Request, mut begun: Begun) -> Instant {
+        let ended = now();
+        self.passing.observe(counters, &request.method, &mut begun.trace, ended - begun.started);
+        ended
     }
 
     /// The client's own id where it is valid: 1 to 128 characters that need no quoting anywhere.
@@ -131,9 +132,9 @@ impl Gateway {
     /// Serves an HTTP/1 connection to its end.
     pub async fn serve(&self, stream: Stream, peer: IpAddr, limits: &Limits, ends: &Ends) {
         let mut wire = Wire::new(stream, limits, ends);
-        let mut counters = Counters::default();
+        let (mut counters, mut idle_since) = (Counters::default(), now());
         for left in (0..limits.requests_per_connection).rev() {
-            let head = match wire.head(Some(peer)).await {
+            let head = match wire.head(Some(peer), idle_since).await {
                 Came::Head(head) => head,
                 Came::End => return,
                 Came::Idle => return self.cut(wire, "idle_timeout", None).await,
@@ -154,7 +155,7 @@ impl Gateway {
                     // A body is not wanted here: where one comes, the connection ends.
                     let goes_on = head.keep_alive && !head.has_body && left > 0 && !wire.stops();
                     let written = wire.answer(request, answer, goes_on, begun.trace.answered_at).await;
-                    self.ended(&mut counters, request, begun);
+                    idle_since = self.ended(&mut counters, request, begun);
                     match written {
                         Err(error) if error.kind() == io::ErrorKind::TimedOut => return self.cut_off("stall_timeout"),
                         Err(_) => return,
@@ -173,7 +174,7 @@ impl Gateway {
                     return self.end(wire, head.has_body).await;
                 }
                 Asked::Passed(way) => match self.pass(wire, way, left, limits, ends).await {
-                    Some(next) => wire = next,
+                    Some(next) => (wire, idle_since) = (next, now()),
                     None => return,
                 },
             }
@@ -252,6 +253,12 @@ impl Gateway {
     fn limited(&self, limit: &str) {
         self.metrics.limited.with_label_values(&[limit]).inc();
     }
+}
+
+/// Where a request's time begins and ends.
+#[allow(clippy::disallowed_methods)]
+fn now() -> Instant {
+    Instant::now()
 }
 
 /// Writes an answer that goes on until what is watched ends, or the client goes; how many bytes of it were taken.

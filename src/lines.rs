@@ -38,9 +38,11 @@ impl Lines {
         self.text.extend_from_slice(b": ");
         let begin = self.text.len();
         value(&mut self.text);
-        let plain = self.text[begin..].iter().all(|byte| (*byte >= b' ' && *byte != 0x7f) || *byte == b'\t');
-        debug_assert!(plain, "{name} cannot stand in a header");
-        if plain {
+        // Without a way out of the loop, so that it looks at many bytes at once.
+        let control = |byte: u8| (byte < b' ' && byte != b'\t') || byte == 0x7f;
+        let broken = self.text[begin..].iter().fold(false, |broken, byte| broken | control(*byte));
+        debug_assert!(!broken, "{name} cannot stand in a header");
+        if !broken {
             self.text.extend_from_slice(b"\r\n");
         } else {
             self.text.truncate(line);

@@ -469,13 +469,18 @@ fn invalid(detail: impl Into<String>) -> Box<Problem> {
 
 /// An id as it stood in the path, decoded once.
 fn decoded(segment: &str, what: &str) -> Outcome<String> {
-    if !segment.bytes().any(|byte| byte == b'%') {
-        return checked(segment.to_owned(), what);
+    if is_plain(segment) && segment.len() <= MAX_ID {
+        return Ok(segment.to_owned());
     }
     let id = percent_decode_str(segment)
         .decode_utf8()
         .map_err(|_| invalid(format!("the {what} is not UTF-8 when percent-decoded")))?;
     checked(id.into_owned(), what)
+}
+
+/// Nearly all ids are of these, which are quickly told: none is encoded, and none has a meaning in a path.
+fn is_plain(id: &str) -> bool {
+    id.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~' | b':'))
 }
 
 /// An id that can stand in a path.
@@ -484,9 +489,9 @@ fn checked(id: String, what: &str) -> Outcome<String> {
         return Err(invalid(format!("the {what} is longer than {MAX_ID} bytes")));
     }
     let bad = |c: &char| c.is_control() || matches!(c, '/' | '\\' | '?' | '#' | '%' | ' ');
-    // Nearly all ids are of these, which are quickly told.
-    let plain = id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~' | b':'));
-    if !plain && let Some(bad) = id.chars().find(bad) {
+    if !is_plain(&id)
+        && let Some(bad) = id.chars().find(bad)
+    {
         return Err(invalid(format!("the {what} holds {bad:?}, which no provider's ids have")));
     }
     Ok(id)

@@ -107,7 +107,10 @@ impl Template {
                 Part::Variable(variable) => {
                     let value = value(*variable, values).unwrap_or_default();
                     // Nearly all ids stand as they are.
-                    match value.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)) {
+                    match value
+                        .bytes()
+                        .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~'))
+                    {
                         true => out.push_str(&value),
                         false => out.extend(utf8_percent_encode(&value, ENCODED)),
                     }
@@ -115,9 +118,7 @@ impl Template {
             }
         }
         // Nearly no path has a segment that begins with a dot, which is quickly told.
-        if out.as_bytes().windows(2).any(|two| two == b"/.")
-            && out.split('/').any(|segment| matches!(segment, "." | ".."))
-        {
+        if out.contains("/.") && out.split('/').any(|segment| matches!(segment, "." | "..")) {
             return Err("an id cannot be . or ..");
         }
         let mut separator = '?';

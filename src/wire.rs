@@ -107,14 +107,14 @@ impl Wire {
         is_told(&self.last)
     }
 
-    /// Waits for the next request.
-    pub async fn head(&mut self, peer: Option<IpAddr>) -> Came {
+    /// Waits for the next request, as one waits that had nothing to do since then.
+    pub async fn head(&mut self, peer: Option<IpAddr>, idle_since: std::time::Instant) -> Came {
         if self.filled > 0 {
             // It came with the one before: others have their turn all the same.
             tokio::task::consume_budget().await;
         }
         if self.filled == 0 {
-            self.deadline.set(self.idle);
+            self.deadline.set_from(idle_since.into(), self.idle);
         }
         let mut looked_at: usize = 0;
         loop {
@@ -380,7 +380,11 @@ impl Deadline {
     }
 
     fn set(&mut self, limit: Duration) {
-        self.at = Instant::now() + limit;
+        self.set_from(Instant::now(), limit);
+    }
+
+    fn set_from(&mut self, begun: Instant, limit: Duration) {
+        self.at = begun + limit;
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
