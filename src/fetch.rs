@@ -257,7 +257,7 @@ async fn ask(shared: &Arc<Shared>, question: &Question, directives: &Directives,
         // What may not be stored may not be shared either.
         let (calling, asked, steps) = (shared.clone(), question.clone(), steps.call(&shared.spans));
         #[allow(clippy::disallowed_methods)] // a task of its own, as all calls: a panic in it is told
-        let alone = tokio::spawn(async move { call(&calling, &asked, false, steps).await });
+        let alone = tokio::spawn(async move { Box::pin(call(&calling, &asked, false, steps)).await });
         return Asked { landed: alone.await.unwrap_or_else(|_| lost()), collapsed: false, call: None };
     }
     // Within the millisecond of a write nobody knows which came first.
@@ -311,7 +311,8 @@ fn launch(shared: &Arc<Shared>, question: &Question, mut landing: Landing<Key, L
     let (shared, question) = (shared.clone(), question.clone());
     tokio::spawn(async move {
         landing.begin(runtime::now).await;
-        let result = call(&shared, &question, true, steps).await;
+        // A call is large, and what a task is made of is moved more than once.
+        let result = Box::pin(call(&shared, &question, true, steps)).await;
         landing.land(result);
     });
 }

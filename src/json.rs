@@ -16,7 +16,12 @@ const NUMBER: &str = "$serde_json::private::Number";
 /// # Errors
 /// Where it is no JSON, or nested deeper than 128.
 pub fn parse(text: &[u8]) -> Result<Value, serde_json::Error> {
-    serde_json::from_slice::<Tree>(text).map(|Tree(value)| value)
+    // Told to be UTF-8 as a whole, which is quicker than string by string. What is not, is told by the library where.
+    let read = match std::str::from_utf8(text) {
+        Ok(text) => serde_json::from_str(text),
+        Err(_) => serde_json::from_slice(text),
+    };
+    read.map(|Tree(value)| value)
 }
 
 struct Tree(Value);

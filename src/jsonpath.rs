@@ -100,6 +100,22 @@ impl JsonPath {
         matches!(&self.way, Way::Plain(steps) if matches!(steps.last(), Some(Step::Name(_))))
     }
 
+    /// Whether one of the two may lead through what the other names. It is not known of paths that are not plain.
+    #[must_use]
+    pub fn meets(&self, other: &Self) -> bool {
+        match (&self.way, &other.way) {
+            (Way::Plain(one), Way::Plain(another)) => {
+                one.iter().zip(another).all(|(one, another)| match (one, another) {
+                    (Step::Name(one), Step::Name(another)) => one == another,
+                    // From the end or from the beginning: it may be the same.
+                    (Step::Index(_), Step::Index(_)) => true,
+                    _ => false,
+                })
+            }
+            _ => true,
+        }
+    }
+
     /// Takes the member it names out of `value`. Does nothing for a path that is not plain, for an
     /// array's element, and for `$` itself.
     pub fn remove(&self, value: &mut Value) {

@@ -181,6 +181,13 @@ impl Mapping {
         !self.secret_paths.is_empty()
     }
 
+    /// Whether anything secret may stand in an object field, or around it.
+    #[must_use]
+    pub fn has_secrets_in(&self, field: Field) -> bool {
+        let mut from = self.rules.iter().filter(|rule| rule.field == field).flat_map(|rule| &rule.from);
+        from.any(|from| self.secret_paths.iter().any(|secret| secret.meets(from)))
+    }
+
     /// An object's value as it stands in a native session, which may have been cut since it was mapped.
     #[must_use]
     pub fn object<'v>(&self, field: Field, native: &'v Value) -> Option<&'v Value> {
@@ -309,9 +316,9 @@ impl Rule {
 
     /// The value and how it came about; each path tried is told to `tell`. `Unusable` may come with a value: the
     /// default.
-    fn take<'m>(&'m self, native: &Value, mut tell: impl FnMut(&'m JsonPath, Stood)) -> (Option<Value>, Found<'m>) {
+    fn take<'m>(&'m self, native: &Value, mut tell: impl FnMut(&'m JsonPath, Stood)) -> (Option<Taken>, Found<'m>) {
         if let Some(constant) = &self.constant {
-            return (Some(constant.as_str().into()), Found::Constant);
+            return (Some(Taken::text(self.field, constant)), Found::Constant);
         }
         let mut unusable = None;
         for path in &self.from {
@@ -329,7 +336,7 @@ impl Rule {
                 },
             }
         }
-        let default = self.default.as_deref().map(Value::from);
+        let default = self.default.as_deref().map(|text| Taken::text(self.field, text));
         match (unusable, &default) {
             (Some(reason), _) => (default, Found::Unusable(reason)),
             (None, Some(_)) => (default, Found::Default),
@@ -337,7 +344,7 @@ impl Rule {
         }
     }
 
-    fn read(&self, value: &Value) -> Result<Value, Reason> {
+    fn read(&self, value: &Value) -> Result<Taken, Reason> {
         if self.values.is_empty() {
             return typed(self.field.kind(), value).ok_or(Reason::WrongType);
         }
@@ -347,33 +354,58 @@ impl Rule {
             _ => return Err(Reason::WrongType),
         };
         let ours = self.values.iter().find(|(theirs, _)| *theirs == word).ok_or(Reason::UnknownValue)?;
-        Ok(ours.1.as_str().into())
+        Ok(Taken::text(self.field, &ours.1))
+    }
+}
+
+/// A value that was taken, and the moment that it names where it is a time.
+#[derive(Debug)]
+struct Taken {
+    value: Value,
+    time: Option<Time>,
+}
+
+impl From<Value> for Taken {
+    fn from(value: Value) -> Self {
+        Self { value, time: None }
+    }
+}
+
+impl Taken {
+    /// What the file says in so many words.
+    fn text(field: Field, text: &str) -> Self {
+        let time = (field.kind() == Kind::Time).then(|| parse_time(text)).flatten().map(|(_, time)| time);
+        Self { value: text.into(), time }
     }
 }
 
 /// The value as the field's kind wants it.
-fn typed(kind: Kind, value: &Value) -> Option<Value> {
-    match (kind, value) {
+fn typed(kind: Kind, value: &Value) -> Option<Taken> {
+    let taken = match (kind, value) {
         (Kind::Id, Value::String(text)) => (!text.is_empty()).then(|| value.clone()),
         (Kind::Id, Value::Number(number)) => number.as_u64().map(|id| id.to_string().into()),
-        (Kind::Text, Value::String(_)) | (Kind::Object, Value::Object(_)) => Some(value.clone()),
+        (Kind::Text, Value::String(_)) => Some(value.clone()),
+        // What is in it is written as it stands in the provider's object, once that is cut.
+        (Kind::Object, Value::Object(_)) => Some(Value::Object(serde_json::Map::new())),
         (Kind::Status, Value::String(text)) => Status::parse(text).map(|status| status.as_str().into()),
         (Kind::Modality, Value::String(text)) => MODALITIES.contains(&text.as_str()).then(|| value.clone()),
-        (Kind::Time, Value::String(text)) => parse_time(text).map(|(utc, _)| utc.into()),
+        (Kind::Time, Value::String(text)) => {
+            return parse_time(text).map(|(utc, time)| Taken { value: utc.into(), time: Some(time) });
+        }
         (Kind::Number, Value::Number(number)) => number.as_f64().filter(|n| *n >= 0.0).map(|_| value.clone()),
         (Kind::Count, Value::Number(number)) => number.as_u64().map(|_| value.clone()),
         _ => None,
-    }
+    };
+    taken.map(Taken::from)
 }
 
 impl Session {
-    fn set(&mut self, field: Field, value: Value) {
-        let time = || value.as_str().and_then(parse_time).map(|(_, time)| time);
+    fn set(&mut self, field: Field, Taken { value, time }: Taken) {
         match field {
             Field::Status => self.status = value.as_str().and_then(Status::parse).unwrap_or(Status::Unknown),
-            Field::CreatedAt => self.created_at = time(),
-            Field::EndedAt => self.ended_at = time(),
-            Field::ExpiresAt => self.expires_at = time(),
+            Field::CreatedAt => self.created_at = time,
+            Field::EndedAt => self.ended_at = time,
+            Field::ExpiresAt => self.expires_at = time,
             _ => {}
         }
         self.values[field as usize] = value;

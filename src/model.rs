@@ -55,8 +55,10 @@ pub fn parse_time(text: &str) -> Option<(String, Time)> {
         return None;
     }
     // Beyond nanoseconds nothing is compared.
-    let compared = &fraction[..fraction.len().min(9)];
-    let stamp: Option<jiff::Timestamp> = format!("{head}{point}{compared}{zone}").parse().ok();
+    let stamp: Option<jiff::Timestamp> = match fraction.get(..9) {
+        Some(compared) => format!("{head}{point}{compared}{zone}").parse().ok(),
+        None => upper.parse().ok(),
+    };
     match (stamp, zone) {
         (Some(stamp), "Z") => Some((upper, Time(stamp.as_millisecond()))),
         (Some(stamp), _) => {
@@ -279,17 +281,19 @@ impl Session {
                     out.push(b'}');
                 }
                 if let Some(name) = group {
-                    out.push(b',');
-                    write_json(out, name);
-                    out.extend_from_slice(b":{");
+                    out.extend_from_slice(b",\"");
+                    out.extend_from_slice(name.as_bytes());
+                    out.extend_from_slice(b"\":{");
                 }
                 open = group;
             }
             if !first {
                 out.push(b',');
             }
-            write_json(out, member);
-            out.push(b':');
+            // Names of ours need no escapes.
+            out.push(b'"');
+            out.extend_from_slice(member.as_bytes());
+            out.extend_from_slice(b"\":");
             match &self.values[field as usize] {
                 _ if field == Field::Metadata => match metadata {
                     Some(metadata) => write_json(out, metadata),

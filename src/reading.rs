@@ -10,7 +10,7 @@ use crate::error::{Code, Problem};
 use crate::freshness::{self, Reckoning, UpstreamLimit};
 use crate::jsonpath::JsonPath;
 use crate::mapping::{Mapping, Miss};
-use crate::model::{Field, Item, Session, Show, Time, View};
+use crate::model::{Field, Form, Item, Session, Show, Time, View};
 use crate::template::{Template, Variable};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
@@ -219,8 +219,13 @@ impl Reading<'_> {
     pub fn view(&self, mapping: &Mapping, show: Show) -> View {
         let mut body = Vec::with_capacity(1024 * self.sessions.len());
         let mut items = Vec::with_capacity(self.sessions.len());
+        // Of the provider's object a unified session has the metadata: nothing is cut where that holds no secret.
+        let secret = match show.form {
+            Form::Unified => mapping.has_secrets_in(Field::Metadata),
+            Form::WithNative | Form::Native => mapping.has_secrets(),
+        };
         for (session, native) in self.sessions.iter().zip(&self.natives) {
-            let cut = (!show.secrets && mapping.has_secrets()).then(|| mapping.without_secrets(native));
+            let cut = (!show.secrets && secret).then(|| mapping.without_secrets(native));
             let cut = cut.as_ref().unwrap_or(native);
             if !items.is_empty() {
                 body.push(b',');
