@@ -8,9 +8,11 @@ FROM rust:1.89.0-slim-bookworm AS build
 RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates cmake g++ make && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
 COPY . .
+# What lays the program out by the profile of a run.
+RUN rustup component add llvm-tools
 # What was built before is kept outside of the layers.
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/build/target \
-    cargo build --locked --release --bins && install -D -t /out target/release/weir target/release/weir-sim
+    scripts/release /out
 
 FROM debian:12.11-slim AS base
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt

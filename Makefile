@@ -1,6 +1,6 @@
 # The front door. `make demo` and `make test` work on a fresh machine with a Rust toolchain, make and a
 # C compiler: what else is needed, `scripts/setup` installs, or says how.
-.PHONY: demo test check chaos fuzz bench bench-peers fmt setup
+.PHONY: demo test check chaos fuzz release bench bench-peers fmt setup
 
 # Set up, build, and run the gateway against simulated providers. Ctrl-C ends it.
 demo:
@@ -35,6 +35,11 @@ fuzz:
 	@for target in $(FUZZ_TARGETS); do \
 		cargo fuzz run --sanitizer none $$target -- -max_total_time=$${FUZZ_SECONDS:-20} -max_len=4096 -rss_limit_mb=2048 || exit 1; \
 	done
+
+# Both programs as they are released, in target/dist: laid out by the profile of a run; some minutes.
+release:
+	@scripts/setup release
+	scripts/release
 
 # What requests cost in the line, and its parts; by hand, on a machine that does nothing else.
 bench:

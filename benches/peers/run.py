@@ -25,13 +25,24 @@ MANY = "/v1/agents/agt_load_1/sessions/ase_agt_load_1_{n}"
 FRESH = {"content-type": "application/json", "cache-control": "max-age=3600"}
 
 
+def released():
+    """Weir as it is released (scripts/release), built anew where anything has changed since."""
+    built = ROOT / "target/dist/weir"
+    sources = [ROOT / "Cargo.toml", ROOT / "Cargo.lock", *(ROOT / "src").rglob("*.rs")]
+    if not built.exists() or any(source.stat().st_mtime > built.stat().st_mtime for source in sources):
+        print("building Weir as it is released: some minutes", file=sys.stderr)
+        subprocess.run([ROOT / "scripts/release"], cwd=ROOT, check=True)
+    return built
+
+
 def build():
-    """Paths of what is measured, built as it is released."""
+    """Paths of what is measured; "plain" is Weir by `cargo build --release`, as its peers of ours are built."""
     command = ["cargo", "bench", "--locked", "--no-run", "--bench", "bare", "--bench", "load", "--message-format=json"]
     output = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True, text=True).stdout
     built = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     made = {message["target"]["name"]: message["executable"] for message in built if message.get("executable")}
-    return {name: pathlib.Path(made[name]) for name in ("weir", "weir-sim", "bare", "load")}
+    plain = {name: pathlib.Path(made[name]) for name in ("weir-sim", "bare", "load")}
+    return {"weir": released(), "plain": pathlib.Path(made["weir"]), **plain}
 
 
 class Bench:
@@ -39,14 +50,15 @@ class Bench:
         self.binaries, self.directory, self.options = binaries, directory, options
         self.sim = Simulator(binaries["weir-sim"])
 
-    def weir(self, name="Weir", **config):
+    def weir(self, name="Weir", binary="weir", **config):
         made = weir_config(self.directory / name.replace(" ", "-"), **config)
-        return Weir(self.binaries["weir"], self.sim, made, name=name)
+        return Weir(self.binaries[binary], self.sim, made, name=name)
 
     def all(self):
         """Every server, warm, with the path to ask it for the same body."""
         weir, logging = self.weir(), self.weir("Weir with its log", log="on")
-        for server in (weir, logging):
+        plain = self.weir("Weir, not by a profile", binary="plain")
+        for server in (weir, logging, plain):
             answers(server.address, SESSION)
             answers(server.address, LIST)
         # What Weir answers is what its peers cache.
@@ -60,7 +72,8 @@ class Bench:
             answers(server.address, "/bench/one")
         for server in peers:
             answers(server.address, "/bench/list")
-        return [(weir, SESSION, LIST), (logging, SESSION, LIST), *((p, "/bench/one", "/bench/list") for p in (*peers, bare))]
+        own = [(server, SESSION, LIST) for server in (weir, logging, plain)]
+        return [*own, *((server, "/bench/one", "/bench/list") for server in (*peers, bare))]
 
 
 def table(title, rows, columns):
@@ -79,7 +92,7 @@ def hits(bench):
     tag = get(weir.address, SESSION)[1]["etag"]
     kinds = {server.name: (server, path, ()) for server, path, _ in all}
     kinds["Weir, 304"] = (weir, SESSION, (f"If-None-Match: {tag}",))
-    for server, _, path in (all[0], all[2], all[3], all[4]):
+    for server, _, path in (all[0], *all[2:6]):
         kinds[f"{server.name}, list of 100"] = (server, path, ())
     runs = {name: [] for name in kinds}
     for server, path, headers in kinds.values():
@@ -118,13 +131,14 @@ def user_instructions(bench):
         weir.end()
     start = {
         "Weir": lambda prefix: Weir(bench.binaries["weir"], bench.sim, config, prefix=prefix),
+        "Weir, not by a profile": lambda prefix: Weir(bench.binaries["plain"], bench.sim, config, prefix=prefix),
         "nginx": lambda prefix: servers.nginx(bench.directory, bench.sim, prefix=prefix),
         "HAProxy": lambda prefix: servers.haproxy(bench.directory, bench.sim, prefix=prefix),
         "bare Pingora": lambda prefix: servers.bare(bench.binaries["bare"], body, prefix=prefix),
     }
     rows = []
     for name, starts in start.items():
-        path = SESSION if name == "Weir" else "/bench/one"
+        path = SESSION if name.startswith("Weir") else "/bench/one"
         rows.append((name, [f"{instructions(starts, path, bench.directory):,.0f}"]))
     table("User-space instructions a hit, by callgrind", rows, ["instructions"])
 
@@ -305,7 +319,7 @@ def main():
     options = parser.parse_args()
     if options.quick:
         options.rounds, options.seconds, options.requests, options.entries = 2, 1, 200, 50_000
-    named = {name: options.binaries / name for name in ("weir", "weir-sim", "bare", "load")} if options.binaries else build()
+    named = {name: options.binaries / name for name in ("weir", "plain", "weir-sim", "bare", "load")} if options.binaries else build()
     with tempfile.TemporaryDirectory(prefix="weir-peers-") as directory:
         # Whatever ends this, no server outlives it.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
