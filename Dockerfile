@@ -6,12 +6,12 @@
 
 FROM rust:1.89.0-slim-bookworm AS build
 RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates cmake g++ make && rm -rf /var/lib/apt/lists/*
-WORKDIR /build
-COPY . .
 # What lays the program out by the profile of a run.
 RUN rustup component add llvm-tools
+WORKDIR /build
+COPY . .
 # What was built before is kept outside of the layers.
-RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/build/target \
+RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/build/target,sharing=locked \
     scripts/release /out
 
 FROM debian:12.11-slim AS base

@@ -103,7 +103,10 @@ async fn ask_provider(
     let _turn = gate::pass(metrics, provider, &tap, question.client_id(), latest).await?;
     effort.turn = begun.elapsed();
     let tries = AtomicU32::new(0);
-    let count = |status: &str| metrics.requests.with_label_values(&[name, operation.name, status]).inc();
+    let counter = |status: &str| metrics.requests.with_label_values(&[name, operation.name, status]);
+    let count = |status: &str| counter(status).inc();
+    let counters = || (counter("200"), metrics.duration.with_label_values(&[&**name, operation.name]));
+    let (answered, duration) = operation.counted.get_or_init(counters);
     let mut again = true;
     loop {
         steps.step("credential");
@@ -119,7 +122,7 @@ async fn ask_provider(
         };
         provider.retry_budget.earn();
         tries.fetch_add(1, Ordering::Relaxed);
-        let timer = metrics.duration.with_label_values(&[&**name, operation.name]).start_timer();
+        let timer = duration.start_timer();
         // A try that is made again was a call too.
         let may_retry = |failure: &ProviderFailure| {
             // It spends of the quota what any call does, and heeds what stands against one.
@@ -136,7 +139,10 @@ async fn ask_provider(
         (effort.tries, effort.answer) = (tries.load(Ordering::Relaxed), begun.elapsed() - effort.turn);
         match &reply {
             Ok(reply) => {
-                count(&reply.status.to_string());
+                match reply.status {
+                    200 => answered.inc(),
+                    other => count(&other.to_string()),
+                }
                 steps.fact("http.response.status_code", || Fact::Number(reply.status.into()));
             }
             Err(failure) => {

@@ -169,9 +169,14 @@ impl List<'_> {
         self.judge(&readers)?;
         let sessions = self.sessions(&chosen)?;
         let after = self.after(&readers);
-        let etag = tag(&chosen, &after);
+        let etag = tag(&chosen, self.page.shape.fields.as_ref(), &after);
         // Held for this request alone, so many slow readers would hold as many.
-        let after = Counted::along(after, sessions.len(), &self.shared.upstream.budget).ok_or_else(|| {
+        // A part of a stored page holds all of it.
+        let held = match chosen.as_slice() {
+            [run] => run.view.body.len(),
+            _ => sessions.len(),
+        };
+        let after = Counted::along(after, held, &self.shared.upstream.budget).ok_or_else(|| {
             let detail = "as many bytes of answers are under way as may be (overload.max_buffered)";
             Box::new(Problem::new(Code::Overloaded, detail).retry_after_ms(1000))
         })?;
@@ -422,15 +427,16 @@ fn choose(chosen: &mut Vec<Run>, view: &Arc<View>, item: usize) {
     }
 }
 
-/// A list's tag, made of the pages' own tags, which of their sessions were chosen, and all else that stands in the
-/// body: the sessions, which are most of it, need not be digested again.
-fn tag(chosen: &[Run], after: &[u8]) -> HeaderValue {
+/// A list's tag, made of the pages' own tags, which of their sessions were chosen, what of them is shown, and all else
+/// that stands in the body: the sessions, which are most of it, need not be digested again.
+fn tag(chosen: &[Run], fields: Option<&Fields>, after: &[u8]) -> HeaderValue {
     let mut made_of = Vec::with_capacity(48 * chosen.len() + after.len());
     for Run { view, items } in chosen {
         // Pages' tags are all of one length.
         made_of.extend_from_slice(view.etag.as_bytes());
         made_of.extend([items.start, items.end].iter().flat_map(|place| place.to_le_bytes()));
     }
+    made_of.extend(fields.iter().flat_map(|fields| format!("{fields:?}").into_bytes()));
     made_of.extend_from_slice(after);
     etag(&made_of)
 }

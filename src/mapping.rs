@@ -162,6 +162,15 @@ impl Mapping {
                 default: rule.default.as_ref().map(|at| at.value.clone()),
             });
         }
+        for (rule, (_, config)) in rules.iter().zip(&config.session) {
+            let shown = !secret_fields.contains(&rule.field) && rule.field.kind() != Kind::Object;
+            for (from, at) in rule.from.iter().zip(&config.from).filter(|_| shown) {
+                if let Some(secret) = secret_paths.iter().find(|secret| from.is_inside(secret)) {
+                    let (from, secret) = (from.as_str(), secret.as_str());
+                    faults.add(&at.place, format!("{from:?} stands in {secret:?}, which is secret: add secret: true here, or take that from secrets"));
+                }
+            }
+        }
         let has_agents = config.ids.accept.agent.is_some();
         if has_agents && !rules.iter().any(|rule| rule.field == Field::AgentId) {
             faults.add(&config.name.place, "ids has agents, so session.agent.id is required: say where it is");

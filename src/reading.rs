@@ -16,9 +16,10 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
 use bytes::Bytes;
 use http::HeaderValue;
+use prometheus::{Histogram, IntCounter};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// A provider's operation, compiled.
 #[derive(Debug)]
@@ -29,6 +30,8 @@ pub struct Operation {
     pub template: Template,
     /// Sessions a page; 0: all at once.
     pub max_limit: u32,
+    /// Where its calls are counted: those answered with 200, and how long they take; once there was one.
+    pub counted: OnceLock<(IntCounter, Histogram)>,
     item: JsonPath,
     shape: Shape,
 }
@@ -114,6 +117,7 @@ impl Operation {
             name,
             template,
             max_limit: config.max_limit.map_or(0, std::num::NonZeroU32::get),
+            counted: OnceLock::new(),
             item: item?,
             shape,
         })

@@ -28,7 +28,8 @@ FRESH = {"content-type": "application/json", "cache-control": "max-age=3600"}
 def released():
     """Weir as it is released (scripts/release), built anew where anything has changed since."""
     built = ROOT / "target/dist/weir"
-    sources = [ROOT / "Cargo.toml", ROOT / "Cargo.lock", *(ROOT / "src").rglob("*.rs")]
+    sources = [ROOT / name for name in ("Cargo.toml", "Cargo.lock", "build.rs", "scripts/release")]
+    sources += [path for folder in ("src", "config") for path in (ROOT / folder).rglob("*") if path.is_file()]
     if not built.exists() or any(source.stat().st_mtime > built.stat().st_mtime for source in sources):
         print("building Weir as it is released: some minutes", file=sys.stderr)
         subprocess.run([ROOT / "scripts/release"], cwd=ROOT, check=True)

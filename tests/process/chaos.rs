@@ -126,14 +126,17 @@ fn load(
         let (weir, asked, counts, stop) = (weir.clone(), asked.clone(), counts.clone(), stop.clone());
         std::thread::spawn(move || {
             let mut random = Random(n + 1);
-            let tenant = if n % 2 == 0 { "insider" } else { "outsider" };
+            let tenant = if n.is_multiple_of(2) { "insider" } else { "outsider" };
             while !stop.load(Ordering::SeqCst) {
                 let asked = &asked[usize::try_from(random.below(asked.len() as u64)).unwrap()];
                 let directive = [None, None, None, Some("no-cache"), Some("max-stale"), Some("no-store")]
                     [usize::try_from(random.below(6)).unwrap()];
                 let mut headers = vec![("X-API-Key", tenant)];
                 headers.extend(directive.map(|directive| ("Cache-Control", directive)));
+                let begun = Instant::now();
                 let answer = send(weir.http, "GET", &asked.target, &headers);
+                // Nobody is left to wait for an answer that nobody brings: a provider has a minute then.
+                assert!(!calm || begun.elapsed() < Duration::from_secs(30), "{} was not answered", asked.target);
                 judge(&counts, tenant, asked, &answer);
                 let mut counts = counts.lock().unwrap();
                 counts.calm += u64::from(calm);

@@ -295,6 +295,12 @@ fn the_build_context_holds_what_cargo_reads() {
     for target in metadata["packages"][0]["targets"].as_array().unwrap() {
         assert!(Path::new(target["src_path"].as_str().unwrap()).exists(), "{}", target["src_path"]);
     }
+    // What is built besides, and by what.
+    let has = |path: &str| assert!(directory.path().join(path).exists(), "{path} is not in the build's context");
+    assert!(repository().join("build.rs").exists());
+    has("build.rs");
+    let image = fs::read_to_string(repository().join("Dockerfile")).unwrap();
+    image.split_whitespace().filter(|word| word.starts_with("scripts/")).for_each(has);
     // What sources take in from outside of src/.
     let included = fs::read_to_string(repository().join("src/bin/weir-sim/vectara.rs")).unwrap();
     for path in included.split("include_str!(\"../../../").skip(1).filter_map(|rest| rest.split('"').next()) {

@@ -3,7 +3,7 @@
 use crate::frames;
 use crate::support::*;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
@@ -177,6 +177,47 @@ fn http2_by_prior_knowledge_only_where_the_listener_says_so() {
     assert_eq!(curl(weir.http, "http", &["--http2-prior-knowledge"]), Ok("200 2".into()));
     assert_eq!(curl(weir.http, "http", &["--http1.1"]), Ok("200 1.1".into()));
     assert_eq!(weir.get(VECTARA).status, 200);
+}
+
+#[test]
+fn a_long_list_is_whole_over_either_version_and_its_head_says_how_long() {
+    let sim = Sim::with(&["--sessions", "100"]);
+    let weir = Config::shipped().edit("weir.yaml", "    # h2c: true ", "    h2c: true ").start(&sim);
+    let ask = |version: &str, path: &str, more: &[&str]| {
+        let mut curl = Command::new("curl");
+        curl.args(["-sS", "-i", version, "-H", "X-API-Key: open"]).args(more);
+        let output = curl.arg(format!("http://{}{path}", weir.http)).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let answer = String::from_utf8(output.stdout).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+        (length.parse::<usize>().unwrap(), body.to_owned())
+    };
+    for version in ["--http1.1", "--http2-prior-knowledge"] {
+        for (path, sessions) in
+            [("/v1/agents/agt_load_1/sessions?limit=100", 100), ("/v1/agents/agt_empty/sessions", 0)]
+        {
+            let (length, body) = ask(version, path, &[]);
+            let read: Value = serde_json::from_str(&body).unwrap();
+            assert_eq!(
+                (read["sessions"].as_array().unwrap().len(), body.len()),
+                (sessions, length),
+                "{version} {path}"
+            );
+            assert_eq!(ask(version, path, &["--head"]), (length, String::new()), "{version} {path}");
+        }
+    }
+}
+
+#[test]
+fn what_of_a_list_is_shown_is_in_its_tag() {
+    let sim = Sim::start();
+    let weir = Config::shipped().start(&sim);
+    let list = "/v1/agents/agt_customer_support/sessions?status=active";
+    let tags: std::collections::HashSet<_> = ["", "&fields=id", "&fields=id,status", "&include=native"]
+        .map(|more| weir.get(&format!("{list}{more}")).header("etag").unwrap().to_owned())
+        .into();
+    assert_eq!(tags.len(), 4);
 }
 
 fn limits(config: Config, from: &str, to: &str) -> Config {
