@@ -172,8 +172,8 @@ impl List<'_> {
         let etag = tag(&chosen, self.page.shape.fields.as_ref(), &after);
         // Held for this request alone, so many slow readers would hold as many.
         // A part of a stored page holds all of it.
-        let held = match chosen.as_slice() {
-            [run] => run.view.body.len(),
+        let held = match (chosen.as_slice(), &self.page.shape.fields) {
+            ([run], None) => run.view.body.len(),
             _ => sessions.len(),
         };
         let after = Counted::along(after, held, &self.shared.upstream.budget).ok_or_else(|| {

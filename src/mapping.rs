@@ -162,13 +162,13 @@ impl Mapping {
                 default: rule.default.as_ref().map(|at| at.value.clone()),
             });
         }
-        for (rule, (_, config)) in rules.iter().zip(&config.session) {
-            let shown = !secret_fields.contains(&rule.field) && rule.field.kind() != Kind::Object;
-            for (from, at) in rule.from.iter().zip(&config.from).filter(|_| shown) {
-                if let Some(secret) = secret_paths.iter().find(|secret| from.is_inside(secret)) {
-                    let (from, secret) = (from.as_str(), secret.as_str());
-                    faults.add(&at.place, format!("{from:?} stands in {secret:?}, which is secret: add secret: true here, or take that from secrets"));
-                }
+        for (field, rule) in &config.session {
+            let shown = !secret_fields.contains(field) && field.kind() != Kind::Object;
+            let secret = |at: &&At<String>| secret_paths.iter().any(|secret| secret.as_str() == at.value);
+            for at in rule.from.iter().filter(secret).filter(|_| shown) {
+                let (path, field) = (&at.value, field.name());
+                faults
+                    .add(&at.place, format!("{path:?} is secret, and {field} would show it: it can be one of the two"));
             }
         }
         let has_agents = config.ids.accept.agent.is_some();

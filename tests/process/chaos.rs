@@ -133,10 +133,7 @@ fn load(
                     [usize::try_from(random.below(6)).unwrap()];
                 let mut headers = vec![("X-API-Key", tenant)];
                 headers.extend(directive.map(|directive| ("Cache-Control", directive)));
-                let begun = Instant::now();
                 let answer = send(weir.http, "GET", &asked.target, &headers);
-                // Nobody is left to wait for an answer that nobody brings: a provider has a minute then.
-                assert!(!calm || begun.elapsed() < Duration::from_secs(30), "{} was not answered", asked.target);
                 judge(&counts, tenant, asked, &answer);
                 let mut counts = counts.lock().unwrap();
                 counts.calm += u64::from(calm);

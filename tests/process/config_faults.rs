@@ -106,6 +106,13 @@ fn each_mistake_has_its_own_words() {
         "is secret, so it must name one member",
     );
     fault(
+        vectara,
+        "title: [$.name, $.description]",
+        "title: [$.secrets, $.description]",
+        "$.secrets",
+        "is secret, and title would show it",
+    );
+    fault(
         clients,
         "clients:\n",
         "clients:\n  - { id: x, keys: [], rate_limit: [standard, standard] }\n",
