@@ -110,6 +110,24 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// An answer of which nothing is known but this.
+    #[must_use]
+    pub fn new(subject: Subject, kind: Kind, body: Bytes, rules: u64, life: Lifetime) -> Self {
+        Self {
+            subject,
+            kind,
+            body,
+            rules,
+            life,
+            stale_from: None,
+            upstream: UpstreamLimit::default(),
+            effort: Effort::default(),
+            conditions: Vec::new(),
+            ask_always: false,
+            views: Vec::new(),
+        }
+    }
+
     /// The view that shows this, if it was made already.
     #[must_use]
     pub fn view(&self, show: Show) -> Option<&Arc<View>> {
@@ -403,19 +421,8 @@ mod tests {
     fn entry(size: usize, seconds: u64) -> Arc<Entry> {
         let until = Time(0).plus(Duration::from_secs(seconds));
         let life = Lifetime::until(Time(0), until, TtlSource::Default);
-        Arc::new(Entry {
-            subject: Subject { provider: "p".into(), credential: "c".into(), agent: None, session: None },
-            stale_from: None,
-            kind: Kind::Session,
-            body: Bytes::from(vec![b'x'; size]),
-            rules: 0,
-            life,
-            upstream: UpstreamLimit::default(),
-            effort: Effort::default(),
-            conditions: Vec::new(),
-            ask_always: false,
-            views: Vec::new(),
-        })
+        let subject = Subject { provider: "p".into(), credential: "c".into(), agent: None, session: None };
+        Arc::new(Entry::new(subject, Kind::Session, vec![b'x'; size].into(), 0, life))
     }
 
     #[test]

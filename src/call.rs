@@ -185,20 +185,10 @@ fn judge(
         if !problem.code.is_not_found() {
             return Err(Box::new(problem));
         }
-        let entry = Entry {
-            subject: question.subject.clone(),
-            stale_from: None,
-            // Its body is weighed, though only native clients see it.
-            body: reply.body.clone(),
-            kind: Kind::NotFound(Box::new(kept(problem))),
-            rules: provider.rules,
-            life: freshness::of_not_found(&provider.freshness, now).life,
-            upstream: UpstreamLimit::default(),
-            effort: Effort::default(),
-            conditions: Vec::new(),
-            ask_always: false,
-            views: Vec::new(),
-        };
+        let (kind, life) =
+            (Kind::NotFound(Box::new(kept(problem))), freshness::of_not_found(&provider.freshness, now).life);
+        // Its body is weighed, though only native clients see it.
+        let entry = Entry::new(question.subject.clone(), kind, reply.body.clone(), provider.rules, life);
         return Ok((entry, said.no_store.then_some(NO_STORE)));
     }
     let age = conditional::said_age(&reply.headers);
@@ -296,21 +286,8 @@ pub fn entry_of(
         (kind, life, view, misses)
     };
     let views = vec![(Show::default(), Arc::new(view))];
-    let (subject, rules) = (question.subject.clone(), provider.rules);
-    let entry = Entry {
-        subject,
-        kind,
-        body,
-        rules,
-        life,
-        stale_from: None,
-        upstream,
-        effort: Effort::default(),
-        conditions: Vec::new(),
-        ask_always: false,
-        views,
-    };
-    Ok((entry, misses))
+    let entry = Entry::new(question.subject.clone(), kind, body, provider.rules, life);
+    Ok((Entry { upstream, views, ..entry }, misses))
 }
 
 /// A provider's body as JSON.

@@ -4,31 +4,18 @@
 // A test may fail: that is what it does.
 #![allow(clippy::unwrap_used)]
 
-use bytes::Bytes;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use weir::cache::{Cache, Entry, Key, KeyParts, Kind};
-use weir::exchange::Effort;
-use weir::freshness::{Lifetime, TtlSource, UpstreamLimit};
+use weir::freshness::{Lifetime, TtlSource};
 use weir::metrics::Metrics;
 use weir::model::Time;
 use weir::purge::Subject;
 
 fn entry(size: usize) -> Arc<Entry> {
     let life = Lifetime::until(Time(0), Time(0).plus(Duration::from_secs(60)), TtlSource::Default);
-    Arc::new(Entry {
-        subject: Subject { provider: "p".into(), credential: "c".into(), agent: None, session: None },
-        stale_from: None,
-        kind: Kind::Session,
-        body: Bytes::from(vec![b'x'; size]),
-        rules: 0,
-        life,
-        upstream: UpstreamLimit::default(),
-        effort: Effort::default(),
-        conditions: Vec::new(),
-        ask_always: false,
-        views: Vec::new(),
-    })
+    let subject = Subject { provider: "p".into(), credential: "c".into(), agent: None, session: None };
+    Arc::new(Entry::new(subject, Kind::Session, vec![b'x'; size].into(), 0, life))
 }
 
 #[test]
