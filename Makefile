@@ -1,56 +1,69 @@
-# The front door. `make demo` and `make test` work on a fresh machine with a Rust toolchain, make and a
-# C compiler: what else is needed, `scripts/setup` installs, or says how.
-.PHONY: demo test check chaos fuzz release bench bench-peers fmt setup
+# The usual commands. `make demo` and `make test` need a Rust toolchain, make and a C compiler. `scripts/setup`
+# installs everything else, or prints how to install it.
+.PHONY: demo test test-unit check chaos fuzz release bench bench-builds bench-peers fmt setup
 
-# Set up, build, and run the gateway against simulated providers. Ctrl-C ends it.
+# Sets up, builds, and runs the gateway with simulated providers. Ctrl-C ends it.
 demo:
 	@scripts/setup
 	cargo build --locked --bins
 	@exec target/debug/weir demo
 
-# Set up and run everything that CI runs.
+# Runs everything that CI runs. First it prints what it will install, and installs it.
 test:
 	@scripts/setup tests
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --bins -- -D warnings
 	cargo check --locked --manifest-path fuzz/Cargo.toml --no-default-features --target-dir target
 	cargo test --locked
 	target/debug/weir check
 
-# Check the configuration.
+# Runs the unit tests of Weir and of the simulator, which need no other program. For daily work.
+test-unit:
+	@scripts/setup
+	cargo test --locked --lib --bins
+
+# Checks the configuration in config/.
 check:
 	@scripts/setup
-	cargo run --locked --quiet -- check
+	cargo run --locked --quiet --bin weir -- check
 
-# Two minutes of mixed load on loopback while the simulator misbehaves and the configuration reloads.
+# Runs a mixed load on loopback for CHAOS_SECONDS (default 120), while the simulator fails and the configuration reloads.
 chaos:
 	@scripts/setup
+	cargo build --locked --bins
 	CHAOS_SECONDS=$${CHAOS_SECONDS:-120} cargo test --locked --test process chaos -- --nocapture
 
-# Each fuzz target for a bounded time (FUZZ_SECONDS, 20). Needs cargo-fuzz, which it says how to get.
+# Runs each fuzz target for FUZZ_SECONDS (default 20). Needs cargo-fuzz, and prints how to install it.
 FUZZ_TARGETS = head ids router template page_token mapping config cache_control
 fuzz:
 	@scripts/setup
-	@command -v cargo-fuzz >/dev/null || { echo "fuzz: cargo install cargo-fuzz --locked, then again" >&2; exit 1; }
+	@command -v cargo-fuzz >/dev/null || { echo "fuzz: cargo-fuzz is missing; run: cargo install cargo-fuzz --locked" >&2; exit 1; }
 	@for target in $(FUZZ_TARGETS); do \
 		cargo fuzz run --sanitizer none $$target -- -max_total_time=$${FUZZ_SECONDS:-20} -max_len=4096 -rss_limit_mb=2048 || exit 1; \
 	done
 
-# Both programs as they are released, in target/dist: laid out by the profile of a run; some minutes.
+# Builds both programs for a release, into target/dist, with profile-guided optimisation. Takes some minutes.
 release:
 	@scripts/setup release
 	scripts/release
 
-# What requests cost in the line, and its parts; by hand, on a machine that does nothing else.
+# Measures the parts of a request without a socket. Run it on a machine without other load.
 bench:
 	@scripts/setup
 	cargo bench --locked --bench line
 
-# Weir beside nginx, Varnish and HAProxy; some minutes on two cores that do nothing else. PARTS names some of
-# hits instructions misses scale start waiters; left out: all.
+# Measures Weir, nginx, Varnish and HAProxy. Takes some minutes on two cores without other load. PARTS selects some of
+# hits, instructions, misses, scale, start, waiters (default: all).
 bench-peers:
 	@scripts/setup bench
 	python3 benches/peers/run.py $(PARTS)
+
+# Compares this build with the program at BASE in one run: CPU time and instructions per hit, list and miss.
+bench-builds:
+	@scripts/setup bench
+	cargo build --release --locked --bins
+	python3 benches/peers/builds.py --base $(BASE) --new target/release/weir --sim target/release/weir-sim --most 1.02
 
 fmt:
 	cargo fmt

@@ -1,4 +1,4 @@
-//! Takes the two files of Swagger UI that are embedded out of the package that brings them. Asks no network.
+//! Copies the two embedded files of Swagger UI out of the package that contains them. Needs no network.
 
 use std::borrow::Cow;
 use std::error::Error;

@@ -1,4 +1,4 @@
-//! The `weir` program.
+//! The entry point of the `weir` program.
 
 use std::process::ExitCode;
 
@@ -6,5 +6,5 @@ use std::process::ExitCode;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    weir::command::main()
+    weir::main()
 }

@@ -1,4 +1,4 @@
-//! The schemas that `weir schema` prints: shipped as printed, and of one mind with the decoder.
+//! The JSON schemas that `weir schema` prints: they match the shipped files, and they agree with the decoder.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -6,8 +6,7 @@ use jsonschema::Validator;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
-use weir::config::load::{Source, load};
-use weir::config::sketch::{File, schema};
+use weir::testing::{ConfigSource, SchemaFile as File, load_config as load, schema};
 
 const FILES: [(File, &str); 3] = [(File::Weir, "weir"), (File::Clients, "clients"), (File::Provider, "provider")];
 
@@ -17,7 +16,7 @@ fn config() -> PathBuf {
 
 fn validator(file: File) -> Validator {
     let schema = schema(file);
-    assert!(jsonschema::meta::is_valid(&schema), "it is a schema itself");
+    assert!(jsonschema::meta::is_valid(&schema), "the schema is not a valid JSON schema");
     jsonschema::draft202012::new(&schema).unwrap()
 }
 
@@ -25,7 +24,7 @@ fn yaml(text: &str) -> Value {
     serde_saphyr::from_str(text).unwrap_or_else(|error| panic!("{error}\n{text}"))
 }
 
-/// Shipped files, and those that the documentation shows, each with what it is.
+/// Returns the shipped configuration files with their kinds.
 fn shipped() -> Vec<(File, PathBuf)> {
     let mut all = vec![(File::Weir, "weir.yaml".into()), (File::Clients, "clients.yaml".into())];
     for entry in fs::read_dir(config().join("providers")).unwrap() {
@@ -36,19 +35,19 @@ fn shipped() -> Vec<(File, PathBuf)> {
 }
 
 #[test]
-fn the_shipped_schemas_are_those_that_are_printed() {
+fn the_shipped_schemas_match_the_printed_ones() {
     for (file, name) in FILES {
         let path = config().join(format!("schema/{name}.json"));
         let printed = format!("{:#}\n", schema(file));
         assert!(
             fs::read_to_string(&path).unwrap() == printed,
-            "weir schema {name} > config/schema/{name}.json has not been run since the decoder changed"
+            "config/schema/{name}.json is outdated; run: weir schema {name} > config/schema/{name}.json"
         );
     }
 }
 
 #[test]
-fn the_shipped_files_are_valid_and_name_their_schema() {
+fn the_shipped_files_are_valid_by_their_schema_and_name_it() {
     for (file, path) in shipped() {
         let text = fs::read_to_string(config().join(&path)).unwrap();
         let errors: Vec<String> =
@@ -65,17 +64,21 @@ fn the_shipped_files_are_valid_and_name_their_schema() {
     assert!(validator(File::Provider).is_valid(&yaml(provider)));
 }
 
-/// Every way to change one value: each value by each other, and a key that nobody knows in each mapping.
-fn changed(value: &Value, others: &[Value]) -> Vec<(String, Value)> {
-    let mut all: Vec<(String, Value)> =
-        others.iter().filter(|other| *other != value).map(|other| (format!("= {other}"), other.clone())).collect();
+/// Returns all variants with one change: a value replaced by another one, a key removed, or a key misspelt. Each has a
+/// description.
+fn variants(value: &Value, replacements: &[Value]) -> Vec<(String, Value)> {
+    let mut all: Vec<(String, Value)> = replacements
+        .iter()
+        .filter(|other| *other != value)
+        .map(|other| (format!("= {other}"), other.clone()))
+        .collect();
     match value {
         Value::Object(members) => {
             for (key, member) in members {
-                for (what, member) in changed(member, others) {
+                for (change, member) in variants(member, replacements) {
                     let mut with = members.clone();
                     with.insert(key.clone(), member);
-                    all.push((format!("{key} {what}"), with.into()));
+                    all.push((format!("{key} {change}"), with.into()));
                 }
                 let mut without = members.clone();
                 without.shift_remove(key);
@@ -86,10 +89,10 @@ fn changed(value: &Value, others: &[Value]) -> Vec<(String, Value)> {
         }
         Value::Array(items) => {
             for (at, item) in items.iter().enumerate() {
-                for (what, item) in changed(item, others) {
+                for (change, item) in variants(item, replacements) {
                     let mut with = items.clone();
                     with[at] = item;
-                    all.push((format!("{at} {what}"), with.into()));
+                    all.push((format!("{at} {change}"), with.into()));
                 }
             }
         }
@@ -98,8 +101,8 @@ fn changed(value: &Value, others: &[Value]) -> Vec<(String, Value)> {
     all
 }
 
-/// More than the shipped files write, so that every key is there.
-fn whole(file: File, mut value: Value) -> Value {
+/// Adds keys that the shipped files do not use.
+fn with_all_keys(file: File, mut value: Value) -> Value {
     match file {
         File::Weir => {
             value["trusted_proxies"] = json!(["10.0.0.0/8"]);
@@ -125,29 +128,29 @@ fn whole(file: File, mut value: Value) -> Value {
     value
 }
 
-/// The keys that a schema knows, by their way from the top.
-fn keys(schema: &Value, way: &str, all: &mut Vec<String>) {
+/// Collects the keys of a schema as paths from the top.
+fn keys(schema: &Value, path: &str, all: &mut Vec<String>) {
     for (key, value) in schema["properties"].as_object().into_iter().flatten() {
-        all.push(format!("{way}.{key}"));
-        keys(value, &format!("{way}.{key}"), all);
+        all.push(format!("{path}.{key}"));
+        keys(value, &format!("{path}.{key}"), all);
     }
     for form in schema["anyOf"].as_array().into_iter().flatten() {
-        keys(form, way, all);
+        keys(form, path, all);
     }
-    for (name, deeper) in [("items", "[]"), ("additionalProperties", ".*")] {
+    for (name, suffix) in [("items", "[]"), ("additionalProperties", ".*")] {
         if schema[name].is_object() {
-            keys(&schema[name], &format!("{way}{deeper}"), all);
+            keys(&schema[name], &format!("{path}{suffix}"), all);
         }
     }
     all.sort();
     all.dedup();
 }
 
-/// Whether the decoder takes a directory in which one file is this.
-fn decoded(directory: &Path, path: &Path, value: &Value) -> Result<(), Vec<String>> {
-    // JSON is YAML; only nothing at all is written in another way.
+/// Decodes the directory after one file is replaced by this value. Returns the faults if there are any.
+fn decode(directory: &Path, path: &Path, value: &Value) -> Result<(), Vec<String>> {
+    // YAML includes JSON.
     fs::write(directory.join(path), value.to_string()).unwrap();
-    let mut source = Source::new(directory);
+    let mut source = ConfigSource::new(directory);
     source.overlay.insert("WEIR_ADMIN_TOKEN".into(), "t".into());
     let loaded = load(&source);
     let faults: Vec<String> = loaded.faults.sorted().iter().map(ToString::to_string).collect();
@@ -165,8 +168,8 @@ fn copy(from: &Path, to: &Path) {
 }
 
 #[test]
-fn what_the_schema_refuses_the_decoder_refuses_and_neither_knows_a_key_that_the_other_does_not() {
-    let others = [
+fn the_decoder_refuses_what_the_schema_refuses_and_both_know_the_same_keys() {
+    let replacements = [
         json!(3),
         json!(true),
         json!("word"),
@@ -184,17 +187,17 @@ fn what_the_schema_refuses_the_decoder_refuses_and_neither_knows_a_key_that_the_
     let (mut tried, mut refused) = (0, 0);
     for (file, path) in shipped() {
         let validator = validator(file);
-        let good = whole(file, yaml(&fs::read_to_string(config().join(&path)).unwrap()));
-        assert_eq!(decoded(directory.path(), &path, &good), Ok(()));
-        let wrong: Vec<String> = validator.iter_errors(&good).map(|e| e.to_string()).collect();
-        assert!(wrong.is_empty(), "{wrong:#?}");
-        for (what, changed) in changed(&good, &others) {
-            let (valid, decoded) = (validator.is_valid(&changed), decoded(directory.path(), &path, &changed));
+        let good = with_all_keys(file, yaml(&fs::read_to_string(config().join(&path)).unwrap()));
+        assert_eq!(decode(directory.path(), &path, &good), Ok(()));
+        let errors: Vec<String> = validator.iter_errors(&good).map(|e| e.to_string()).collect();
+        assert!(errors.is_empty(), "{errors:#?}");
+        for (change, changed) in variants(&good, &replacements) {
+            let (valid, decoded) = (validator.is_valid(&changed), decode(directory.path(), &path, &changed));
             tried += 1;
             refused += usize::from(!valid);
-            assert!(valid || decoded.is_err(), "{}: the schema alone refuses {what}", path.display());
+            assert!(valid || decoded.is_err(), "{}: only the schema refuses {change}", path.display());
             let unknown = decoded.is_err_and(|faults| faults.iter().any(|fault| fault.contains("unknown key")));
-            assert!(!(valid && unknown), "{}: the decoder alone does not know a key: {what}", path.display());
+            assert!(!(valid && unknown), "{}: only the decoder refuses a key as unknown: {change}", path.display());
         }
         fs::copy(config().join(&path), directory.path().join(&path)).unwrap();
     }
@@ -202,7 +205,7 @@ fn what_the_schema_refuses_the_decoder_refuses_and_neither_knows_a_key_that_the_
 }
 
 #[test]
-fn every_key_that_the_documentation_names_is_in_a_schema() {
+fn the_schemas_contain_keys_of_every_part_of_the_configuration() {
     let mut all = Vec::new();
     FILES.iter().for_each(|(file, name)| keys(&schema(*file), name, &mut all));
     for key in [
@@ -221,6 +224,6 @@ fn every_key_that_the_documentation_names_is_in_a_schema() {
         "provider.freshness.by_status",
         "provider.upstream.breaker.open_for",
     ] {
-        assert!(all.iter().any(|known| known == key), "{key} is not among {all:#?}");
+        assert!(all.iter().any(|known| known == key), "no schema has {key}: {all:#?}");
     }
 }

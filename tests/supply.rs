@@ -1,4 +1,4 @@
-//! What Weir is built from: under which licences, and each library once.
+//! The supply chain: the licences and the versions of all libraries that Weir and the simulator contain.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -6,7 +6,7 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
-/// Licences that may be used and passed on without asking, by their SPDX names.
+/// The accepted licences, by their SPDX names.
 const LICENCES: [&str; 11] = [
     "Apache-2.0",
     "Apache-2.0 WITH LLVM-exception",
@@ -21,9 +21,9 @@ const LICENCES: [&str; 11] = [
     "Zlib",
 ];
 
-/// Libraries of which several versions are built, and which: Pingora and others have not moved to one yet. A further
-/// version is as new as a further library.
-const SEVERAL: [(&str, &[&str]); 17] = [
+/// The libraries that are built in several versions, because Pingora and others require different ones. A new version
+/// is reviewed like a new library.
+const DUPLICATES: [(&str, &[&str]); 17] = [
     ("asn1-rs", &["0.6.2", "0.7.2"]),
     ("asn1-rs-derive", &["0.5.1", "0.6.0"]),
     ("base64", &["0.22.1", "0.23.1"]),
@@ -61,25 +61,32 @@ fn metadata() -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// Packages that the program itself is built from, and those that our build script takes out what it embeds with and from:
-/// what tests need besides is not passed on.
-fn built(metadata: &Value) -> Vec<&Value> {
+/// Returns the members of the workspace, `weir` and `weir-sim`.
+fn members(metadata: &Value) -> Vec<&Value> {
+    let ids = metadata["workspace_members"].as_array().unwrap();
+    metadata["packages"].as_array().unwrap().iter().filter(|package| ids.contains(&package["id"])).collect()
+}
+
+/// Returns the packages that the programs contain: their normal dependencies, and the build dependencies of the members
+/// themselves, whose files they embed. Dependencies of tests are not distributed.
+fn distributed_packages(metadata: &Value) -> Vec<&Value> {
     let nodes: BTreeMap<&str, &Value> = metadata["resolve"]["nodes"]
         .as_array()
         .unwrap()
         .iter()
         .map(|node| (node["id"].as_str().unwrap(), node))
         .collect();
-    let (mut seen, mut next) = (BTreeSet::new(), vec![metadata["resolve"]["root"].as_str().unwrap()]);
+    let members: Vec<&str> = members(metadata).iter().map(|member| member["id"].as_str().unwrap()).collect();
+    let (mut seen, mut next) = (BTreeSet::new(), members.clone());
     while let Some(id) = next.pop() {
         if !seen.insert(id) {
             continue;
         }
-        let ours = Value::String(id.to_owned()) == metadata["resolve"]["root"];
+        let is_member = members.contains(&id);
         for dependency in nodes[id]["deps"].as_array().unwrap() {
             // Kind null is a normal dependency.
-            let passed_on = |kind: &Value| kind["kind"].is_null() || ours && kind["kind"] == "build";
-            if dependency["dep_kinds"].as_array().unwrap().iter().any(passed_on) {
+            let distributed = |kind: &Value| kind["kind"].is_null() || is_member && kind["kind"] == "build";
+            if dependency["dep_kinds"].as_array().unwrap().iter().any(distributed) {
                 next.push(dependency["pkg"].as_str().unwrap());
             }
         }
@@ -92,29 +99,29 @@ fn built(metadata: &Value) -> Vec<&Value> {
         .collect()
 }
 
-/// Whether an SPDX expression can be met with licences that may be used alone.
-fn may_be_used(expression: &str) -> bool {
+/// Returns whether the accepted licences satisfy an SPDX expression.
+fn is_accepted(expression: &str) -> bool {
     let parsed = spdx::Expression::parse_mode(expression, spdx::ParseMode::LAX);
     parsed.is_ok_and(|parsed| parsed.evaluate(|licence| LICENCES.contains(&&*licence.to_string())))
 }
 
 #[test]
-fn every_licence_may_be_used() {
+fn every_licence_is_accepted() {
     let metadata = metadata();
-    let packages = built(&metadata);
-    assert!(packages.len() > 100, "the tree was read");
-    let wrong: Vec<String> = packages
+    let packages = distributed_packages(&metadata);
+    assert!(packages.len() > 100, "cargo metadata lists the dependencies");
+    let refused: Vec<String> = packages
         .iter()
-        .filter(|package| !may_be_used(package["license"].as_str().unwrap_or("none")))
+        .filter(|package| !is_accepted(package["license"].as_str().unwrap_or("none")))
         .map(|package| format!("{} {}: {}", package["name"], package["version"], package["license"]))
         .collect();
-    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(refused.is_empty(), "{refused:#?}");
     assert!(
-        may_be_used("MIT OR GPL-3.0")
-            && may_be_used("(MIT OR Apache-2.0) AND Unicode-3.0")
-            && may_be_used("MIT/Apache-2.0")
+        is_accepted("MIT OR GPL-3.0")
+            && is_accepted("(MIT OR Apache-2.0) AND Unicode-3.0")
+            && is_accepted("MIT/Apache-2.0")
     );
-    for wrong in [
+    for refused in [
         "GPL-3.0-only",
         "MIT AND GPL-3.0-only",
         "(MIT OR Apache-2.0) AND GPL-3.0-only",
@@ -122,38 +129,48 @@ fn every_licence_may_be_used() {
         "Apache-2.0 WITH Classpath-exception-2.0",
         "none",
     ] {
-        assert!(!may_be_used(wrong), "{wrong}");
+        assert!(!is_accepted(refused), "{refused}");
     }
 }
 
 #[test]
-fn each_library_is_built_once_but_for_those_that_are_known() {
+fn each_library_has_one_version_except_for_known_duplicates() {
     let metadata = metadata();
     let mut versions: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
-    for package in built(&metadata) {
+    for package in distributed_packages(&metadata) {
         versions.entry(package["name"].as_str().unwrap()).or_default().insert(package["version"].as_str().unwrap());
     }
-    let several: BTreeMap<&str, BTreeSet<&str>> =
+    let duplicates: BTreeMap<&str, BTreeSet<&str>> =
         versions.into_iter().filter(|(_, versions)| versions.len() > 1).collect();
     let known: BTreeMap<&str, BTreeSet<&str>> =
-        SEVERAL.iter().map(|(name, versions)| (*name, versions.iter().copied().collect())).collect();
-    assert_eq!(several, known, "left: what is built in several versions; right: what is known");
+        DUPLICATES.iter().map(|(name, versions)| (*name, versions.iter().copied().collect())).collect();
+    assert_eq!(duplicates, known, "left: built in several versions; right: DUPLICATES");
 }
 
-/// What is embedded is named where its licence asks for it.
+/// The licence of Swagger UI requires the name in NOTICE.
 #[test]
-fn what_is_embedded_is_named() {
+fn notice_names_the_embedded_swagger_ui() {
     let metadata = metadata();
-    let packages = built(&metadata);
-    let viewer =
-        packages.iter().find(|package| package["name"] == "utoipa-swagger-ui-vendored").expect("it is built in");
-    assert_eq!(viewer["version"], "0.2.0", "another one holds another Swagger UI: NOTICE names it");
+    let packages = distributed_packages(&metadata);
+    let viewer = packages
+        .iter()
+        .find(|package| package["name"] == "utoipa-swagger-ui-vendored")
+        .expect("Weir contains Swagger UI");
+    assert_eq!(viewer["version"], "0.2.0", "update the version of Swagger UI in NOTICE and here");
     let notice = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/NOTICE")).unwrap();
     assert!(notice.contains("Swagger UI 5.32.6") && notice.contains("SmartBear"));
 }
 
 #[test]
-fn no_code_of_ours_is_unsafe() {
-    let manifest = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")).unwrap();
-    assert!(manifest.contains("unsafe_code = \"forbid\""));
+fn every_manifest_forbids_unsafe_code() {
+    let metadata = metadata();
+    let manifests: Vec<String> = members(&metadata)
+        .iter()
+        .map(|member| std::fs::read_to_string(member["manifest_path"].as_str().unwrap()).unwrap())
+        .collect();
+    assert_eq!(manifests.len(), 2);
+    assert!(manifests.iter().all(|manifest| manifest.contains("[lints]\nworkspace = true\n")));
+    let workspace = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")).unwrap();
+    let lints = workspace.split("[workspace.lints.rust]\n").nth(1).and_then(|rest| rest.split("\n[").next());
+    assert!(lints.unwrap().contains("unsafe_code = \"forbid\""));
 }

@@ -1,6 +1,6 @@
-//! A bare Pingora `request_filter` responder: what Pingora itself costs for an answer that does nothing.
+//! A minimal Pingora server, which shows what Pingora itself costs per response.
 //!
-//! `bare ADDRESS FILE` answers every request with the file's bytes.
+//! `bare ADDRESS FILE` responds to every request with the bytes of the file, from `request_filter`.
 
 #![allow(clippy::unwrap_used)]
 
@@ -37,13 +37,13 @@ impl ProxyHttp for Bare {
     }
 
     async fn upstream_peer(&self, _: &mut Session, _: &mut ()) -> pingora::Result<Box<HttpPeer>> {
-        pingora::Error::e_explain(pingora::ErrorType::InternalError, "nothing is passed on")
+        pingora::Error::e_explain(pingora::ErrorType::InternalError, "this server does not forward requests")
     }
 }
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
-    // Cargo runs benches with options of its own: this one is started by the driver alone.
+    // `cargo bench` runs this with other arguments. Only run.py starts it with these.
     let [_, address, file] = arguments.as_slice() else { return };
     let conf = Arc::new(ServerConf { threads: 1, ..ServerConf::default() });
     let mut server = Server::new_with_opt_and_conf(None, ServerConf { threads: 1, ..ServerConf::default() });

@@ -1,4 +1,4 @@
-"""How a server is loaded and what is read off it."""
+"""Loads a server and measures it."""
 
 import os
 import pathlib
@@ -15,7 +15,7 @@ GENERATOR_CORE = "1"
 
 
 def closed(server, path, seconds, connections=32, headers=(), among=0, directory=None):
-    """wrk's closed loop: requests a second, and microseconds on a core for each. `{n}` in a path is any of `among`."""
+    """Runs wrk's closed loop. Returns requests per second and CPU microseconds per request. `{n}` in a path is a random number up to `among`."""
     script = []
     if among:
         file = directory / "any.lua"
@@ -35,7 +35,7 @@ def closed(server, path, seconds, connections=32, headers=(), among=0, directory
 
 
 def open_loop(load, server, path, rate, seconds, connections=32, headers=()):
-    """Requests at fixed moments: p50 and p99 in microseconds, from the moment at which each was due."""
+    """Sends requests at fixed times. Returns p50 and p99 in microseconds, from the time at which each request was due."""
     command = ["taskset", "-c", GENERATOR_CORE, load, server.address, path, str(rate), str(seconds), str(connections)]
     command += [f"X-API-Key: {KEY}", *headers]
     fields = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
@@ -46,7 +46,7 @@ def open_loop(load, server, path, rate, seconds, connections=32, headers=()):
 
 
 class Client:
-    """One keep-alive connection, one request after the other."""
+    """One keep-alive connection for one request after the other."""
 
     def __init__(self, address):
         host, port = address.split(":")
@@ -76,7 +76,7 @@ CALLGRIND = ["valgrind", "--tool=callgrind", "--quiet"]
 
 
 def instructions(start, path, directory, headers=(), few=500, many=2500):
-    """User-space instructions a request: what a long run takes more than a short one, so that start-up cancels out."""
+    """Returns user-space instructions per request: the difference between a long and a short run, so that the start does not count."""
     totals = []
     for requests in (few, many):
         for old in directory.glob("callgrind.out*"):
@@ -94,7 +94,7 @@ def instructions(start, path, directory, headers=(), few=500, many=2500):
             if status not in (200, 304):
                 raise SystemExit(f"{server.name}: {status} under callgrind")
         client.socket.close()
-        # Fast, also for those that would first wait for their clients.
+        # SIGINT ends servers fast that would wait for their clients.
         for pid in server.pids():
             os.kill(pid, signal.SIGINT)
         server.child.wait(60)

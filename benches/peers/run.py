@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Weir and the proxies that people would pick instead, side by side in one run.
+"""Measures Weir and the proxies that people would use instead, in one run.
 
-Every server has core 0 to itself while it is asked, the load generator has core 1; servers take turns in rounds,
-so that a machine that is busy is busy for all. Each answers the same bytes from its cache, checks a key and counts
-a rate limit as well as it can, and writes no access log (Weir once more with its own). `--quick` is for trying.
+The measured server has core 0 and the load generator core 1. Servers take turns in rounds, so that other load on the
+machine affects all of them. Each sends the same bytes from its cache, checks a key, counts a rate limit as well as it
+can, and writes no access log (Weir is also measured with its own). `--quick` is for a trial.
 """
 
 import argparse
@@ -26,22 +26,27 @@ FRESH = {"content-type": "application/json", "cache-control": "max-age=3600"}
 
 
 def released():
-    """Weir as it is released (scripts/release), built anew where anything has changed since."""
+    """Returns Weir as released (scripts/release), and builds it if a source has changed."""
     built = ROOT / "target/dist/weir"
     sources = [ROOT / name for name in ("Cargo.toml", "Cargo.lock", "build.rs", "scripts/release")]
-    sources += [path for folder in ("src", "config") for path in (ROOT / folder).rglob("*") if path.is_file()]
+    sources += [path for folder in ("src", "config", "sim") for path in (ROOT / folder).rglob("*") if path.is_file()]
     if not built.exists() or any(source.stat().st_mtime > built.stat().st_mtime for source in sources):
-        print("building Weir as it is released: some minutes", file=sys.stderr)
+        print("building Weir as released, which takes some minutes", file=sys.stderr)
         subprocess.run([ROOT / "scripts/release"], cwd=ROOT, check=True)
     return built
 
 
 def build():
-    """Paths of what is measured; "plain" is Weir by `cargo build --release`, as its peers of ours are built."""
-    command = ["cargo", "bench", "--locked", "--no-run", "--bench", "bare", "--bench", "load", "--message-format=json"]
-    output = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True, text=True).stdout
-    built = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
-    made = {message["target"]["name"]: message["executable"] for message in built if message.get("executable")}
+    """Returns the paths of the programs; "plain" is Weir built by cargo without PGO, like our other programs."""
+    # The benches bring `weir`, a program of their own crate.
+    benches = ["cargo", "bench", "--no-run", "--bench", "bare", "--bench", "load"]
+    simulator = ["cargo", "build", "--release", "--package", "weir-sim", "--bins"]
+    made = {}
+    for command in (benches, simulator):
+        command += ["--locked", "--message-format=json"]
+        output = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True, text=True).stdout
+        built = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+        made |= {message["target"]["name"]: message["executable"] for message in built if message.get("executable")}
     plain = {name: pathlib.Path(made[name]) for name in ("weir-sim", "bare", "load")}
     return {"weir": released(), "plain": pathlib.Path(made["weir"]), **plain}
 
@@ -56,13 +61,13 @@ class Bench:
         return Weir(self.binaries[binary], self.sim, made, name=name)
 
     def all(self):
-        """Every server, warm, with the path to ask it for the same body."""
-        weir, logging = self.weir(), self.weir("Weir with its log", log="on")
-        plain = self.weir("Weir, not by a profile", binary="plain")
+        """Starts and warms every server. Returns each with its paths for the same session and the same list."""
+        weir, logging = self.weir(), self.weir("Weir with access log", log="on")
+        plain = self.weir("Weir without PGO", binary="plain")
         for server in (weir, logging, plain):
             answers(server.address, SESSION)
             answers(server.address, LIST)
-        # What Weir answers is what its peers cache.
+        # The peers cache the bodies of Weir's responses.
         for path, source in (("/bench/one", SESSION), ("/bench/list", LIST)):
             body = get(weir.address, source)[2]
             (self.directory / path.replace("/", "-")).write_bytes(body)
@@ -87,7 +92,7 @@ def table(title, rows, columns):
 
 
 def hits(bench):
-    """Requests a second, time on a core, latency, memory; and 304s and lists."""
+    """Prints requests per second, CPU time, latency and memory; also for 304 responses and lists."""
     options, all = bench.options, bench.all()
     weir = all[0][0]
     tag = get(weir.address, SESSION)[1]["etag"]
@@ -115,14 +120,14 @@ def hits(bench):
         latency = [f"{measured[0][p]}" if p in measured[0] else "" for p in ("p50", "p99")]
         memory = f"{kinds[name][0].resident() / 2**20:.0f}"
         rows.append((name, [f"{rps:,.0f}", f"{cpu:.2f}", f"{median(ratios):.2f}", *latency, memory]))
-    title = f"Hits: medians of {options.rounds} rounds of {options.seconds} s, 32 connections; latency at {options.rate}/s"
-    table(title, rows, ["requests/s", "CPU µs/request", "Weir's CPU as a share of it", "p50 µs", "p99 µs", "MiB"])
+    title = f"Hits: medians of {options.rounds} rounds of {options.seconds} s, 32 connections; latency at {options.rate} requests/s"
+    table(title, rows, ["requests/s", "CPU µs/request", "Weir's CPU ÷ this", "p50 µs", "p99 µs", "resident MiB"])
     for server, *_ in all:
         server.end()
 
 
 def user_instructions(bench):
-    """By callgrind: they do not depend on how busy the machine is."""
+    """Counts instructions with callgrind. They do not depend on other load on the machine."""
     config = weir_config(bench.directory / "callgrind")
     body = bench.directory / "-bench-one"
     if not body.exists():
@@ -132,7 +137,7 @@ def user_instructions(bench):
         weir.end()
     start = {
         "Weir": lambda prefix: Weir(bench.binaries["weir"], bench.sim, config, prefix=prefix),
-        "Weir, not by a profile": lambda prefix: Weir(bench.binaries["plain"], bench.sim, config, prefix=prefix),
+        "Weir without PGO": lambda prefix: Weir(bench.binaries["plain"], bench.sim, config, prefix=prefix),
         "nginx": lambda prefix: servers.nginx(bench.directory, bench.sim, prefix=prefix),
         "HAProxy": lambda prefix: servers.haproxy(bench.directory, bench.sim, prefix=prefix),
         "bare Pingora": lambda prefix: servers.bare(bench.binaries["bare"], body, prefix=prefix),
@@ -141,11 +146,11 @@ def user_instructions(bench):
     for name, starts in start.items():
         path = SESSION if name.startswith("Weir") else "/bench/one"
         rows.append((name, [f"{instructions(starts, path, bench.directory):,.0f}"]))
-    table("User-space instructions a hit, by callgrind", rows, ["instructions"])
+    table("User-space instructions per hit, by callgrind", rows, ["instructions"])
 
 
 def misses(bench):
-    """What a proxy adds to asking the provider itself, one request after the other."""
+    """Prints what a proxy adds to a request to the provider, one request after the other."""
     weir = bench.weir()
     config = bench.directory
     nginx = servers.nginx(config, bench.sim)
@@ -155,9 +160,9 @@ def misses(bench):
     native = "/v1/sessions/sess_SIM00000003"
     ways = {
         "the simulator itself": (Client(bench.sim.address), native, ()),
-        "through nginx, proxy_pass": (Client(nginx.address), f"/uncached{native}", ()),
-        "through Weir, no-cache": (Client(weir.address), native, ("Cache-Control: no-cache",)),
-        "through Weir, passed on": (Client(weir.address), f"/agenthuman{native}?x=1", ("Cache-Control: no-cache",)),
+        "through nginx proxy_pass": (Client(nginx.address), f"/uncached{native}", ()),
+        "through Weir with no-cache": (Client(weir.address), native, ("Cache-Control: no-cache",)),
+        "through Weir, forwarded": (Client(weir.address), f"/agenthuman{native}?x=1", ("Cache-Control: no-cache",)),
     }
     took = {name: [] for name in ways}
     for round in range(bench.options.requests + 50):
@@ -170,18 +175,18 @@ def misses(bench):
             if round >= 50:
                 took[name].append((time.perf_counter() - begun) * 1e6)
     direct = median(took["the simulator itself"])
-    nginxs = median(took["through nginx, proxy_pass"]) - direct
+    nginxs = median(took["through nginx proxy_pass"]) - direct
     rows = []
     for name, times in took.items():
         added = median(times) - direct
         rows.append((name, [f"{median(times):.0f}", f"{added:.0f}", f"{added / nginxs:.2f}" if added else ""]))
-    table("Misses: median of one request after the other", rows, ["µs", "added µs", "as a share of nginx's"])
+    table("Misses: medians of one request after the other", rows, ["µs", "added µs", "÷ nginx's added"])
     weir.end()
     nginx.end()
 
 
 def scale(bench):
-    """What grows with entries and clients, and what must not."""
+    """Prints CPU time and memory for many entries and for many clients."""
     options, rows = bench.options, []
     many = options.entries
     sim = Simulator(bench.binaries["weir-sim"], sessions=many + 10)
@@ -214,20 +219,20 @@ def scale(bench):
         ratio = median([mine["cpu"] / first["cpu"] for mine, first in zip(runs[n], runs[10])])
         rows.append((weir.name, [f"{median([run['cpu'] for run in runs[n]]):.2f}", f"{ratio:.2f}", "", ""]))
         weir.end()
-    table("Scale", rows, ["CPU µs/hit", "of the first's", "resident bytes an entry", "of these, weighed"])
+    table("Scale", rows, ["CPU µs/hit", "÷ first row", "resident bytes per entry", "of these weighed"])
     sim.end()
 
 
 def fill(bench, weir, entries):
-    """Asks for that many sessions once each, as fast as they come."""
+    """Requests this number of sessions, each once, as fast as possible."""
     load = [bench.binaries["load"], weir.address, MANY, str(entries), "1", "64", f"X-API-Key: {servers.KEY}"]
     output = subprocess.run(["taskset", "-c", "1", *map(str, load)], capture_output=True, text=True, check=True).stdout
     if output.split()[1] != "0":
-        raise SystemExit(f"of {entries} entries, {output.split()[1]} were not answered")
+        raise SystemExit(f"{output.split()[1]} of {entries} requests to fill the cache failed")
 
 
 def start_and_reload(bench):
-    """Ready after exec; a large configuration loaded and swapped, and the longest pause of hits meanwhile."""
+    """Prints the time until Weir is ready, the time of a large reload, and the longest wait of a hit during it."""
     rows = []
     shipped = weir_config(bench.directory / "start")
     times = []
@@ -235,7 +240,7 @@ def start_and_reload(bench):
         weir = Weir(bench.binaries["weir"], bench.sim, shipped)
         times.append(weir.ready_seconds * 1000)
         weir.end()
-    rows.append(("ready after exec, shipped configuration", [f"{median(times):.0f}", f"{max(times):.0f}"]))
+    rows.append(("from exec until ready, shipped configuration", [f"{median(times):.0f}", f"{max(times):.0f}"]))
     large = weir_config(bench.directory / "large", clients=10_000)
     weir = Weir(bench.binaries["weir"], bench.sim, large)
     answers(weir.address, SESSION)
@@ -252,17 +257,17 @@ def start_and_reload(bench):
         reloading = subprocess.run(["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-X", "POST", f"http://{weir.admin}/reload"], capture_output=True, text=True)
         took.append((time.perf_counter() - begun) * 1000)
         if reloading.stdout != "200":
-            raise SystemExit(f"the reload was answered {reloading.stdout}")
+            raise SystemExit(f"POST /reload: status {reloading.stdout}, not 200")
         pauses.append(int(loading.communicate()[0].split()[-1]) / 1000)
-    rows.append(("10,000 clients, loaded and swapped", [f"{median(took):.0f}", f"{max(took):.0f}"]))
-    rows.append(("longest wait of a hit meanwhile, at 2,000/s", [f"{median(pauses):.1f}", f"{max(pauses):.1f}"]))
+    rows.append(("reload with 10,000 clients", [f"{median(took):.0f}", f"{max(took):.0f}"]))
+    rows.append(("longest wait of a hit during that reload, at 2,000 requests/s", [f"{median(pauses):.1f}", f"{max(pauses):.1f}"]))
     rows.append(("the same without a reload", [f"{median(calm):.1f}", f"{max(calm):.1f}"]))
     weir.end()
     table("Start and reload", rows, ["median ms", "worst ms"])
 
 
 def waiters(bench):
-    """A thousand that wait for one cold key: how long after the fill the last of them has its answer."""
+    """Prints how long it takes until 1,000 requests that wait for one cold key have their responses."""
     import selectors
     import socket as sockets
 
@@ -290,7 +295,7 @@ def waiters(bench):
         for one in waiting:
             one.close()
     table(
-        "A cold key's 1,000 waiters: from the first answer to the last, reading them included",
+        "1,000 requests that wait for a cold key: from the first response to the last, read by one client",
         [("one core for Weir, one for the client", [f"{median(spread):.1f}", f"{max(spread):.1f}"])],
         ["median ms", "worst ms"],
     )
@@ -309,20 +314,20 @@ PARTS = {
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="what to measure; all of it")
+    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="what to measure (default: everything)")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=int, default=2, help="of each server in each round")
-    parser.add_argument("--rate", type=int, default=10_000, help="requests a second for latency")
-    parser.add_argument("--requests", type=int, default=2000, help="misses of each kind")
-    parser.add_argument("--entries", type=int, default=1_000_000, help="in the larger cache")
+    parser.add_argument("--seconds", type=int, default=2, help="for each server in each round")
+    parser.add_argument("--rate", type=int, default=10_000, help="requests per second for the latency")
+    parser.add_argument("--requests", type=int, default=2000, help="misses through each server")
+    parser.add_argument("--entries", type=int, default=1_000_000, help="entries of the larger cache")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--binaries", type=pathlib.Path, help="a directory with weir, weir-sim, bare and load, built before")
+    parser.add_argument("--binaries", type=pathlib.Path, help="a directory with weir, plain, weir-sim, bare and load, already built")
     options = parser.parse_args()
     if options.quick:
         options.rounds, options.seconds, options.requests, options.entries = 2, 1, 200, 50_000
     named = {name: options.binaries / name for name in ("weir", "plain", "weir-sim", "bare", "load")} if options.binaries else build()
     with tempfile.TemporaryDirectory(prefix="weir-peers-") as directory:
-        # Whatever ends this, no server outlives it.
+        # End the servers however this program ends.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
         try:
             bench = Bench(named, pathlib.Path(directory), options)

@@ -1,4 +1,4 @@
-"""Weir, its peers and the simulator as processes: started on one core, asked for what they used, and ended."""
+"""Starts Weir, its peers and the simulator, each on one core; reads their CPU time and memory; ends them."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ def free_port():
 
 
 def get(address, path, headers=(), key=KEY):
-    """Status, headers and body of a GET, on a connection of its own."""
+    """Sends a GET on a new connection. Returns status, headers and body."""
     request = urllib.request.Request(f"http://{address}{path}", headers={"X-API-Key": key, **dict(headers)})
     try:
         with urllib.request.urlopen(request, timeout=20) as answer:
@@ -34,7 +34,7 @@ def get(address, path, headers=(), key=KEY):
 
 
 class Process:
-    """A server in a directory of its own, pinned to a core."""
+    """A server process, pinned to a core."""
 
     running = []
 
@@ -47,7 +47,7 @@ class Process:
         Process.running.append(self)
 
     def line(self, stream, pattern, patience=60):
-        """What the pattern's group matches in the first line that it fits."""
+        """Waits for a line that matches the pattern. Returns the pattern's group."""
         until = time.time() + patience
         while time.time() < until:
             line = stream.readline()
@@ -56,10 +56,10 @@ class Process:
             found = re.search(pattern, line)
             if found:
                 return found.group(1)
-        raise SystemExit(f"{self.name} said nothing like {pattern} for {patience} s")
+        raise SystemExit(f"{self.name} printed no line that matches {pattern} within {patience} s")
 
     def pids(self):
-        """Its own and its descendants'."""
+        """Returns the ids of this process and its descendants."""
         children = {}
         for entry in pathlib.Path("/proc").iterdir():
             if entry.name.isdigit():
@@ -74,7 +74,7 @@ class Process:
         return found
 
     def cpu_seconds(self):
-        """Time on a core, user and system, of all its threads."""
+        """Returns the CPU time of all threads, user and system."""
         total = 0
         for pid in self.pids():
             for task in pathlib.Path(f"/proc/{pid}/task").glob("*/schedstat"):
@@ -83,7 +83,7 @@ class Process:
         return total / 1e9
 
     def resident(self):
-        """Resident bytes that are its own or its share of what is shared."""
+        """Returns the resident bytes, shared pages by their share (PSS)."""
         total = 0
         for pid in self.pids():
             with contextlib.suppress(OSError):
@@ -105,14 +105,14 @@ class Process:
 
 
 def answers(address, path, patience=20):
-    """Waits until a server answers a path with 200."""
+    """Waits until a server responds to a path with 200."""
     until = time.time() + patience
     while time.time() < until:
         with contextlib.suppress(OSError):
             if get(address, path)[0] == 200:
                 return
         time.sleep(0.02)
-    raise SystemExit(f"{address}{path} does not answer 200: {get(address, path)[:1]}")
+    raise SystemExit(f"{address}{path} does not respond with 200: {get(address, path)[:1]}")
 
 
 class Simulator(Process):
@@ -130,13 +130,13 @@ class Simulator(Process):
             return json.loads(answer.read())
 
     def answer(self, path, body, headers):
-        """Makes a path answer this, until it is told otherwise."""
+        """Makes the simulator respond to a path with this body, until another call changes it."""
         fault = {"kind": "answer", "status": 200, "headers": headers, "body": body}
         self.control("POST", "/_sim/faults", {"path": path, "times": None, "fault": fault})
 
 
 def weir_config(directory, log="off", clients=1, policies="[plenty]", edit=lambda text: text):
-    """The shipped configuration with one worker, a policy that refuses nobody, and these many clients."""
+    """Writes the shipped configuration with one worker, a policy that no load reaches, and this number of clients."""
     import hashlib
 
     shutil.rmtree(directory, ignore_errors=True)
@@ -154,7 +154,7 @@ def weir_config(directory, log="off", clients=1, policies="[plenty]", edit=lambd
     for provider in (directory / "providers").glob("*.yaml"):
         text = re.sub(r"^    requests: \d+$", "    requests: 100000000", provider.read_text(), flags=re.M)
         text = re.sub(r"^    burst: \d+$", "    burst: 100000000", text, flags=re.M)
-        # What is in the cache stays fresh for as long as it is asked for.
+        # Entries stay fresh during the whole run.
         text = re.sub(r"^  (default|max|list): \d+\w+", r"  \1: 24h", text, flags=re.M)
         provider.write_text(text)
     return directory
@@ -170,7 +170,7 @@ class Weir(Process):
         said = self.line(self.child.stderr, r"listening (http=.*)", patience)
         self.ready_seconds = time.perf_counter() - self.started
         self.address, self.admin = re.search(r"http=(\S+) admin=(\S+)", said).groups()
-        # Its log goes somewhere, as it would.
+        # A reader for the log, as in production.
         for stream in (self.child.stdout, self.child.stderr):
             subprocess.Popen(["cat"], stdin=stream, stdout=subprocess.DEVNULL)
 

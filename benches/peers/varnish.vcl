@@ -1,5 +1,5 @@
 vcl 4.1;
-# The key is compared, a limit is counted by client, answers are cached.
+# Checks the key, counts a rate limit by client, caches responses.
 import vsthrottle;
 backend sim { .host = "@SIMHOST@"; .port = "@SIMPORT@"; }
 sub vcl_recv {

@@ -1,4 +1,4 @@
-//! A line on the shipped configuration with what it asks for already in its cache: no socket, no provider.
+//! A request pipeline with the shipped configuration and a filled cache. It needs no socket and no provider.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, dead_code, unreachable_pub, missing_docs)]
 
@@ -11,36 +11,29 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use tempfile::TempDir;
-use weir::cache::Entry;
-use weir::call::{Misses, entry_of};
-use weir::config::load::Source;
-use weir::exchange::{Answer, Request};
-use weir::freshness::UpstreamLimit;
-use weir::headers::Headers;
-use weir::metrics::Metrics;
-use weir::pipeline::{Handled, Line};
-use weir::question::{Asking, Question, Shared};
-use weir::runtime::{Runtime, now};
-use weir::template::Values;
-use weir::trace::Trace;
+use weir::testing::{
+    ConfigSource, Entry, Handled, Metrics, Operation, Pipeline, ProviderIdentity, ProviderQuery, QueryTarget, Request,
+    RequestHeaders, RequestRecord, Response, Runtime, SharedState, UnmappedFields, UpstreamLimit, Values,
+    entry_from_body, now,
+};
 
 pub const KEY: &str = "bench-key";
 pub const AGENT: &str = "agt_bench";
 pub const SESSION: &str = "ase_1";
-pub const ONE: &str = "/v1/agents/agt_bench/sessions/ase_1";
-pub const LIST: &str = "/v1/agents/agt_bench/sessions";
+pub const SESSION_PATH: &str = "/v1/agents/agt_bench/sessions/ase_1";
+pub const LIST_PATH: &str = "/v1/agents/agt_bench/sessions";
 
-/// One session of about a kilobyte, as its provider sends it.
-pub fn one() -> Bytes {
+/// Returns one session of about a kilobyte, as its provider sends it.
+pub fn session_body() -> Bytes {
     let example = fs::read_to_string(shipped("examples/vectara/get.native.json")).unwrap();
     let mut session: Value = serde_json::from_str(&example).unwrap();
     session["metadata"]["notes"] = "as many words as it takes to make a body of a kilobyte. ".repeat(5).into();
     session.to_string().into()
 }
 
-/// A page of a hundred of them.
-pub fn hundred() -> Bytes {
-    let session: Value = serde_json::from_slice(&one()).unwrap();
+/// Returns a page of one hundred sessions.
+pub fn list_body() -> Bytes {
+    let session: Value = serde_json::from_slice(&session_body()).unwrap();
     let sessions: Vec<Value> = (0..100)
         .map(|n| {
             let mut session = session.clone();
@@ -67,13 +60,13 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// The line, warm.
-pub struct House {
-    pub line: Line,
+/// A pipeline whose cache contains one session and one list.
+pub struct WarmPipeline {
+    pub pipeline: Pipeline,
     _directory: TempDir,
 }
 
-impl House {
+impl WarmPipeline {
     pub fn new() -> Self {
         let directory = TempDir::new().unwrap();
         copy(&shipped(""), directory.path());
@@ -81,56 +74,59 @@ impl House {
         let plenty = "  plenty:\n    requests: 1000000000\n    per: 1m\n";
         fs::write(directory.path().join("weir.yaml"), weir.replace("access_log: on", "access_log: off") + plenty)
             .unwrap();
-        // What is stored stays fresh for as long as it is measured.
+        // The entries stay fresh while the benchmarks run.
         let provider = directory.path().join("providers/vectara.yaml");
         let text = fs::read_to_string(&provider).unwrap();
         fs::write(&provider, text.replace("default: 30s", "default: 24h").replace("list: 10s", "list: 24h")).unwrap();
         let digest: String = Sha256::digest(KEY).iter().map(|byte| format!("{byte:02x}")).collect();
         let clients = format!("clients:\n  - {{ id: bench, keys: [ {{ sha256: {digest} }} ], rate_limit: plenty }}\n");
         fs::write(directory.path().join("clients.yaml"), clients).unwrap();
-        let runtime =
-            Runtime::start(Source::new(directory.path()), [7; 32], now()).unwrap_or_else(|faults| panic!("{faults:?}"));
-        let shared = Shared::new(Metrics::new().unwrap(), 1 << 30, 1 << 30);
-        let house = Self { line: Line::new(Arc::new(runtime), Arc::new(shared)), _directory: directory };
-        house.store(&house.question(false), one());
-        house.store(&house.question(true), hundred());
-        house
+        let runtime = Runtime::start(ConfigSource::new(directory.path()), [7; 32], now())
+            .unwrap_or_else(|faults| panic!("{faults:?}"));
+        let shared = SharedState::new(Metrics::new().unwrap(), 1 << 30, 1 << 30);
+        let warm = Self { pipeline: Pipeline::new(Arc::new(runtime), Arc::new(shared)), _directory: directory };
+        warm.store(&warm.provider_query(Operation::GetSession), session_body());
+        warm.store(&warm.provider_query(Operation::ListSessions), list_body());
+        warm
     }
 
-    /// The question for the session, or for the page.
-    pub fn question(&self, list: bool) -> Question {
-        let snapshot = self.line.runtime.snapshot();
-        let provider = snapshot.providers.iter().position(|provider| &*provider.name == "vectara").unwrap();
-        let asking = Asking::of(&snapshot, 0, provider, &Headers::default()).unwrap();
-        let values = match list {
-            false => Values { agent: Some(AGENT), session: Some(SESSION), ..Values::default() },
-            true => Values { agent: Some(AGENT), limit: Some(100), ..Values::default() },
+    /// Returns the provider query for the session or for the list.
+    pub fn provider_query(&self, operation: Operation) -> ProviderQuery {
+        let snapshot = self.pipeline.runtime.snapshot();
+        let provider = snapshot.providers.find(|provider| &*provider.name == "vectara").unwrap();
+        let client = snapshot.clients.ids().next().unwrap();
+        let identity = ProviderIdentity::of(&snapshot, client, provider, &RequestHeaders::default()).unwrap();
+        let values = match operation {
+            Operation::GetSession => Values { agent: Some(AGENT), session: Some(SESSION), ..Values::default() },
+            Operation::ListSessions => Values { agent: Some(AGENT), limit: Some(100), ..Values::default() },
         };
-        Question::new(&snapshot, (0, provider), asking, list, &values).unwrap()
+        ProviderQuery::new(&snapshot, QueryTarget { client, provider, operation }, identity, &values).unwrap()
     }
 
-    /// Parse, map, serialise.
-    pub fn entry(&self, question: &Question, body: Bytes) -> (Entry, Misses) {
-        entry_of(question, body, UpstreamLimit::default(), now()).unwrap_or_else(|unreadable| panic!("{unreadable:?}"))
+    /// Parses, maps and serialises a body.
+    pub fn entry(&self, provider_query: &ProviderQuery, body: Bytes) -> (Entry, UnmappedFields) {
+        entry_from_body(provider_query, body, UpstreamLimit::default(), now())
+            .unwrap_or_else(|unreadable| panic!("{unreadable:?}"))
     }
 
-    /// All of a miss that is Weir's own: parse, map, serialise, store.
-    pub fn store(&self, question: &Question, body: Bytes) {
-        let ticket = self.line.shared.cache.ticket();
-        let (entry, _) = self.entry(question, body);
-        self.line.shared.cache.store(question.key.clone(), Arc::new(entry), ticket, now());
+    /// Does Weir's part of a miss: parses, maps, serialises and stores a body.
+    pub fn store(&self, provider_query: &ProviderQuery, body: Bytes) {
+        let ticket = self.pipeline.shared.cache.ticket();
+        let (entry, _) = self.entry(provider_query, body);
+        self.pipeline.shared.cache.store(provider_query.key.clone(), Arc::new(entry), ticket, now());
     }
 
-    /// What the line answers from its cache, which takes no waiting.
-    pub fn answer(&self, request: &Request) -> (Answer, Trace) {
-        match self.line.handle(request, "bench-00000001".into()).now_or_never().expect("a hit waits for nothing") {
-            (Handled::Answered(answer), trace) => (answer, trace),
-            _ => panic!("it was passed on"),
+    /// Returns the response to a cache hit.
+    pub fn respond(&self, request: &Request) -> (Response, RequestRecord) {
+        match self.pipeline.handle(request, "bench-00000001".into()).now_or_never().expect("a cache hit does not wait")
+        {
+            (Handled::Respond(response), record) => (response, record),
+            _ => panic!("the request was forwarded"),
         }
     }
 }
 
-/// A request as a client sends it.
+/// Returns a request as a client sends it.
 pub fn request(path: &str, query: &str, more: &[(&'static str, &str)]) -> Request {
     let usual = [("host", "127.0.0.1:8080"), ("x-api-key", KEY), ("user-agent", "bench/1"), ("accept", "*/*")];
     Request {

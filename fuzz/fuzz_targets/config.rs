@@ -1,19 +1,17 @@
-//! Configuration files of any kind: a tree or faults with places, and never a panic.
+//! Parses and decodes arbitrary configuration files: a value or faults, and no panic.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use weir::config::decode::Cx;
-use weir::config::faults::Faults;
-use weir::config::{clients, provider, tree, weir as own};
+use weir::testing::{DecodeContext, Faults, decode_clients, decode_provider, decode_weir, parse_yaml};
 
 fuzz_target!(|text: &str| {
     let mut faults = Faults::default();
     let env = |name: &str| (name.len() % 2 == 0).then(|| "1s".to_owned());
-    let document = tree::parse(&"fuzz.yaml".into(), text, &env, &mut faults);
+    let document = parse_yaml(&"fuzz.yaml".into(), text, &env, &mut faults);
     let Some(root) = document.root else { return };
-    let read_file = |_: &str| Err("not here".to_owned());
-    let mut cx = Cx::new(&mut faults, &read_file, document.cut);
-    let _ = own::decode(&root, &mut cx);
-    let _ = clients::decode(&root, &mut cx);
-    let _ = provider::decode(&root, &mut cx);
+    let read_file = |_: &str| Err("no such file".to_owned());
+    let mut context = DecodeContext::new(&mut faults, &read_file, document.truncated);
+    let _ = decode_weir(&root, &mut context);
+    let _ = decode_clients(&root, &mut context);
+    let _ = decode_provider(&root, &mut context);
 });

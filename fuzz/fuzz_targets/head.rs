@@ -1,17 +1,17 @@
-//! Heads of HTTP/1 requests: none panics, a part of a head is never a whole one, and what is read is the same
-//! whatever stands behind it.
+//! Parses arbitrary HTTP/1 request heads: no panic, a part of a head is never complete, and the bytes after a head do not
+//! change the result.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use weir::head::parse;
+use weir::testing::parse_http1_head as parse;
 
 fuzz_target!(|bytes: &[u8]| {
     let Ok(Some(head)) = parse(bytes, None) else { return };
     assert!(head.length <= bytes.len());
-    let alone = parse(&bytes[..head.length], None).ok().flatten().expect("the same without what follows");
+    let alone = parse(&bytes[..head.length], None).ok().flatten().expect("the head alone is complete");
     assert_eq!((alone.length, alone.has_body, alone.keep_alive), (head.length, head.has_body, head.keep_alive));
     assert_eq!((&alone.request.path, &alone.request.headers), (&head.request.path, &head.request.headers));
     for end in [head.length - 1, head.length / 2] {
-        assert!(!matches!(parse(&bytes[..end], None), Ok(Some(_))), "a part of it is whole");
+        assert!(!matches!(parse(&bytes[..end], None), Ok(Some(_))), "a part of the head is complete");
     }
 });

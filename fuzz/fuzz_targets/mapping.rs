@@ -1,27 +1,26 @@
-//! Bodies of any kind: mapped or refused, and no secret in what is shown.
+//! Maps arbitrary JSON bodies: a view or an error, and no secret in the view.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use std::sync::LazyLock;
-use weir::config::load::Source;
-use weir::model::{Form, Show, Time};
-use weir::runtime::snapshot::Snapshot;
+use weir::testing::{ConfigSource, Form, Show, Snapshot, Time};
 
 static SNAPSHOT: LazyLock<Snapshot> = LazyLock::new(|| {
-    let source = Source::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../config"));
-    Snapshot::load(&source, None, &[7; 32], weir::runtime::now()).unwrap_or_else(|faults| panic!("{faults:?}"))
+    let source = ConfigSource::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../config"));
+    Snapshot::load(&source, None, &[7; 32], weir::testing::now()).unwrap_or_else(|faults| panic!("{faults:?}"))
 });
 
 fuzz_target!(|bytes: &[u8]| {
-    let Ok(body) = weir::json::parse(bytes) else { return };
+    let Ok(body) = weir::testing::parse_json(bytes) else { return };
     for provider in &SNAPSHOT.providers {
-        for operation in [&provider.get_session, &provider.list_sessions].into_iter().flatten() {
-            let Ok(reading) = operation.read(&provider.name, &provider.mapping, &body, Time(1)) else { continue };
+        for (_, operation) in provider.operations.iter() {
+            let Ok(provider_body) = operation.read(&provider.name, &provider.mapping, &body, Time(1)) else { continue };
             for form in [Form::Unified, Form::WithNative] {
-                let view = reading.view(&provider.mapping, Show { secrets: false, form });
+                let view = provider_body.view(&provider.mapping, Show { secrets: false, form });
                 for item in &view.items {
-                    let shown: serde_json::Value = serde_json::from_slice(&view.body[item.start..item.end]).expect("JSON");
-                    assert!(shown["connection"]["token"].is_null());
+                    let session: serde_json::Value =
+                        serde_json::from_slice(&view.body[item.start..item.end]).expect("JSON");
+                    assert!(session["connection"]["token"].is_null());
                 }
             }
         }

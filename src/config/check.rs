@@ -1,34 +1,32 @@
-//! What can only be judged across files: names that must exist, ids and keys that must be unique.
-//!
-//! A room of its own because it needs everything decoded and nothing compiled.
+//! Checks rules that span several files: references must exist, and names, ids and keys must be unique.
 
 use super::Config;
-use super::decode::unknown;
-use super::faults::{At, Faults, Place};
+use super::faults::{Faults, Located, Location};
+use crate::base::typo::unknown;
 use std::collections::HashMap;
 use std::hash::Hash;
 
-/// First segments of Weir's own paths.
+/// The first segments of Weir's own paths.
 const RESERVED: [&str; 2] = ["v1", "docs"];
 
-/// Checks references and uniqueness. `cut` names files (and `providers`) of which a part could not
-/// be read: what seems to be missing may stand there.
-pub(super) fn cross_file(config: &Config, cut: &[String], faults: &mut Faults) {
-    let whole = |file: &str| !cut.iter().any(|c| c == file);
+/// Checks references and uniqueness. `truncated` names the files that were read only in part; `providers` stands for all
+/// provider files. A reference into such a file is no fault, because the rest of the file can define it.
+pub(super) fn cross_file(config: &Config, truncated: &[String], faults: &mut Faults) {
+    let whole = |file: &str| !truncated.iter().any(|name| name == file);
     if config.weir.listen.is_empty() && whole("weir.yaml") {
         let file = config.files.iter().find(|f| f.ends_with("weir.yaml")).map(String::as_str).unwrap_or("weir.yaml");
-        faults.add(&Place::top(&file.into()), "listen has no address");
+        faults.add(&Location::top(&file.into()), "listen is empty; write at least one listener");
     }
     if config.providers.is_empty() && whole("providers") {
         let file = config.files.first().map(String::as_str).unwrap_or("weir.yaml");
-        faults.add(&Place::top(&file.into()), "there is no provider: providers/*.yaml holds one file each");
+        faults.add(&Location::top(&file.into()), "no provider file; write at least one providers/NAME.yaml");
     }
-    unique(config.providers.iter().map(|p| (&p.name.value, &p.name.place)), "provider", faults);
-    unique(config.clients.iter().map(|c| (&c.id.value, &c.id.place)), "client id", faults);
-    unique(config.providers.iter().flat_map(|p| &p.native.hosts).map(|at| (&at.value, &at.place)), "host", faults);
+    unique(config.providers.iter().map(|p| (&p.name.value, &p.name.location)), "provider", faults);
+    unique(config.clients.iter().map(|c| (&c.id.value, &c.id.location)), "client id", faults);
+    unique(config.providers.iter().flat_map(|p| &p.native.hosts).map(|at| (&at.value, &at.location)), "host", faults);
     for name in config.providers.iter().map(|p| &p.name).filter(|name| RESERVED.contains(&name.value.as_str())) {
-        let what = "is a path of Weir's own, and a provider is mounted under its name; give it another";
-        faults.add(&name.place, format!("{:?} {what}", name.value));
+        let why = "cannot be the name of a provider, because Weir has this path itself; choose another name";
+        faults.add(&name.location, format!("{:?} {why}", name.value));
     }
     keys(config, faults);
     if whole("weir.yaml") {
@@ -40,25 +38,25 @@ pub(super) fn cross_file(config: &Config, cut: &[String], faults: &mut Faults) {
 }
 
 fn unique<'c, T: Eq + Hash + std::fmt::Debug + 'c>(
-    named: impl Iterator<Item = (&'c T, &'c Place)>,
+    named: impl Iterator<Item = (&'c T, &'c Location)>,
     what: &str,
     faults: &mut Faults,
 ) {
-    let mut seen: HashMap<&T, &Place> = HashMap::new();
-    for (name, place) in named {
+    let mut seen: HashMap<&T, &Location> = HashMap::new();
+    for (name, location) in named {
         if let Some(first) = seen.get(name) {
-            faults.add(place, format!("{what} {name:?} is already used at {first}; each needs its own"));
+            faults.add(location, format!("{what} {name:?} is already used at {first}; choose another one"));
         } else {
-            seen.insert(name, place);
+            seen.insert(name, location);
         }
     }
 }
 
 fn keys(config: &Config, faults: &mut Faults) {
-    let mut seen: HashMap<[u8; 32], &Place> = HashMap::new();
+    let mut seen: HashMap<[u8; 32], &Location> = HashMap::new();
     for key in config.clients.iter().flat_map(|c| &c.keys) {
-        if let Some(first) = seen.insert(key.sha256, &key.place) {
-            faults.add(&key.place, format!("the same key stands at {first}; a key belongs to one client, once"));
+        if let Some(first) = seen.insert(key.sha256, &key.location) {
+            faults.add(&key.location, format!("this key is already used at {first}; make another one (weir key new)"));
         }
     }
 }
@@ -70,14 +68,14 @@ fn policies(config: &Config, faults: &mut Faults) {
     for list in lists {
         for (position, at) in list.iter().enumerate() {
             if list[..position].iter().any(|other| other.value == at.value) {
-                faults.add(&at.place, format!("{:?} stands here twice; once is enough", at.value));
+                faults.add(&at.location, format!("duplicate rate limit {:?}; write it once", at.value));
             }
         }
     }
     let known = || config.weir.policies.iter().map(|p| p.name.as_str());
-    let mut check = |at: &At<String>| {
+    let mut check = |at: &Located<String>| {
         if !known().any(|name| name == at.value) {
-            faults.add(&at.place, unknown("rate limit", &at.value, known()));
+            faults.add(&at.location, unknown("rate limit", &at.value, known()));
         }
     };
     for client in &config.clients {
@@ -88,9 +86,9 @@ fn policies(config: &Config, faults: &mut Faults) {
 
 fn providers(config: &Config, faults: &mut Faults) {
     let known = || config.providers.iter().map(|p| p.name.value.as_str());
-    let mut check = |at: &At<String>| {
+    let mut check = |at: &Located<String>| {
         if !known().any(|name| name == at.value) {
-            faults.add(&at.place, unknown("provider", &at.value, known()));
+            faults.add(&at.location, unknown("provider", &at.value, known()));
         }
     };
     for client in &config.clients {
@@ -99,6 +97,6 @@ fn providers(config: &Config, faults: &mut Faults) {
         client.credentials.iter().for_each(|(provider, _)| check(provider));
     }
     for example in &config.examples {
-        check(&At { value: example.provider.clone(), place: example.native_place.clone() });
+        check(&Located { value: example.provider.clone(), location: example.native_location.clone() });
     }
 }

@@ -1,64 +1,63 @@
-//! `clients.yaml` as written: who may call, under which limits.
+//! Decodes `clients.yaml`: the clients, their keys, limits and permissions.
 //!
-//! A room of its own because it changes with people, not with software. Keys stand here as digests
-//! only; nothing in it can be used to call Weir.
+//! A key is a SHA-256 digest here, so nobody can use the file to call Weir.
 
-use super::credentials::{self, Credential};
-use super::decode::{self, Cx, Fields};
-use super::faults::{At, Place};
+use super::credentials::{self, CredentialConfig};
+use super::decode::{self, DecodeContext, Fields};
+use super::faults::{Located, Location};
 use super::tree::Node;
-use crate::model::{Time, parse_time};
+use crate::base::model::{Time, parse_time};
 
-/// One client.
+/// A client.
 #[derive(Debug, Clone)]
-pub struct Client {
-    /// Its name in logs, metrics and problems.
-    pub id: At<String>,
-    /// Digests of its keys; several while a key is being rotated.
-    pub keys: Vec<Key>,
-    /// Policies for everything it asks.
-    pub rate_limits: Vec<At<String>>,
-    /// More policies for one provider's routes.
-    pub provider_rate_limits: Vec<(At<String>, Vec<At<String>>)>,
-    /// Providers it may use; `None`: all.
-    pub providers: Option<Vec<At<String>>>,
-    /// Whether members marked secret are shown to it.
+pub struct ClientConfig {
+    /// The client's name in logs, metrics and problems.
+    pub id: Located<String>,
+    /// The client's keys; several during a key rotation.
+    pub keys: Vec<ClientKey>,
+    /// Policies for all requests of the client.
+    pub rate_limits: Vec<Located<String>>,
+    /// Further policies for requests to one provider.
+    pub provider_rate_limits: Vec<(Located<String>, Vec<Located<String>>)>,
+    /// The providers that the client may use; `None` means all.
+    pub providers: Option<Vec<Located<String>>>,
+    /// Whether the client sees secret members.
     pub reveal_secrets: bool,
-    /// Its own credentials at a provider, in place of the provider's.
-    pub credentials: Vec<(At<String>, Credential)>,
-    /// Whether it may use the providers' own APIs.
+    /// The client's own credential for a provider, in place of the one in the provider file.
+    pub credentials: Vec<(Located<String>, CredentialConfig)>,
+    /// Whether the client may use the providers' own APIs.
     pub native: bool,
-    /// Whether it may have its requests explained.
+    /// Whether the client may request explanations.
     pub explain: bool,
 }
 
-/// A key's digest.
+/// The digest of a key.
 #[derive(Clone)]
-pub struct Key {
+pub struct ClientKey {
     /// SHA-256 of the key.
     pub sha256: [u8; 32],
-    /// When it stops being accepted.
+    /// The time from which Weir refuses the key; `None` means never.
     pub expires_at: Option<Time>,
-    /// Where it stands.
-    pub place: Place,
+    /// The location of the key.
+    pub location: Location,
 }
 
-impl std::fmt::Debug for Key {
+impl std::fmt::Debug for ClientKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // A digest is a fingerprint of the key: it is not shown either.
+        // The digest identifies the key, so it stays hidden too.
         f.debug_struct("Key").field("expires_at", &self.expires_at).finish_non_exhaustive()
     }
 }
 
-/// Reads the file's tree.
-pub fn decode(root: &Node, cx: &mut Cx<'_>) -> Vec<Client> {
+/// Decodes the file.
+pub fn decode(root: &Node, cx: &mut DecodeContext<'_>) -> Vec<ClientConfig> {
     let Some(mut fields) = Fields::of(root, "clients.yaml", cx) else { return Vec::new() };
     let clients = fields.required("clients", cx, |node, cx| decode::list(node, cx, client));
     fields.end(cx);
     clients.unwrap_or_default()
 }
 
-fn client(node: &Node, cx: &mut Cx<'_>) -> Option<Client> {
+fn client(node: &Node, cx: &mut DecodeContext<'_>) -> Option<ClientConfig> {
     let mut fields = Fields::of(node, "a client", cx)?;
     let id = fields.required("id", cx, decode::name);
     let keys = fields.required("keys", cx, |node, cx| decode::list(node, cx, key));
@@ -73,7 +72,7 @@ fn client(node: &Node, cx: &mut Cx<'_>) -> Option<Client> {
     let native = fields.optional("native", cx, decode::boolean);
     let explain = fields.optional("explain", cx, decode::boolean);
     fields.end(cx);
-    Some(Client {
+    Some(ClientConfig {
         id: id?,
         keys: keys.unwrap_or_default(),
         rate_limits: rate_limits.unwrap_or_default(),
@@ -86,43 +85,36 @@ fn client(node: &Node, cx: &mut Cx<'_>) -> Option<Client> {
     })
 }
 
+/// Reads a mapping from provider names to what `read` reads.
 fn by_provider<T>(
     node: &Node,
     what: &str,
-    cx: &mut Cx<'_>,
-    read: impl Fn(&Node, &mut Cx<'_>) -> Option<T>,
-) -> Option<Vec<(At<String>, T)>> {
-    decode::each(node, what, &[], cx, |key, node, cx| {
-        let provider = At { value: key.name.clone(), place: key.place.clone() };
+    cx: &mut DecodeContext<'_>,
+    read: impl Fn(&Node, &mut DecodeContext<'_>) -> Option<T>,
+) -> Option<Vec<(Located<String>, T)>> {
+    decode::entries(node, what, &[], cx, |key, node, cx| {
+        let provider = Located { value: key.name.clone(), location: key.location.clone() };
         Some((provider, read(node, cx)?))
     })
 }
 
-fn key(node: &Node, cx: &mut Cx<'_>) -> Option<Key> {
+fn key(node: &Node, cx: &mut DecodeContext<'_>) -> Option<ClientKey> {
     let mut fields = Fields::of(node, "a key", cx)?;
     let sha256 = fields.required("sha256", cx, |node, cx| {
-        // It may be the key itself that stands there: it is not repeated.
-        let wanted = "a key is kept as its SHA-256: 64 hexadecimal digits, as `weir key new` prints them";
-        let digest = |text: &str| hex(text).ok_or_else(|| wanted.to_owned());
-        decode::shaped(node, cx, "^[0-9A-Fa-f]{64}$", digest).map(|at| at.value)
+        // The message does not repeat the text: a user can write the key itself here.
+        let expected = "this is not a SHA-256 digest; write the 64 hexadecimal digits that `weir key new` prints";
+        let digest = |text: &str| {
+            let mut digest = [0; 32];
+            hex::decode_to_slice(text, &mut digest).map(|()| digest).map_err(|_| expected.to_owned())
+        };
+        decode::parsed_text(node, cx, "^[0-9A-Fa-f]{64}$", digest).map(|at| at.value)
     });
     let expires_at = fields.optional("expires_at", cx, |node, cx| {
-        let wrong = |text: &str| format!("{text:?} is not a time; write RFC 3339 as in 2027-01-31T00:00:00Z");
-        let time = |text: &str| parse_time(text).map(|(_, time)| time).ok_or_else(|| wrong(text));
-        decode::shaped(node, cx, "^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt].*$", time).map(|at| at.value)
+        let fault = |text: &str| format!("{text:?} is not a time; write RFC 3339, such as 2027-01-31T00:00:00Z");
+        let time = |text: &str| parse_time(text).map(|(_, time)| time).ok_or_else(|| fault(text));
+        decode::parsed_text(node, cx, "^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt].*$", time).map(|at| at.value)
     });
-    let place = fields.place().clone();
+    let location = fields.location().clone();
     fields.end(cx);
-    Some(Key { sha256: sha256?, expires_at, place })
-}
-
-fn hex(text: &str) -> Option<[u8; 32]> {
-    if text.len() != 64 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
-        return None;
-    }
-    let mut out = [0; 32];
-    for (byte, pair) in out.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
-    }
-    Some(out)
+    Some(ClientKey { sha256: sha256?, expires_at, location })
 }

@@ -1,43 +1,44 @@
-//! `credentials:` as written: what a provider is shown, and whose it is.
+//! Decodes a `credentials` section: how Weir authenticates to a provider.
 
-use super::decode::{self, Cx, Fields, Secret};
-use super::faults::{At, Place};
+use super::decode::{self, DecodeContext, Fields, Secret};
+use super::faults::{Located, Location};
 use super::tree::Node;
 
-/// What a provider is shown.
+/// The credential that Weir sends to a provider.
 #[derive(Debug, Clone)]
-pub enum Credential {
+pub enum CredentialConfig {
     /// A header with a fixed value.
     Header {
-        /// Its name.
-        header: At<String>,
-        /// Its whole value; empty: send none.
+        /// The header's name.
+        header: Located<String>,
+        /// The header's whole value. If it is empty, Weir sends no credential.
         value: Secret,
     },
-    /// The header that the client sent: it brings its own credential.
+    /// The client's own credential: the header that the client sends.
     Forward {
         /// The header's name.
-        header: At<String>,
+        header: Located<String>,
     },
-    /// A bearer token that Weir fetches and renews (RFC 6749, section 4.4).
+    /// A bearer token that Weir gets and renews (RFC 6749, section 4.4).
     OAuth2(OAuth2),
 }
 
 /// OAuth 2.0 client credentials.
 #[derive(Debug, Clone)]
 pub struct OAuth2 {
-    /// Where tokens are to be had.
-    pub token_url: At<String>,
-    /// Who asks.
+    /// The URL of the token endpoint.
+    pub token_url: Located<String>,
+    /// The client id.
     pub client_id: String,
-    /// Its secret.
+    /// The client secret.
     pub client_secret: Secret,
-    /// What for, if the provider wants to know.
+    /// The scope; `None` if the token request has none.
     pub scope: Option<String>,
 }
 
-/// `{ header: NAME, value: SECRET }`, `{ bearer: SECRET }`, `{ oauth2: … }` or `{ mode: forward, header: NAME }`.
-pub fn decode(node: &Node, cx: &mut Cx<'_>) -> Option<Credential> {
+/// Decodes `{ header: NAME, value: SECRET }`, `{ bearer: SECRET }`, `{ oauth2: … }` or
+/// `{ mode: forward, header: NAME }`.
+pub(crate) fn decode(node: &Node, cx: &mut DecodeContext<'_>) -> Option<CredentialConfig> {
     let mut fields = Fields::of(node, "credentials", cx)?;
     let mode =
         fields.optional("mode", cx, |node, cx| decode::one_of(node, cx, "mode", &[("swap", false), ("forward", true)]));
@@ -45,8 +46,8 @@ pub fn decode(node: &Node, cx: &mut Cx<'_>) -> Option<Credential> {
     let value = fields.optional("value", cx, decode::secret);
     let bearer = fields.optional("bearer", cx, decode::secret);
     let oauth2 = fields.optional("oauth2", cx, oauth2);
-    let place = fields.place().clone();
-    // `value: ""` and `bearer: ""` are written, but empty: no credential.
+    let location = fields.location().clone();
+    // `value: ""` and `bearer: ""` count as written: the empty value means no credential.
     let written = ["value", "bearer", "oauth2"].map(|key| fields.node(key).is_some());
     let wrong_mode = mode.is_none() && fields.node("mode").is_some();
     fields.end(cx);
@@ -54,25 +55,25 @@ pub fn decode(node: &Node, cx: &mut Cx<'_>) -> Option<Credential> {
         return None;
     }
     match (mode.unwrap_or(false), header, written) {
-        (true, Some(header), [false, false, false]) => Some(Credential::Forward { header }),
-        (false, Some(header), [true, false, false]) => Some(Credential::Header { header, value: value? }),
-        (false, None, [false, true, false]) => Some(bearer_of(bearer?, place)),
-        (false, None, [false, false, true]) => Some(Credential::OAuth2(oauth2?)),
+        (true, Some(header), [false, false, false]) => Some(CredentialConfig::Forward { header }),
+        (false, Some(header), [true, false, false]) => Some(CredentialConfig::Header { header, value: value? }),
+        (false, None, [false, true, false]) => Some(bearer_of(bearer?, location)),
+        (false, None, [false, false, true]) => Some(CredentialConfig::OAuth2(oauth2?)),
         _ => {
             let forms =
                 "{ header: NAME, value: SECRET }, { bearer: SECRET }, { oauth2: … } or { mode: forward, header: NAME }";
-            cx.faults.add(&place, format!("credentials are {forms}"));
+            cx.faults.add(&location, format!("credentials must be {forms}"));
             None
         }
     }
 }
 
-fn bearer_of(Secret(token): Secret, place: Place) -> Credential {
+fn bearer_of(Secret(token): Secret, location: Location) -> CredentialConfig {
     let value = if token.is_empty() { token } else { format!("Bearer {token}") };
-    Credential::Header { header: At { value: "authorization".into(), place }, value: Secret(value) }
+    CredentialConfig::Header { header: Located { value: "authorization".into(), location }, value: Secret(value) }
 }
 
-fn oauth2(node: &Node, cx: &mut Cx<'_>) -> Option<OAuth2> {
+fn oauth2(node: &Node, cx: &mut DecodeContext<'_>) -> Option<OAuth2> {
     let mut fields = Fields::of(node, "oauth2", cx)?;
     let token_url = fields.required("token_url", cx, decode::at_text);
     let client_id = fields.required("client_id", cx, decode::text);

@@ -1,51 +1,56 @@
-//! Reading typed values out of a tree, one fault a mistake, none of them final.
+//! Decodes typed values from a tree. Each mistake is one fault, and decoding continues after it.
 //!
-//! A room of its own so that durations, sizes and the words of a fault are the same in every file.
+//! All files share these functions, so a duration, a size or a list has the same form and the same fault in each.
 
-use super::faults::{At, Faults, Place};
-use super::sketch::{Scalar, Sketch};
-use super::tree::{Key, Node, Value};
+use super::faults::{Faults, Located, Location};
+use super::schema_builder::{Scalar, SchemaBuilder};
+use super::tree::{Node, TreeKey, Value};
+use crate::base::typo::unknown;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-/// What a decoder reports into, and how it reads what stands outside the file.
-pub struct Cx<'a> {
-    /// Where faults go.
+/// The longest duration: a hundred years, in milliseconds.
+const LONGEST_DURATION: u64 = 36_525 * 86_400_000;
+
+/// The file that is being decoded: where its faults go, and how to read the files that it names.
+pub struct DecodeContext<'a> {
+    /// Receives the faults.
     pub faults: &'a mut Faults,
-    /// Reads a secret's file: its text without the final newline, or why not.
+    /// Reads a file that the configuration names: returns its text without the final line break, or an error.
     pub read_file: &'a dyn Fn(&str) -> Result<String, String>,
-    /// Whether the file at hand was cut short, so that nothing is called missing.
-    pub cut: bool,
-    /// Where what is asked for is drawn, when there is nothing to read.
-    pub(super) sketch: Option<Sketch>,
+    /// Whether the file ends at a syntax fault. Then a missing key is not reported as a fault.
+    pub truncated: bool,
+    /// Records what the decoder accepts, if the tree is a probe.
+    pub(super) schema: Option<SchemaBuilder>,
 }
 
-impl<'a> Cx<'a> {
-    /// For a file.
-    pub fn new(faults: &'a mut Faults, read_file: &'a dyn Fn(&str) -> Result<String, String>, cut: bool) -> Self {
-        Self { faults, read_file, cut, sketch: None }
+impl<'a> DecodeContext<'a> {
+    /// Returns a context for one file.
+    pub fn new(faults: &'a mut Faults, read_file: &'a dyn Fn(&str) -> Result<String, String>, truncated: bool) -> Self {
+        Self { faults, read_file, truncated, schema: None }
     }
 
-    /// Draws what is wanted of a node that is whatever is asked of it. `false` for one from a file.
-    fn drawn(&mut self, node: &Node, scalar: Scalar<'_>) -> bool {
-        let draws = matches!(node.value, Value::Any);
-        if let Some(sketch) = self.sketch.as_mut().filter(|_| draws) {
-            sketch.scalar(scalar);
+    /// Returns whether the node is a probe. If it is, adds the scalar to the schema.
+    fn probe(&mut self, node: &Node, scalar: Scalar<'_>) -> bool {
+        let is_probe = matches!(node.value, Value::Probe);
+        if let Some(schema) = self.schema.as_mut().filter(|_| is_probe) {
+            schema.scalar(scalar);
         }
-        draws
+        is_probe
     }
 
-    fn inside<T>(&mut self, read: impl FnOnce(&mut Self) -> T, leave: impl FnOnce(&mut Sketch)) -> T {
-        self.sketch.iter_mut().for_each(Sketch::enter);
+    /// Runs `read` on a node inside the current one, then `leave` on the schema.
+    fn inside<T>(&mut self, read: impl FnOnce(&mut Self) -> T, leave: impl FnOnce(&mut SchemaBuilder)) -> T {
+        self.schema.iter_mut().for_each(SchemaBuilder::enter);
         let read = read(self);
-        if let Some(sketch) = &mut self.sketch {
-            leave(sketch);
+        if let Some(schema) = &mut self.schema {
+            leave(schema);
         }
         read
     }
 }
 
-/// A text that must not be seen: its `Debug` does not show it.
+/// A text that `Debug` does not show.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(pub String);
 
@@ -55,139 +60,130 @@ impl std::fmt::Debug for Secret {
     }
 }
 
-/// A mapping being read: knows which keys were asked for, so that `end` can name the others.
-pub struct Fields<'n> {
-    place: &'n Place,
-    entries: &'n [(Key, Node)],
+/// The keys of a mapping. It records which keys the decoder reads, so that `end` can report the others.
+pub(crate) struct Fields<'n> {
+    location: &'n Location,
+    entries: &'n [(TreeKey, Node)],
     known: Vec<&'static str>,
-    /// A node in place of each of them, where there is no file.
-    any: Option<&'n Node>,
+    /// The value of every key, if the mapping is a probe.
+    probe: Option<&'n Node>,
 }
 
 impl<'n> Fields<'n> {
-    /// The fields of a mapping; anything else is a fault.
-    pub fn of(node: &'n Node, what: &str, cx: &mut Cx<'_>) -> Option<Self> {
+    /// Returns the fields of a mapping. Any other value is a fault; `what` names the mapping in it.
+    pub(crate) fn of(node: &'n Node, what: &str, cx: &mut DecodeContext<'_>) -> Option<Self> {
         match &node.value {
-            Value::Map(entries) => Some(Self { place: &node.place, entries, known: Vec::new(), any: None }),
-            Value::Null => Some(Self { place: &node.place, entries: &[], known: Vec::new(), any: None }),
-            Value::Any => {
-                cx.sketch.iter_mut().for_each(Sketch::mapping);
-                Some(Self { place: &node.place, entries: &[], known: Vec::new(), any: Some(node) })
+            Value::Map(entries) => Some(Self { location: &node.location, entries, known: Vec::new(), probe: None }),
+            Value::Null => Some(Self { location: &node.location, entries: &[], known: Vec::new(), probe: None }),
+            Value::Probe => {
+                cx.schema.iter_mut().for_each(SchemaBuilder::mapping);
+                Some(Self { location: &node.location, entries: &[], known: Vec::new(), probe: Some(node) })
             }
             _ => {
-                cx.faults.add(&node.place, format!("{what} must be a mapping (key: value)"));
+                cx.faults.add(&node.location, format!("{what} must be a mapping (key: value)"));
                 None
             }
         }
     }
 
-    /// Where the mapping begins.
+    /// Returns the location of the mapping.
     #[must_use]
-    pub fn place(&self) -> &Place {
-        self.place
+    pub(crate) fn location(&self) -> &Location {
+        self.location
     }
 
-    /// The node under a key; one with nothing written counts as absent.
-    pub fn node(&mut self, key: &'static str) -> Option<&'n Node> {
-        self.known.push(key);
-        if self.any.is_some() {
-            return self.any;
+    /// Returns the node of a key; `None` if the key is missing or has no value.
+    pub(crate) fn node(&mut self, key: &'static str) -> Option<&'n Node> {
+        if !self.known.contains(&key) {
+            self.known.push(key);
+        }
+        if self.probe.is_some() {
+            return self.probe;
         }
         let node = self.entries.iter().find(|(k, _)| k.name == key).map(|(_, node)| node)?;
         (!matches!(node.value, Value::Null)).then_some(node)
     }
 
-    /// An optional field. `None` also for one with a fault, which is then reported.
-    pub fn optional<T>(
+    /// Reads an optional key. Returns `None` if it is missing, or if `read` reports a fault.
+    pub(crate) fn optional<T>(
         &mut self,
         key: &'static str,
-        cx: &mut Cx<'_>,
-        read: impl FnOnce(&'n Node, &mut Cx<'_>) -> Option<T>,
+        cx: &mut DecodeContext<'_>,
+        read: impl FnOnce(&'n Node, &mut DecodeContext<'_>) -> Option<T>,
     ) -> Option<T> {
         let node = self.node(key)?;
-        cx.inside(|cx| read(node, cx), |sketch| sketch.leave_key(key, false))
+        cx.inside(|cx| read(node, cx), |schema| schema.leave_key(key, false))
     }
 
-    /// A field that must be there.
-    pub fn required<T>(
+    /// Reads a required key. A missing key is a fault.
+    pub(crate) fn required<T>(
         &mut self,
         key: &'static str,
-        cx: &mut Cx<'_>,
-        read: impl FnOnce(&'n Node, &mut Cx<'_>) -> Option<T>,
+        cx: &mut DecodeContext<'_>,
+        read: impl FnOnce(&'n Node, &mut DecodeContext<'_>) -> Option<T>,
     ) -> Option<T> {
         match self.node(key) {
-            Some(node) => cx.inside(|cx| read(node, cx), |sketch| sketch.leave_key(key, true)),
+            Some(node) => cx.inside(|cx| read(node, cx), |schema| schema.leave_key(key, true)),
             None => {
                 let written = self.entries.iter().any(|(known, _)| known.name == key);
-                if !cx.cut && !written {
-                    cx.faults.add(self.place, format!("{key:?} is missing here"));
+                if !cx.truncated && !written {
+                    cx.faults.add(self.location, format!("missing key {key:?}"));
                 }
                 None
             }
         }
     }
 
-    /// Reports every key that nobody asked for.
-    pub fn end(self, cx: &mut Cx<'_>) {
+    /// Reports every key that the decoder does not know, and every known key without a value.
+    pub(crate) fn end(self, cx: &mut DecodeContext<'_>) {
         for (key, node) in self.entries {
-            if matches!(node.value, Value::Null) && !cx.cut && self.known.contains(&key.name.as_str()) {
-                cx.faults.add(&key.place, format!("{:?} has no value; write one, or take the line out", key.name));
+            if matches!(node.value, Value::Null) && !cx.truncated && self.known.contains(&key.name.as_str()) {
+                cx.faults.add(&key.location, format!("{:?} has no value; write one, or remove the key", key.name));
             }
             if !self.known.contains(&key.name.as_str()) {
-                cx.faults.add(&key.place, unknown("key", &key.name, self.known.iter().copied()));
+                cx.faults.add(&key.location, unknown("key", &key.name, self.known.iter().copied()));
             }
         }
     }
 }
 
-/// `unknown key "x"; did you mean "y"?`, or the list of what is known.
-pub fn unknown<'k>(what: &str, name: &str, known: impl Iterator<Item = &'k str>) -> String {
-    let known: Vec<&str> = known.collect();
-    let near = known
-        .iter()
-        .map(|k| (strsim::damerau_levenshtein(k, name), *k))
-        .filter(|(distance, k)| *distance <= (k.len() / 3).max(1))
-        .min();
-    match near {
-        Some((_, near)) => format!("unknown {what} {name:?}; did you mean {near:?}?"),
-        None if known.is_empty() => format!("unknown {what} {name:?}; there is none here"),
-        None => format!("unknown {what} {name:?}; known here: {}", known.join(", ")),
-    }
-}
-
-/// A scalar's text.
-pub fn text(node: &Node, cx: &mut Cx<'_>) -> Option<String> {
-    if cx.drawn(node, Scalar::Text) {
+/// Reads a text; no value is the empty text.
+pub(crate) fn text(node: &Node, cx: &mut DecodeContext<'_>) -> Option<String> {
+    if cx.probe(node, Scalar::Text) {
         return None;
     }
     match &node.value {
         Value::Text(text) => Some(text.clone()),
         Value::Null => Some(String::new()),
         _ => {
-            cx.faults.add(&node.place, "a single value is wanted here, not a list or mapping");
+            cx.faults.add(&node.location, "this must be a single value, not a list or mapping");
             None
         }
     }
 }
 
-/// A scalar's text that must not be empty, with its place.
-pub fn at_text(node: &Node, cx: &mut Cx<'_>) -> Option<At<String>> {
-    if cx.drawn(node, Scalar::Some) {
+/// Reads a text that is not empty, with its location.
+pub(crate) fn at_text(node: &Node, cx: &mut DecodeContext<'_>) -> Option<Located<String>> {
+    if cx.probe(node, Scalar::NonEmptyText) {
         return None;
     }
     let value = text(node, cx)?;
     if value.is_empty() {
-        cx.faults.add(&node.place, "a value is wanted here; it is empty");
+        cx.faults.add(&node.location, "this value must not be empty");
         return None;
     }
-    Some(At { value, place: node.place.clone() })
+    Some(Located { value, location: node.location.clone() })
 }
 
-/// A list of what `read` reads; a single value counts as a list of one.
-pub fn list<T>(node: &Node, cx: &mut Cx<'_>, mut read: impl FnMut(&Node, &mut Cx<'_>) -> Option<T>) -> Option<Vec<T>> {
+/// Reads each item of a list with `read`. A single value is a list of one.
+pub(crate) fn list<T>(
+    node: &Node,
+    cx: &mut DecodeContext<'_>,
+    mut read: impl FnMut(&Node, &mut DecodeContext<'_>) -> Option<T>,
+) -> Option<Vec<T>> {
     match &node.value {
-        Value::Any => {
-            cx.inside(|cx| read(node, cx), Sketch::leave_list);
+        Value::Probe => {
+            cx.inside(|cx| read(node, cx), SchemaBuilder::leave_list);
             None
         }
         Value::List(items) => Some(items.iter().filter_map(|item| read(item, cx)).collect()),
@@ -195,39 +191,41 @@ pub fn list<T>(node: &Node, cx: &mut Cx<'_>, mut read: impl FnMut(&Node, &mut Cx
     }
 }
 
-/// What `read` reads of each entry of a mapping with free keys, in order. `known` are all there can be; empty: any.
-pub fn each<T>(
+/// Reads each entry of a mapping with `read`, in the order of the file. `known` lists the possible keys for the schema;
+/// it is empty if any key is possible. `what` names the mapping in a fault.
+pub(crate) fn entries<T>(
     node: &Node,
     what: &str,
     known: &[&str],
-    cx: &mut Cx<'_>,
-    mut read: impl FnMut(&Key, &Node, &mut Cx<'_>) -> Option<T>,
+    cx: &mut DecodeContext<'_>,
+    mut read: impl FnMut(&TreeKey, &Node, &mut DecodeContext<'_>) -> Option<T>,
 ) -> Option<Vec<T>> {
     match &node.value {
         Value::Map(entries) => Some(entries.iter().filter_map(|(key, node)| read(key, node, cx)).collect()),
         Value::Null => Some(Vec::new()),
-        Value::Any => {
-            let key = Key { name: known.first().copied().unwrap_or("name").to_owned(), place: node.place.clone() };
-            cx.inside(|cx| read(&key, node, cx), |sketch| sketch.leave_free(known));
+        Value::Probe => {
+            let key =
+                TreeKey { name: known.first().copied().unwrap_or("name").to_owned(), location: node.location.clone() };
+            cx.inside(|cx| read(&key, node, cx), |schema| schema.leave_entries(known));
             None
         }
         _ => {
-            cx.faults.add(&node.place, format!("{what} must be a mapping (key: value)"));
+            cx.faults.add(&node.location, format!("{what} must be a mapping (key: value)"));
             None
         }
     }
 }
 
-/// A mapping read in one way, anything else in another.
-pub fn either<T>(
+/// Reads a mapping with `mapping`, and any other value with `other`.
+pub(crate) fn mapping_or<T>(
     node: &Node,
-    cx: &mut Cx<'_>,
-    mapping: impl FnOnce(&Node, &mut Cx<'_>) -> Option<T>,
-    other: impl FnOnce(&Node, &mut Cx<'_>) -> Option<T>,
+    cx: &mut DecodeContext<'_>,
+    mapping: impl FnOnce(&Node, &mut DecodeContext<'_>) -> Option<T>,
+    other: impl FnOnce(&Node, &mut DecodeContext<'_>) -> Option<T>,
 ) -> Option<T> {
     match &node.value {
         Value::Map(_) => mapping(node, cx),
-        Value::Any => {
+        Value::Probe => {
             mapping(node, cx);
             other(node, cx)
         }
@@ -235,116 +233,117 @@ pub fn either<T>(
     }
 }
 
-/// One of some words; what it stands for.
-pub fn one_of<T: Copy>(node: &Node, cx: &mut Cx<'_>, what: &str, words: &[(&str, T)]) -> Option<T> {
+/// Reads one of some words and returns the value that belongs to it. `what` names the kind of word in a fault.
+pub(crate) fn one_of<T: Copy>(node: &Node, cx: &mut DecodeContext<'_>, what: &str, words: &[(&str, T)]) -> Option<T> {
     let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
-    if cx.drawn(node, Scalar::Word(&known)) {
+    if cx.probe(node, Scalar::OneOf(&known)) {
         return None;
     }
     let at = at_text(node, cx)?;
     let found = words.iter().find(|(word, _)| *word == at.value).map(|(_, value)| *value);
-    cx.faults.keep(&at.place, found.ok_or_else(|| unknown(what, &at.value, known.into_iter())))
+    cx.faults.keep(&at.location, found.ok_or_else(|| unknown(what, &at.value, known.into_iter())))
 }
 
-/// A text that `parse` reads, or says what is wrong with it; its pattern is `shape`, for who writes it.
-pub fn shaped<T>(
+/// Reads a text with `parse`; its error is the fault. The schema has the text's pattern.
+pub(crate) fn parsed_text<T>(
     node: &Node,
-    cx: &mut Cx<'_>,
-    shape: &str,
+    cx: &mut DecodeContext<'_>,
+    pattern: &str,
     parse: impl Fn(&str) -> Result<T, String>,
-) -> Option<At<T>> {
-    if cx.drawn(node, Scalar::Pattern(shape)) {
+) -> Option<Located<T>> {
+    if cx.probe(node, Scalar::Pattern(pattern)) {
         return None;
     }
     let at = at_text(node, cx)?;
-    cx.faults.keep(&at.place, parse(&at.value)).map(|value| At { value, place: at.place })
+    cx.faults.keep(&at.location, parse(&at.value)).map(|value| Located { value, location: at.location })
 }
 
-/// A name: letters, digits, `-` and `_`, at most 64. Names become metric labels and parts of ids.
-pub fn name(node: &Node, cx: &mut Cx<'_>) -> Option<At<String>> {
+/// Reads a name: 1 to 64 letters, digits, `-` and `_`. Names become metric labels and parts of ids.
+pub(crate) fn name(node: &Node, cx: &mut DecodeContext<'_>) -> Option<Located<String>> {
     let good = |text: &str| text.len() <= 64 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b));
-    shaped(node, cx, "^[A-Za-z0-9_-]{1,64}$", |text| match good(text) {
+    parsed_text(node, cx, "^[A-Za-z0-9_-]{1,64}$", |text| match good(text) {
         true => Ok(text.to_owned()),
-        false => Err(format!("{text:?} is not a name; use letters, digits, - and _")),
+        false => Err(format!("{text:?} is not a valid name; use 1 to 64 letters, digits, - and _")),
     })
 }
 
-fn parsed<T>(
+/// Reads a scalar with `parse`. The fault for any other text says that it is not `expected`.
+fn scalar<T>(
     node: &Node,
-    cx: &mut Cx<'_>,
+    cx: &mut DecodeContext<'_>,
     scalar: Scalar<'_>,
-    wanted: &str,
+    expected: &str,
     parse: impl Fn(&str) -> Option<T>,
 ) -> Option<T> {
-    if cx.drawn(node, scalar) {
+    if cx.probe(node, scalar) {
         return None;
     }
     let text = text(node, cx)?;
     let value = parse(&text);
     if value.is_none() {
-        cx.faults.add(&node.place, format!("{text:?} is not {wanted}"));
+        cx.faults.add(&node.location, format!("{text:?} is not {expected}"));
     }
     value
 }
 
-/// `true` or `false`, also `on` and `off`.
-pub fn boolean(node: &Node, cx: &mut Cx<'_>) -> Option<bool> {
-    parsed(node, cx, Scalar::Boolean, "true or false", |text| match text {
+/// Reads `true` or `false`; `on` and `off` mean the same.
+pub(crate) fn boolean(node: &Node, cx: &mut DecodeContext<'_>) -> Option<bool> {
+    scalar(node, cx, Scalar::Boolean, "true or false (or on, off)", |text| match text {
         "true" | "on" => Some(true),
         "false" | "off" => Some(false),
         _ => None,
     })
 }
 
-/// A whole number from `least`.
-pub fn whole(node: &Node, cx: &mut Cx<'_>, least: u64) -> Option<u64> {
-    parsed(node, cx, Scalar::Whole(least, u64::MAX), &format!("a whole number from {least}"), |text| {
-        text.parse().ok().filter(|number| *number >= least)
+/// Reads a whole number, `minimum` or more.
+pub(crate) fn integer(node: &Node, cx: &mut DecodeContext<'_>, minimum: u64) -> Option<u64> {
+    scalar(node, cx, Scalar::Integer(minimum, u64::MAX), &format!("a whole number from {minimum}"), |text| {
+        text.parse().ok().filter(|number| *number >= minimum)
     })
 }
 
-/// A whole number from 1 to 4,294,967,295.
-pub fn positive(node: &Node, cx: &mut Cx<'_>) -> Option<NonZeroU32> {
-    parsed(node, cx, Scalar::Whole(1, u64::from(u32::MAX)), "a whole number from 1 to 4294967295", |text| {
+/// Reads a whole number from 1 to 4,294,967,295.
+pub(crate) fn positive_integer(node: &Node, cx: &mut DecodeContext<'_>) -> Option<NonZeroU32> {
+    scalar(node, cx, Scalar::Integer(1, u64::from(u32::MAX)), "a whole number from 1 to 4294967295", |text| {
         text.parse().ok()
     })
 }
 
-/// A share, from 0 to 1.
-pub fn share(node: &Node, cx: &mut Cx<'_>) -> Option<f64> {
-    parsed(node, cx, Scalar::Share, "a share from 0 to 1, as in 0.01", |text| {
-        text.parse().ok().filter(|share| (0.0..=1.0).contains(share))
+/// Reads a number from 0 to 1.
+pub(crate) fn fraction(node: &Node, cx: &mut DecodeContext<'_>) -> Option<f64> {
+    scalar(node, cx, Scalar::Fraction, "a number from 0 to 1, such as 0.01", |text| {
+        text.parse().ok().filter(|fraction| (0.0..=1.0).contains(fraction))
     })
 }
 
-/// An HTTP status that says that something failed.
-pub fn status(node: &Node, cx: &mut Cx<'_>) -> Option<u16> {
-    if cx.drawn(node, Scalar::Whole(400, 599)) {
+/// Reads an HTTP error status, 400 to 599.
+pub(crate) fn error_status(node: &Node, cx: &mut DecodeContext<'_>) -> Option<u16> {
+    if cx.probe(node, Scalar::Integer(400, 599)) {
         return None;
     }
-    let number = whole(node, cx, 400)?;
-    let status = u16::try_from(number).ok().filter(|s| *s <= 599).ok_or("a status is from 400 to 599");
-    cx.faults.keep(&node.place, status)
+    let number = integer(node, cx, 400)?;
+    let status = u16::try_from(number).ok().filter(|status| *status <= 599);
+    cx.faults.keep(&node.location, status.ok_or_else(|| format!("{number} is not an error status, 400 to 599")))
 }
 
-/// A duration: one integer and a unit (`ms s m h d`).
-pub fn duration(node: &Node, cx: &mut Cx<'_>) -> Option<Duration> {
-    parsed(
+/// Reads a duration: one integer and a unit (`ms s m h d`), at most a hundred years.
+pub(crate) fn duration(node: &Node, cx: &mut DecodeContext<'_>) -> Option<Duration> {
+    scalar(
         node,
         cx,
         Scalar::Duration,
-        "a duration; write one integer and a unit (ms s m h d), as in 30s",
+        "a duration; write one integer and a unit (ms, s, m, h, d), such as 30s, at most 36525d",
         parse_duration,
     )
 }
 
-/// A duration that is not zero.
-pub fn positive_duration(node: &Node, cx: &mut Cx<'_>) -> Option<Duration> {
-    parsed(
+/// Reads a duration that is not zero.
+pub(crate) fn positive_duration(node: &Node, cx: &mut DecodeContext<'_>) -> Option<Duration> {
+    scalar(
         node,
         cx,
         Scalar::Duration,
-        "a duration above zero; write one integer and a unit (ms s m h d), as in 30s",
+        "a duration above 0; write one integer and a unit (ms, s, m, h, d), such as 30s, at most 36525d",
         |text| parse_duration(text).filter(|d| !d.is_zero()),
     )
 }
@@ -360,50 +359,59 @@ fn parse_duration(text: &str) -> Option<Duration> {
         "d" => 86_400_000,
         _ => return None,
     };
-    // A hundred years is longer than any duration here can mean.
-    number.checked_mul(unit).filter(|ms| *ms <= 3_155_760_000_000).map(Duration::from_millis)
+    number.checked_mul(unit).filter(|ms| *ms <= LONGEST_DURATION).map(Duration::from_millis)
 }
 
-/// The burst, if a bucket of it fills within a year; else a fault, and a burst that any limiter can
-/// reckon with.
-pub fn burst(place: &Place, requests: NonZeroU32, per: Duration, burst: NonZeroU32, cx: &mut Cx<'_>) -> NonZeroU32 {
-    const LONGEST: f64 = 365.0 * 86_400.0;
+/// Returns the burst of a bucket that refills with `requests` in `per`. If an empty bucket is not full again within a
+/// year, this is a fault at `location`, and the burst is 1, which every limiter can count.
+pub(crate) fn checked_burst(
+    location: &Location,
+    requests: NonZeroU32,
+    per: Duration,
+    burst: NonZeroU32,
+    cx: &mut DecodeContext<'_>,
+) -> NonZeroU32 {
+    const YEAR: f64 = 365.0 * 86_400.0;
     let seconds = per.as_secs_f64() / f64::from(requests.get()) * f64::from(burst.get());
-    if seconds <= LONGEST {
+    if seconds <= YEAR {
         return burst;
     }
-    cx.faults.add(place, "this takes more than a year to fill; lower burst or per, or raise requests");
+    cx.faults.add(location, "the bucket takes more than a year to fill; lower burst or per, or raise requests");
     NonZeroU32::MIN
 }
 
-/// A size in bytes: one integer and a unit (`B KiB MiB GiB`), or bytes alone.
-pub fn size(node: &Node, cx: &mut Cx<'_>) -> Option<u64> {
-    parsed(node, cx, Scalar::Size, "a size; write one integer and a unit (B KiB MiB GiB), as in 256MiB", |text| {
-        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-        let number: u64 = text[..digits].parse().ok()?;
-        let unit: u64 = match &text[digits..] {
-            "" | "B" => 1,
-            "KiB" => 1 << 10,
-            "MiB" => 1 << 20,
-            "GiB" => 1 << 30,
-            _ => return None,
-        };
-        number.checked_mul(unit).filter(|size| *size > 0)
-    })
+/// Reads a size above 0: one integer and a unit (`B KiB MiB GiB`). An integer without a unit is a number of bytes.
+pub(crate) fn size(node: &Node, cx: &mut DecodeContext<'_>) -> Option<u64> {
+    let expected =
+        "a size; write one integer above 0 and a unit (B, KiB, MiB, GiB), such as 256MiB; without a unit it is bytes";
+    scalar(node, cx, Scalar::Size, expected, parse_size)
 }
 
-/// A secret: its text, or `{ file: PATH }`.
-pub fn secret(node: &Node, cx: &mut Cx<'_>) -> Option<Secret> {
-    let from_file = |node: &Node, cx: &mut Cx<'_>| {
+fn parse_size(text: &str) -> Option<u64> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let number: u64 = text[..digits].parse().ok()?;
+    let unit: u64 = match &text[digits..] {
+        "" | "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        _ => return None,
+    };
+    number.checked_mul(unit).filter(|size| *size > 0)
+}
+
+/// Reads a secret: its text, or `{ file: PATH }`.
+pub(crate) fn secret(node: &Node, cx: &mut DecodeContext<'_>) -> Option<Secret> {
+    let from_file = |node: &Node, cx: &mut DecodeContext<'_>| {
         let mut fields = Fields::of(node, "a secret", cx)?;
         let path = fields.required("file", cx, at_text);
         fields.end(cx);
         let path = path?;
         let read =
-            (cx.read_file)(&path.value).map_err(|e| format!("the secret's file {:?} cannot be read: {e}", path.value));
-        cx.faults.keep(&path.place, read).map(Secret)
+            (cx.read_file)(&path.value).map_err(|error| format!("cannot read secret file {:?}: {error}", path.value));
+        cx.faults.keep(&path.location, read).map(Secret)
     };
-    either(node, cx, from_file, |node, cx| text(node, cx).map(Secret))
+    mapping_or(node, cx, from_file, |node, cx| text(node, cx).map(Secret))
 }
 
 #[cfg(test)]
@@ -411,24 +419,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_are_one_integer_and_a_unit() {
+    fn a_duration_is_one_integer_and_a_unit() {
         assert_eq!(parse_duration("30s"), Some(Duration::from_secs(30)));
         assert_eq!(parse_duration("250ms"), Some(Duration::from_millis(250)));
         assert_eq!(parse_duration("2d"), Some(Duration::from_secs(172_800)));
-        for wrong in ["30", "s", "1.5s", "1h30m", "-1s", "30 s", "99999999999999999d", ""] {
+        assert_eq!(parse_duration("36525d"), Some(Duration::from_secs(36_525 * 86_400)));
+        for wrong in ["30", "s", "1.5s", "1h30m", "-1s", "30 s", "36526d", "99999999999999999d", ""] {
             assert_eq!(parse_duration(wrong), None, "{wrong}");
         }
     }
 
     #[test]
-    fn a_near_miss_gets_a_suggestion_and_a_far_one_the_list() {
-        let known = ["base_url", "credentials"];
-        assert_eq!(unknown("key", "bas_url", known.into_iter()), "unknown key \"bas_url\"; did you mean \"base_url\"?");
-        assert!(unknown("key", "zzz", known.into_iter()).ends_with("known here: base_url, credentials"));
+    fn a_size_is_one_integer_and_an_optional_unit() {
+        assert_eq!(parse_size("300"), Some(300), "a number without a unit is bytes");
+        assert_eq!(parse_size("300B"), Some(300));
+        assert_eq!(parse_size("4MiB"), Some(4 << 20));
+        for wrong in ["0", "0MiB", "MiB", "4MB", "4 MiB", "1.5MiB", "-1", "99999999999GiB", ""] {
+            assert_eq!(parse_size(wrong), None, "{wrong}");
+        }
     }
 
     #[test]
-    fn a_secret_does_not_show_itself() {
+    fn debug_does_not_show_a_secret() {
         assert_eq!(format!("{:?}", Secret("hunter2".into())), "Secret(…)");
     }
 }

@@ -1,15 +1,14 @@
-//! Faults of a configuration: where each is and what is wrong, collected until the end.
+//! Collects the faults of a configuration: where each one is, and what is wrong.
 //!
-//! A room of its own so that every stage (reading, decoding, checking, compiling) reports in one
-//! form and none of them stops at the first fault.
+//! Reading, decoding, checking and compiling all report here, so none of them stops at the first fault.
 
 use std::fmt;
 use std::sync::Arc;
 
-/// Where something stands in a config file. Lines and columns count from 1.
+/// A position in a configuration file.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
-    /// The file as the user would name it.
+pub struct Location {
+    /// The file, by a path that the user can open.
     pub file: Arc<str>,
     /// Line, from 1.
     pub line: usize,
@@ -17,78 +16,78 @@ pub struct Place {
     pub column: usize,
 }
 
-/// Shows nothing: a digest of what a config says must not change with its line numbers.
-impl fmt::Debug for Place {
+/// Hides the position: the digest of a configuration must not change with its line numbers.
+impl fmt::Debug for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("@")
     }
 }
 
-impl Place {
-    /// The beginning of a file.
+impl Location {
+    /// Returns the beginning of a file.
     #[must_use]
     pub fn top(file: &Arc<str>) -> Self {
         Self { file: file.clone(), line: 1, column: 1 }
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}:{}", self.file, self.line, self.column)
     }
 }
 
-/// A value and where it was written, so that later stages can still point at it.
+/// A value with its location, so that later stages can report faults there.
 #[derive(Debug, Clone)]
-pub struct At<T> {
+pub struct Located<T> {
     /// The value.
     pub value: T,
-    /// Where it stands.
-    pub place: Place,
+    /// The location of the value.
+    pub location: Location,
 }
 
-/// One fault.
+/// A fault.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
-    /// Where.
-    pub place: Place,
+    /// The location of the fault.
+    pub location: Location,
     /// What is wrong, and what would be right.
     pub message: String,
 }
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.place, self.message)
+        write!(f, "{}: {}", self.location, self.message)
     }
 }
 
-/// All faults found so far.
+/// All faults so far.
 #[derive(Debug, Default)]
 pub struct Faults {
     list: Vec<Fault>,
 }
 
 impl Faults {
-    /// Adds one.
-    pub fn add(&mut self, place: &Place, message: impl Into<String>) {
-        self.list.push(Fault { place: place.clone(), message: message.into() });
+    /// Adds a fault.
+    pub fn add(&mut self, location: &Location, message: impl Into<String>) {
+        self.list.push(Fault { location: location.clone(), message: message.into() });
     }
 
-    /// Keeps a result's value, or its error as a fault at `place`.
-    pub fn keep<T, E: fmt::Display>(&mut self, place: &Place, result: Result<T, E>) -> Option<T> {
-        result.map_err(|error| self.add(place, error.to_string())).ok()
+    /// Returns the value of a result, or adds its error as a fault at `location`.
+    pub fn keep<T, E: fmt::Display>(&mut self, location: &Location, result: Result<T, E>) -> Option<T> {
+        result.map_err(|error| self.add(location, error.to_string())).ok()
     }
 
-    /// Whether there are none.
+    /// Returns whether there are no faults.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.list.is_empty()
     }
 
-    /// The faults, by file and place.
+    /// Returns the faults by file, line and column, without duplicates.
     #[must_use]
     pub fn sorted(mut self) -> Vec<Fault> {
-        self.list.sort_by(|a, b| a.place.cmp(&b.place));
+        self.list.sort_by(|a, b| a.location.cmp(&b.location));
         self.list.dedup();
         self.list
     }

@@ -1,30 +1,31 @@
-//! A provider's `freshness:` as written: how long its answers are good for.
+//! Decodes the `freshness` section of a provider file: how long its responses stay fresh.
 
-use super::decode::{self, Cx, Fields};
+use super::decode::{self, DecodeContext, Fields};
 use super::tree::Node;
-use crate::model::Status;
+use crate::base::model::Status;
+use crate::base::typo::unknown;
 use std::time::Duration;
 
-/// Section 4 of the contract.
+/// Lifetimes of a provider's responses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Freshness {
-    /// Without an expiry that lies ahead.
+    /// The lifetime of a session without an expiry, or with one in the past.
     pub default: Duration,
-    /// The longest a live session may be cached.
+    /// The longest lifetime of a session whose expiry lies ahead.
     pub max: Duration,
-    /// Replaces expiry and max for that state.
+    /// The lifetime of a session with this status, in place of its expiry and `max`.
     pub by_status: Vec<(Status, Duration)>,
-    /// How long after its end a session may still change.
+    /// How long after its end a session can still change. During that time its lifetime is `default`.
     pub settle: Duration,
-    /// For an answer that there is no such thing.
+    /// The lifetime of a response that says that the agent or the session does not exist.
     pub not_found: Duration,
-    /// For a page of a list.
+    /// The lifetime of a page of a list.
     pub list: Duration,
-    /// How often a watched session is asked for.
+    /// How often Weir requests a watched session.
     pub watch: Duration,
-    /// How long past its lifetime an answer is served while it is refreshed.
+    /// How long after its lifetime a response is served while Weir refreshes it.
     pub stale_while_revalidate: Duration,
-    /// How long past its lifetime an answer is served when the provider fails.
+    /// How long after its lifetime a response is served if the provider fails.
     pub stale_if_error: Duration,
 }
 
@@ -44,8 +45,8 @@ impl Default for Freshness {
     }
 }
 
-/// Reads `freshness:`.
-pub(super) fn decode(node: &Node, cx: &mut Cx<'_>) -> Option<Freshness> {
+/// Decodes the section.
+pub(super) fn decode(node: &Node, cx: &mut DecodeContext<'_>) -> Option<Freshness> {
     let mut fields = Fields::of(node, "freshness", cx)?;
     let mut all = Freshness::default();
     for (key, target) in [
@@ -69,12 +70,12 @@ pub(super) fn decode(node: &Node, cx: &mut Cx<'_>) -> Option<Freshness> {
     Some(all)
 }
 
-fn by_status(node: &Node, cx: &mut Cx<'_>) -> Option<Vec<(Status, Duration)>> {
+fn by_status(node: &Node, cx: &mut DecodeContext<'_>) -> Option<Vec<(Status, Duration)>> {
     let known = Status::ALL.map(Status::as_str);
-    decode::each(node, "by_status", &known, cx, |key, node, cx| {
+    decode::entries(node, "by_status", &known, cx, |key, node, cx| {
         let status = Status::parse(&key.name);
-        let status = status.ok_or_else(|| decode::unknown("status", &key.name, known.into_iter()));
-        let status = cx.faults.keep(&key.place, status)?;
+        let status = status.ok_or_else(|| unknown("status", &key.name, known.into_iter()));
+        let status = cx.faults.keep(&key.location, status)?;
         decode::duration(node, cx).map(|duration| (status, duration))
     })
 }

@@ -1,10 +1,13 @@
-//! Reading a configuration directory: the only room that reads files and the environment.
+//! Loads a configuration directory: reads its files, then decodes and checks them.
 //!
-//! It reads everything first, so that a revision is a digest of what was read, then decodes. It must
-//! not compile or judge across files; `check` does that.
+//! It reads all files before it decodes one, because the revision is a digest of their text. It also reads the files and
+//! the environment variables that they name. No other module of the gateway does, or calls `std::env::var` (clippy.toml
+//! forbids it). Other readers of the environment and of files: clap reads `WEIR_CONFIG` and `WEIR_ADMIN`, the commands
+//! `map` and `explain` read a response body, and libraries read `SSL_CERT_FILE` and `SSL_CERT_DIR` (TLS), `OTEL_*`
+//! (traces) and `NOTIFY_SOCKET` (systemd).
 
-use super::decode::{Cx, Secret};
-use super::faults::{Faults, Place};
+use super::decode::{DecodeContext, Secret};
+use super::faults::{Faults, Location};
 use super::tree::{self, Document};
 use super::{Config, Example, check, clients, provider, weir};
 use sha2::{Digest, Sha256};
@@ -13,52 +16,52 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// The largest config file read.
+/// The largest file that is read, in bytes.
 const MAX_FILE: u64 = 64 << 20;
 
-/// Where a configuration comes from.
+/// A configuration directory and its environment.
 #[derive(Debug, Clone)]
-pub struct Source {
+pub struct ConfigSource {
     /// The directory.
     pub directory: PathBuf,
-    /// Set in place of environment variables of the same name.
+    /// Variables that replace those of the process environment.
     pub overlay: BTreeMap<String, String>,
 }
 
-impl Source {
-    /// A directory, with the process's environment.
+impl ConfigSource {
+    /// Returns a directory with the environment of the process.
     #[must_use]
     pub fn new(directory: impl Into<PathBuf>) -> Self {
         Self { directory: directory.into(), overlay: BTreeMap::new() }
     }
 
     fn env(&self, name: &str) -> Option<String> {
-        #[allow(clippy::disallowed_methods)] // the one room that may
+        #[allow(clippy::disallowed_methods)] // the one place that reads the environment of the configuration
         self.overlay.get(name).cloned().or_else(|| std::env::var(name).ok())
     }
 }
 
-/// What a directory gave: the config as far as it could be read, and all faults up to here.
+/// The result of loading a directory.
 pub struct Loaded {
-    /// The config; `None` where no part of it could be made sense of.
+    /// The configuration, without the parts that have faults; `None` if `weir.yaml` could not be decoded.
     pub config: Option<Config>,
-    /// Faults so far.
+    /// All faults that loading found.
     pub faults: Faults,
 }
 
-/// Reads, decodes and checks a directory. Compiling is the snapshot's.
+/// Reads, decodes and checks a directory. `runtime::snapshot` compiles the result.
 #[must_use]
-pub fn load(source: &Source) -> Loaded {
+pub fn load(source: &ConfigSource) -> Loaded {
     let mut faults = Faults::default();
     let files = read_directory(&source.directory, &mut faults);
     let secrets = RefCell::new(Sha256::new());
     let read_file = |path: &str| read_secret(&source.directory, path, &secrets);
     let env = |name: &str| source.env(name);
-    let mut decoder = Decoder { env: &env, read_file: &read_file, faults: &mut faults, cut: Vec::new() };
+    let mut decoder = Decoder { env: &env, read_file: &read_file, faults: &mut faults, truncated: Vec::new() };
     let config = decoder.decode(&files);
-    let cut = std::mem::take(&mut decoder.cut);
+    let truncated = std::mem::take(&mut decoder.truncated);
     let config = config.map(|mut config| {
-        check::cross_file(&config, &cut, &mut faults);
+        check::cross_file(&config, &truncated, &mut faults);
         config.revision = revision(&files);
         config.content = content(&files, secrets.into_inner());
         config
@@ -66,16 +69,16 @@ pub fn load(source: &Source) -> Loaded {
     Loaded { config, faults }
 }
 
-/// One file as read.
-struct File {
-    /// Path below the directory, with `/`.
+/// A file of the directory.
+struct SourceFile {
+    /// The path below the directory, with `/`.
     relative: String,
-    /// Path as shown to people.
-    shown: Arc<str>,
+    /// The path as messages show it.
+    name: Arc<str>,
     text: String,
 }
 
-fn read_directory(directory: &Path, faults: &mut Faults) -> Vec<File> {
+fn read_directory(directory: &Path, faults: &mut Faults) -> Vec<SourceFile> {
     let mut files = Vec::new();
     for name in ["weir.yaml", "clients.yaml"] {
         read_file(directory, name, &mut files, faults);
@@ -95,7 +98,8 @@ fn read_directory(directory: &Path, faults: &mut Faults) -> Vec<File> {
     files
 }
 
-/// Names in a directory, sorted; hidden ones (a ConfigMap's `..data`) left out. None if it is not there.
+/// Returns the sorted names in a directory, without hidden ones such as the `..data` of a Kubernetes ConfigMap. Returns
+/// no names if there is no such directory.
 fn names_in(directory: &Path) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
     let mut names: Vec<String> =
@@ -104,19 +108,19 @@ fn names_in(directory: &Path) -> Vec<String> {
     names
 }
 
-fn read_file(directory: &Path, relative: &str, files: &mut Vec<File>, faults: &mut Faults) {
+fn read_file(directory: &Path, relative: &str, files: &mut Vec<SourceFile>, faults: &mut Faults) {
     let path = directory.join(relative);
-    let shown: Arc<str> = path.to_string_lossy().into();
+    let name: Arc<str> = path.to_string_lossy().into();
     match read_limited(&path) {
-        Ok(text) => files.push(File { relative: relative.to_owned(), shown, text }),
-        Err(error) => faults.add(&Place::top(&shown), format!("cannot be read: {error}")),
+        Ok(text) => files.push(SourceFile { relative: relative.to_owned(), name, text }),
+        Err(error) => faults.add(&Location::top(&name), format!("cannot be read: {error}")),
     }
 }
 
 fn read_limited(path: &Path) -> Result<String, String> {
     let length = std::fs::metadata(path).map_err(|e| e.to_string())?.len();
     if length > MAX_FILE {
-        return Err(format!("{length} bytes; a config file has at most {MAX_FILE}"));
+        return Err(format!("the file has {length} bytes; at most {MAX_FILE}"));
     }
     std::fs::read_to_string(path).map_err(|e| e.to_string())
 }
@@ -126,19 +130,19 @@ fn read_secret(directory: &Path, path: &str, digest: &RefCell<Sha256>) -> Result
     let text = text.strip_suffix('\n').unwrap_or(&text);
     let text = text.strip_suffix('\r').unwrap_or(text);
     if text.is_empty() {
-        return Err("it is empty".into());
+        return Err("the file is empty".into());
     }
     digest.borrow_mut().update(Sha256::digest(text));
     Ok(text.to_owned())
 }
 
-/// Twelve hexadecimal digits that name this content; without the secrets' files, of which it would
-/// be a fingerprint.
-fn revision(files: &[File]) -> String {
-    digest(files).iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+/// Returns twelve hexadecimal digits that identify the text of the files. Secret files are not part of it, because the
+/// revision is public and would be a fingerprint of the secrets.
+fn revision(files: &[SourceFile]) -> String {
+    hex::encode(&digest(files)[..6])
 }
 
-fn digest(files: &[File]) -> [u8; 32] {
+fn digest(files: &[SourceFile]) -> [u8; 32] {
     let mut digest = Sha256::new();
     for file in files {
         for part in [&file.relative, &file.text] {
@@ -149,22 +153,21 @@ fn digest(files: &[File]) -> [u8; 32] {
     digest.finalize().into()
 }
 
-/// Like the revision, with the secrets' files: never shown, says whether anything changed.
-fn content(files: &[File], secrets: Sha256) -> Secret {
-    let both = digest(files).into_iter().chain(secrets.finalize());
-    Secret(both.map(|byte| format!("{byte:02x}")).collect())
+/// Returns a digest of the files and of the secret files, to detect changes. It must not be shown.
+fn content(files: &[SourceFile], secrets: Sha256) -> Secret {
+    Secret(hex::encode(digest(files)) + &hex::encode(secrets.finalize()))
 }
 
 struct Decoder<'a> {
     env: tree::Env<'a>,
     read_file: &'a dyn Fn(&str) -> Result<String, String>,
     faults: &'a mut Faults,
-    /// Files of which a part is hidden by a syntax fault.
-    cut: Vec<String>,
+    /// Files that end at a syntax fault, and `providers` if one of them is a provider file.
+    truncated: Vec<String>,
 }
 
 impl Decoder<'_> {
-    fn decode(&mut self, files: &[File]) -> Option<Config> {
+    fn decode(&mut self, files: &[SourceFile]) -> Option<Config> {
         let (mut weir, mut clients, mut providers, mut examples) = (None, Vec::new(), Vec::new(), Vec::new());
         for file in files {
             match file.relative.split('/').next() {
@@ -175,7 +178,7 @@ impl Decoder<'_> {
                 Some("providers") => {
                     let read = self.yaml(file, provider::decode);
                     if read.is_none() {
-                        self.cut.push("providers".into());
+                        self.truncated.push("providers".into());
                     }
                     providers.extend(read);
                 }
@@ -187,42 +190,46 @@ impl Decoder<'_> {
             clients,
             providers,
             examples,
-            files: files.iter().map(|f| f.shown.to_string()).collect(),
+            files: files.iter().map(|f| f.name.to_string()).collect(),
             revision: String::new(),
             content: Secret(String::new()),
         })
     }
 
-    fn yaml<T>(&mut self, file: &File, decode: impl Fn(&tree::Node, &mut Cx<'_>) -> Option<T>) -> Option<T> {
-        let Document { root, cut } = tree::parse(&file.shown, &file.text, self.env, self.faults);
-        if cut {
-            self.cut.push(file.relative.clone());
+    fn yaml<T>(
+        &mut self,
+        file: &SourceFile,
+        decode: impl Fn(&tree::Node, &mut DecodeContext<'_>) -> Option<T>,
+    ) -> Option<T> {
+        let Document { root, truncated } = tree::parse(&file.name, &file.text, self.env, self.faults);
+        if truncated {
+            self.truncated.push(file.relative.clone());
             if file.relative.starts_with("providers/") {
-                self.cut.push("providers".into());
+                self.truncated.push("providers".into());
             }
         }
         let Some(root) = root else {
-            if !cut {
-                self.faults.add(&Place::top(&file.shown), "the file is empty");
+            if !truncated {
+                self.faults.add(&Location::top(&file.name), "the file is empty");
             }
             return None;
         };
-        decode(&root, &mut Cx::new(self.faults, self.read_file, cut))
+        decode(&root, &mut DecodeContext::new(self.faults, self.read_file, truncated))
     }
 
-    /// Takes `<case>.native.json` with its `<case>.unified.json`.
-    fn example(&mut self, file: &File, files: &[File], examples: &mut Vec<Example>) {
-        let top = Place::top(&file.shown);
+    /// Adds the example of a `CASE.native.json` and its `CASE.unified.json`.
+    fn example(&mut self, file: &SourceFile, files: &[SourceFile], examples: &mut Vec<Example>) {
+        let top = Location::top(&file.name);
         let Some(case) = file.relative.strip_suffix(".native.json") else {
             let partner = file.relative.strip_suffix(".unified.json").map(|case| format!("{case}.native.json"));
             if !partner.is_some_and(|partner| files.iter().any(|f| f.relative == partner)) {
-                self.faults.add(&top, "an example is a pair: CASE.native.json and CASE.unified.json");
+                self.faults.add(&top, "this file has no partner; an example is CASE.native.json and CASE.unified.json");
             }
             return;
         };
         let partner = format!("{case}.unified.json");
         let Some(unified) = files.iter().find(|f| f.relative == partner) else {
-            self.faults.add(&top, format!("{partner} is missing: what this example should map to"));
+            self.faults.add(&top, format!("missing {partner}, the unified body of this example"));
             return;
         };
         let provider = file.relative.split('/').nth(1).unwrap_or_default().to_owned();
@@ -230,8 +237,8 @@ impl Decoder<'_> {
             provider,
             native: file.text.clone(),
             unified: unified.text.clone(),
-            native_place: top,
-            unified_place: Place::top(&unified.shown),
+            native_location: top,
+            unified_location: Location::top(&unified.name),
         });
     }
 }

@@ -1,55 +1,57 @@
-//! The configuration as written: types, reading, decoding and checking. Nothing is compiled here.
+//! Reads, decodes and checks the configuration. The types represent it as it is written; nothing is compiled here.
 //!
-//! The way: `load` reads files, `tree` parses each with places, `weir`, `clients` and `provider`
-//! decode through `decode`, `check` judges across files, and all report into `faults`.
+//! `load` reads the files, `tree` parses each of them, `weir`, `clients` and `provider` decode the trees with the
+//! functions of `decode`, and `check` checks rules between files. All of them report faults to `faults`. `schema` runs the
+//! decoders on a probe to get the JSON Schema of each file.
 
 mod check;
-pub mod clients;
-pub mod credentials;
-pub mod decode;
-pub mod edge;
-pub mod faults;
-pub mod freshness;
-pub mod load;
-pub mod native;
-pub mod provider;
-pub mod sketch;
-pub mod tree;
-pub mod upstream;
-pub mod weir;
+pub(crate) mod clients;
+pub(crate) mod credentials;
+pub(crate) mod decode;
+pub(crate) mod edge;
+pub(crate) mod faults;
+pub(crate) mod freshness;
+pub(crate) mod load;
+pub(crate) mod native;
+pub(crate) mod provider;
+pub(crate) mod schema;
+mod schema_builder;
+pub(crate) mod tree;
+pub(crate) mod upstream;
+pub(crate) mod weir;
 
-use faults::Place;
+use faults::Location;
 
-/// A whole configuration, decoded.
+/// A decoded configuration.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// `weir.yaml`
     pub weir: weir::Weir,
     /// `clients.yaml`
-    pub clients: Vec<clients::Client>,
+    pub clients: Vec<clients::ClientConfig>,
     /// `providers/*.yaml`, by file name
-    pub providers: Vec<provider::Provider>,
+    pub providers: Vec<provider::ProviderConfig>,
     /// `examples/*/*.json`
     pub examples: Vec<Example>,
-    /// The files read, as shown to people.
+    /// Paths of all files, as messages show them.
     pub files: Vec<String>,
-    /// Names this content, for people and metrics.
+    /// Identifies the content of these files, for people and metrics.
     pub revision: String,
-    /// Says whether anything changed, secrets' files included. Never shown.
+    /// Digest of these files and of the files that they name, to detect changes. It is never shown.
     pub content: decode::Secret,
 }
 
-/// A provider's own test: a native body and what it maps to.
+/// A test of a provider file: a native body, and the unified body that it must map to.
 #[derive(Debug, Clone)]
 pub struct Example {
-    /// The provider, after its folder.
+    /// The provider's name, from the name of the folder.
     pub provider: String,
     /// The provider's body.
     pub native: String,
-    /// The unified body it should become.
+    /// The unified body.
     pub unified: String,
-    /// Where the native body is.
-    pub native_place: Place,
-    /// Where the unified body is.
-    pub unified_place: Place,
+    /// The location of the native body.
+    pub native_location: Location,
+    /// The location of the unified body.
+    pub unified_location: Location,
 }

@@ -1,45 +1,45 @@
-//! A provider's `native:` as written: how its own API is offered to its own SDKs.
+//! Decodes the `native` section of a provider file: how Weir serves the provider's own API.
 
-use super::decode::{self, Cx, Fields};
-use super::faults::At;
+use super::decode::{self, DecodeContext, Fields};
+use super::faults::Located;
 use super::tree::Node;
 use std::time::Duration;
 
-/// How a provider's own API is mounted.
+/// How Weir serves a provider's own API.
 #[derive(Debug, Clone)]
 pub struct Native {
-    /// Hosts (`name` or `name:port`) under which its paths stand without a prefix, lower case.
-    pub hosts: Vec<At<String>>,
-    /// How long a stream may be silent, either way.
+    /// Hosts (`name` or `name:port`, in lower case) under which the provider's paths have no prefix.
+    pub hosts: Vec<Located<String>>,
+    /// The longest silence of a stream, in each direction.
     pub idle_timeout: Duration,
-    /// How Weir's own errors look; `None`: as problems.
-    pub errors: Option<Shape>,
+    /// The format of Weir's own errors; `None` if they are problem details.
+    pub errors: Option<ErrorFormat>,
 }
 
-/// The shape of a provider's errors.
+/// The format of a provider's errors.
 #[derive(Debug, Clone)]
-pub struct Shape {
+pub struct ErrorFormat {
     /// JSON with `{variables}` in its strings.
-    pub body: At<String>,
-    /// Variables of its own: by our code, its words.
-    pub words: Vec<(At<String>, Words)>,
-    /// Headers that its SDK reads.
-    pub headers: Vec<ShapeHeader>,
+    pub body: Located<String>,
+    /// The variables that the file defines, each with its values.
+    pub words: Vec<(Located<String>, WordByCode)>,
+    /// Headers that the provider's SDK reads.
+    pub headers: Vec<ErrorHeader>,
 }
 
-/// A variable's words, by the code of ours that each stands for.
-pub type Words = Vec<(At<String>, String)>;
+/// The values of a variable: a problem code and the provider's word for it.
+pub(crate) type WordByCode = Vec<(Located<String>, String)>;
 
-/// A header on errors that meet all of its conditions.
+/// A header of errors that meet all its conditions.
 #[derive(Debug, Clone)]
-pub struct ShapeHeader {
-    /// Its name.
-    pub name: At<String>,
-    /// Its value.
-    pub value: At<String>,
-    /// Statuses it is for; none: all.
+pub struct ErrorHeader {
+    /// The header's name.
+    pub name: Located<String>,
+    /// The header's value.
+    pub value: Located<String>,
+    /// The statuses of the errors; empty means all.
     pub status: Vec<u16>,
-    /// Only where `Retry-After` is longer.
+    /// The `Retry-After` that an error must exceed; `None` means any.
     pub retry_after_over: Option<Duration>,
 }
 
@@ -49,8 +49,8 @@ impl Default for Native {
     }
 }
 
-/// Reads `native:`.
-pub(super) fn decode(node: &Node, cx: &mut Cx<'_>) -> Option<Native> {
+/// Decodes the section.
+pub(super) fn decode(node: &Node, cx: &mut DecodeContext<'_>) -> Option<Native> {
     let mut fields = Fields::of(node, "native", cx)?;
     let mut native = Native::default();
     if let Some(hosts) = fields.optional("hosts", cx, |node, cx| decode::list(node, cx, host)) {
@@ -59,42 +59,42 @@ pub(super) fn decode(node: &Node, cx: &mut Cx<'_>) -> Option<Native> {
     if let Some(duration) = fields.optional("idle_timeout", cx, decode::positive_duration) {
         native.idle_timeout = duration;
     }
-    native.errors = fields.optional("errors", cx, shape);
+    native.errors = fields.optional("errors", cx, error_format);
     fields.end(cx);
     Some(native)
 }
 
-fn host(node: &Node, cx: &mut Cx<'_>) -> Option<At<String>> {
+fn host(node: &Node, cx: &mut DecodeContext<'_>) -> Option<Located<String>> {
     let good = |host: &str| host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.:[]_".contains(&b));
-    decode::shaped(node, cx, r"^[A-Za-z0-9.:\[\]_-]+$", |host| match good(host) {
+    decode::parsed_text(node, cx, r"^[A-Za-z0-9.:\[\]_-]+$", |host| match good(host) {
         true => Ok(host.to_ascii_lowercase()),
-        false => Err(format!("{host:?} is not a host; write NAME or NAME:PORT, without scheme or path")),
+        false => Err(format!("{host:?} is not a valid host; write NAME or NAME:PORT, without scheme or path")),
     })
 }
 
-fn shape(node: &Node, cx: &mut Cx<'_>) -> Option<Shape> {
+fn error_format(node: &Node, cx: &mut DecodeContext<'_>) -> Option<ErrorFormat> {
     let mut fields = Fields::of(node, "errors", cx)?;
     let body = fields.required("body", cx, decode::at_text);
     let words = fields.optional("words", cx, |node, cx| {
-        decode::each(node, "words", &[], cx, |name, node, cx| {
-            let words = decode::each(node, "words", &[], cx, |code, node, cx| {
-                let code = At { value: code.name.clone(), place: code.place.clone() };
+        decode::entries(node, "words", &[], cx, |name, node, cx| {
+            let words = decode::entries(node, "words", &[], cx, |code, node, cx| {
+                let code = Located { value: code.name.clone(), location: code.location.clone() };
                 Some((code, decode::text(node, cx)?))
             });
-            Some((At { value: name.name.clone(), place: name.place.clone() }, words?))
+            Some((Located { value: name.name.clone(), location: name.location.clone() }, words?))
         })
     });
     let headers = fields.optional("headers", cx, |node, cx| decode::list(node, cx, header));
     fields.end(cx);
-    Some(Shape { body: body?, words: words.unwrap_or_default(), headers: headers.unwrap_or_default() })
+    Some(ErrorFormat { body: body?, words: words.unwrap_or_default(), headers: headers.unwrap_or_default() })
 }
 
-fn header(node: &Node, cx: &mut Cx<'_>) -> Option<ShapeHeader> {
+fn header(node: &Node, cx: &mut DecodeContext<'_>) -> Option<ErrorHeader> {
     let mut fields = Fields::of(node, "a header", cx)?;
     let name = fields.required("name", cx, decode::at_text);
     let value = fields.required("value", cx, decode::at_text);
-    let status = fields.optional("status", cx, |node, cx| decode::list(node, cx, decode::status));
+    let status = fields.optional("status", cx, |node, cx| decode::list(node, cx, decode::error_status));
     let retry_after_over = fields.optional("retry_after_over", cx, decode::duration);
     fields.end(cx);
-    Some(ShapeHeader { name: name?, value: value?, status: status.unwrap_or_default(), retry_after_over })
+    Some(ErrorHeader { name: name?, value: value?, status: status.unwrap_or_default(), retry_after_over })
 }

@@ -1,130 +1,137 @@
-//! A provider's file as written: all that Weir knows of it.
+//! Decodes a provider file, which has everything that Weir knows about the provider.
 //!
-//! A room of its own because a provider is data: what a new one needs is said here, or the language
-//! grows for all. Patterns, paths and templates stay text; the snapshot compiles them.
+//! Patterns, JSONPaths and templates stay text; `rules` compiles them.
 
-use super::credentials::{self, Credential};
-use super::decode::{self, Cx, Fields};
-use super::faults::{At, Place};
+use super::credentials::{self, CredentialConfig};
+use super::decode::{self, DecodeContext, Fields};
+use super::faults::{Located, Location};
 use super::freshness::{self, Freshness};
 use super::native::{self, Native};
 use super::tree::Node;
 use super::upstream::{self, Upstream};
-use crate::error::{Code, RULE_CODES};
-use crate::model::{FIELDS, Field, Kind, MODALITIES, Status};
+use crate::base::model::{FIELDS, Field, FieldType, MODALITIES, Status};
+use crate::base::operation::{Operation, PerOperation};
+use crate::base::problem::{Code, RULE_CODES};
 use std::num::NonZeroU32;
 
 /// The whole file.
 #[derive(Debug, Clone)]
-pub struct Provider {
-    /// Its name: first part of unified ids, label, path.
-    pub name: At<String>,
+pub struct ProviderConfig {
+    /// The provider's name: the first part of unified ids, a metric label, and the prefix of native paths.
+    pub name: Located<String>,
     /// `http(s)://host[:port][/prefix]`
-    pub base_url: At<String>,
-    /// What Weir shows it; `None`: nothing.
-    pub credential: Option<Credential>,
-    /// How its ids look.
+    pub base_url: Located<String>,
+    /// The credential that Weir sends; `None` if it sends none.
+    pub credential: Option<CredentialConfig>,
+    /// The patterns of the provider's ids.
     pub ids: Ids,
-    /// Reading one session.
-    pub get_session: Option<Operation>,
-    /// Reading a list.
-    pub list_sessions: Option<Operation>,
-    /// How its session becomes a unified one.
-    pub session: Vec<(Field, Rule)>,
-    /// Further members of its own session that are secret.
-    pub secrets: Vec<At<String>>,
-    /// How long answers are good for.
+    /// The operations that the provider has.
+    pub operations: PerOperation<OperationConfig>,
+    /// The rules that map the provider's session to the unified one.
+    pub session: Vec<(Field, MappingRule)>,
+    /// JSONPaths of further members of the provider's session that are secret.
+    pub secrets: Vec<Located<String>>,
+    /// The lifetimes of responses.
     pub freshness: Freshness,
-    /// How it is called.
+    /// How Weir calls the provider.
     pub upstream: Upstream,
-    /// How its errors are read.
+    /// How Weir interprets the provider's errors.
     pub errors: Errors,
-    /// How its own API is offered.
+    /// How Weir serves the provider's own API.
     pub native: Native,
 }
 
-/// Patterns of ids. `agent` is absent where the provider has no agents.
+/// The patterns of a provider's ids.
 #[derive(Debug, Clone)]
 pub struct Ids {
-    /// Tell the provider from a bare id.
-    pub recognise: Patterns,
-    /// Valid once the provider is known.
-    pub accept: Patterns,
+    /// Ids from which Weir recognises the provider, if the request does not name it.
+    pub recognise: IdPatterns,
+    /// Ids that are valid if the provider is known.
+    pub accept: IdPatterns,
 }
 
-/// One pattern an id kind; both are matched against the whole id only as far as they anchor themselves.
+/// One pattern for each kind of id. A pattern matches a part of the id unless it has the anchors `^` and `$`.
 #[derive(Debug, Clone, Default)]
-pub struct Patterns {
-    /// Of agents.
-    pub agent: Option<At<String>>,
-    /// Of sessions.
-    pub session: Option<At<String>>,
+pub struct IdPatterns {
+    /// The pattern of agent ids; `None` if the provider has no agents.
+    pub agent: Option<Located<String>>,
+    /// The pattern of session ids.
+    pub session: Option<Located<String>>,
 }
 
-/// A request that Weir makes, and where in the answer things are.
+/// A request to the provider, and the JSONPaths of the values in its response.
 #[derive(Debug, Clone)]
-pub struct Operation {
+pub struct OperationConfig {
     /// `GET /path/{agent}/…`
-    pub request: At<String>,
+    pub request: Located<String>,
     /// Query parameters: name and template.
-    pub query: Vec<(String, At<String>)>,
-    /// Path of the session, or of the array of sessions.
-    pub item: At<String>,
-    /// Path of the next page's token.
-    pub next: Option<At<String>>,
-    /// Path of the total.
-    pub total: Option<At<String>>,
-    /// Sessions a page; `None`: the provider gives all at once.
+    pub query: Vec<(String, Located<String>)>,
+    /// The JSONPath of the session, or of the array of sessions.
+    pub item: Located<String>,
+    /// The JSONPath of the next page token.
+    pub next: Option<Located<String>>,
+    /// The JSONPath of the number of all sessions.
+    pub total: Option<Located<String>>,
+    /// Sessions per page; `None` if one response has all sessions.
     pub max_limit: Option<NonZeroU32>,
 }
 
-/// Where a unified field comes from.
+/// The source of a unified field.
 #[derive(Debug, Clone)]
-pub struct Rule {
-    /// Where it stands.
-    pub place: Place,
-    /// JSONPaths, the first that yields something counts.
-    pub from: Vec<At<String>>,
-    /// A fixed value, instead of `from`.
-    pub constant: Option<At<String>>,
-    /// The provider's words and ours.
-    pub values: Vec<(String, At<String>)>,
-    /// For a word that is not in `values`, and for none.
-    pub default: Option<At<String>>,
-    /// Left out unless the client may see secrets.
+pub struct MappingRule {
+    /// The location of the rule.
+    pub location: Location,
+    /// JSONPaths; the first one that finds a value is used.
+    pub from: Vec<Located<String>>,
+    /// A fixed value, in place of `from`.
+    pub constant: Option<Located<String>>,
+    /// The provider's values, each with the unified value.
+    pub values: Vec<(String, Located<String>)>,
+    /// The unified value if the provider's value is missing or not in `values`.
+    pub default: Option<Located<String>>,
+    /// Whether Weir leaves the field out for clients without `reveal_secrets`.
     pub secret: bool,
 }
 
-impl Rule {
-    fn at(place: &Place) -> Self {
+impl MappingRule {
+    fn at(location: &Location) -> Self {
         let (from, values) = (Vec::new(), Vec::new());
-        Self { place: place.clone(), from, constant: None, values, default: None, secret: false }
+        Self { location: location.clone(), from, constant: None, values, default: None, secret: false }
     }
 }
 
-/// How a provider's errors are read.
+/// How Weir interprets a provider's errors.
 #[derive(Debug, Clone, Default)]
 pub struct Errors {
-    /// Where its own words for people are.
-    pub detail: Vec<At<String>>,
-    /// The first that fits says what an error means.
+    /// JSONPaths of the provider's message for people.
+    pub detail: Vec<Located<String>>,
+    /// Rules for the problem code; the first one that matches is used.
     pub rules: Vec<ErrorRule>,
 }
 
-/// One rule.
+/// A rule for errors of a provider.
 #[derive(Debug, Clone)]
 pub struct ErrorRule {
-    /// Provider statuses it is for.
+    /// The provider's statuses that the rule matches.
     pub status: Vec<u16>,
-    /// JSONPath and pattern that must match too.
-    pub when: Option<(At<String>, At<String>)>,
-    /// What it is.
+    /// The condition on the body, if there is one.
+    pub when: Option<BodyCondition>,
+    /// The problem code.
     pub code: Code,
 }
 
-/// Reads a provider file's tree.
-pub fn decode(root: &Node, cx: &mut Cx<'_>) -> Option<Provider> {
-    let mut fields = Fields::of(root, "a provider's file", cx)?;
+/// A condition on the body of a provider's error.
+#[derive(Debug, Clone)]
+pub struct BodyCondition {
+    /// The JSONPath of a value.
+    pub path: Located<String>,
+    /// The pattern that the value must match.
+    pub matches: Located<String>,
+}
+
+/// Decodes the file.
+pub fn decode(root: &Node, cx: &mut DecodeContext<'_>) -> Option<ProviderConfig> {
+    let mut fields = Fields::of(root, "a provider file", cx)?;
     let name = fields.required("name", cx, decode::name);
     let base_url = fields.required("base_url", cx, decode::at_text);
     let credential = fields.optional("credentials", cx, credentials::decode);
@@ -137,14 +144,12 @@ pub fn decode(root: &Node, cx: &mut Cx<'_>) -> Option<Provider> {
     let errors = fields.optional("errors", cx, errors).unwrap_or_default();
     let native = fields.optional("native", cx, native::decode).unwrap_or_default();
     fields.end(cx);
-    let (get_session, list_sessions) = operations?;
-    Some(Provider {
+    Some(ProviderConfig {
         name: name?,
         base_url: base_url?,
         credential,
         ids: ids?,
-        get_session,
-        list_sessions,
+        operations: operations?,
         session: session?,
         secrets: secrets.unwrap_or_default(),
         freshness,
@@ -154,7 +159,7 @@ pub fn decode(root: &Node, cx: &mut Cx<'_>) -> Option<Provider> {
     })
 }
 
-fn ids(node: &Node, cx: &mut Cx<'_>) -> Option<Ids> {
+fn ids(node: &Node, cx: &mut DecodeContext<'_>) -> Option<Ids> {
     let mut fields = Fields::of(node, "ids", cx)?;
     let recognise = fields.optional("recognise", cx, |node, cx| patterns(node, cx, false)).unwrap_or_default();
     let accept = fields.required("accept", cx, |node, cx| patterns(node, cx, true));
@@ -162,7 +167,7 @@ fn ids(node: &Node, cx: &mut Cx<'_>) -> Option<Ids> {
     Some(Ids { recognise, accept: accept? })
 }
 
-fn patterns(node: &Node, cx: &mut Cx<'_>, session_required: bool) -> Option<Patterns> {
+fn patterns(node: &Node, cx: &mut DecodeContext<'_>, session_required: bool) -> Option<IdPatterns> {
     let mut fields = Fields::of(node, "id patterns", cx)?;
     let agent = fields.optional("agent", cx, decode::at_text);
     let session = if session_required {
@@ -171,39 +176,38 @@ fn patterns(node: &Node, cx: &mut Cx<'_>, session_required: bool) -> Option<Patt
         fields.optional("session", cx, decode::at_text)
     };
     fields.end(cx);
-    Some(Patterns { agent, session })
+    Some(IdPatterns { agent, session })
 }
 
-fn operations(node: &Node, cx: &mut Cx<'_>) -> Option<(Option<Operation>, Option<Operation>)> {
+fn operations(node: &Node, cx: &mut DecodeContext<'_>) -> Option<PerOperation<OperationConfig>> {
     let mut fields = Fields::of(node, "operations", cx)?;
-    let get = fields.optional("get_session", cx, |node, cx| operation(node, "item", cx));
-    let list = fields.optional("list_sessions", cx, |node, cx| operation(node, "items", cx));
-    let given = fields.node("get_session").is_some() || fields.node("list_sessions").is_some();
-    if !given && !cx.cut {
-        cx.faults.add(fields.place(), "operations needs get_session, list_sessions or both");
+    let decoded = PerOperation::make(|kind| fields.optional(kind.name(), cx, |node, cx| operation(node, kind, cx)));
+    if !Operation::all().any(|kind| fields.node(kind.name()).is_some()) && !cx.truncated {
+        let names: Vec<&str> = Operation::all().map(Operation::name).collect();
+        cx.faults.add(fields.location(), format!("operations must have at least one of {}", names.join(", ")));
     }
     fields.end(cx);
-    Some((get, list))
+    Some(decoded)
 }
 
-fn operation(node: &Node, item: &'static str, cx: &mut Cx<'_>) -> Option<Operation> {
+fn operation(node: &Node, kind: Operation, cx: &mut DecodeContext<'_>) -> Option<OperationConfig> {
     let mut fields = Fields::of(node, "an operation", cx)?;
     let request = fields.required("request", cx, decode::at_text);
     let query = fields.optional("query", cx, |node, cx| {
-        decode::each(node, "query", &[], cx, |key, node, cx| Some((key.name.clone(), decode::at_text(node, cx)?)))
+        decode::entries(node, "query", &[], cx, |key, node, cx| Some((key.name.clone(), decode::at_text(node, cx)?)))
     });
-    let path = fields.required(item, cx, decode::at_text);
+    let path = fields.required(kind.body_key(), cx, decode::at_text);
     let (mut next, mut total, mut max_limit) = (None, None, None);
-    if item == "items" {
+    if kind.is_page() {
         next = fields.optional("next", cx, decode::at_text);
         total = fields.optional("total", cx, decode::at_text);
-        max_limit = fields.optional("max_limit", cx, decode::positive);
+        max_limit = fields.optional("max_limit", cx, decode::positive_integer);
     }
     fields.end(cx);
-    Some(Operation { request: request?, query: query.unwrap_or_default(), item: path?, next, total, max_limit })
+    Some(OperationConfig { request: request?, query: query.unwrap_or_default(), item: path?, next, total, max_limit })
 }
 
-fn session(node: &Node, cx: &mut Cx<'_>) -> Option<Vec<(Field, Rule)>> {
+fn session(node: &Node, cx: &mut DecodeContext<'_>) -> Option<Vec<(Field, MappingRule)>> {
     let mut rules = Vec::new();
     let mut fields = Fields::of(node, "session", cx)?;
     for (field, group, member, _) in FIELDS {
@@ -223,62 +227,68 @@ fn session(node: &Node, cx: &mut Cx<'_>) -> Option<Vec<(Field, Rule)>> {
             Some(())
         });
     }
-    let place = fields.place().clone();
+    let location = fields.location().clone();
     fields.end(cx);
-    if !cx.cut && !rules.iter().any(|(field, _)| *field == Field::ProviderSessionId) {
-        cx.faults.add(&place, "session.provider_session_id is required: say where the provider's id is");
+    if !cx.truncated && !rules.iter().any(|(field, _)| *field == Field::ProviderSessionId) {
+        cx.faults
+            .add(&location, "session.provider_session_id is required; write the JSONPath of the provider's session id");
     }
     Some(rules)
 }
 
-fn rule(field: Field, node: &Node, cx: &mut Cx<'_>) -> Option<Rule> {
-    decode::either(
+fn rule(field: Field, node: &Node, cx: &mut DecodeContext<'_>) -> Option<MappingRule> {
+    decode::mapping_or(
         node,
         cx,
-        |node, cx| written_rule(field, node, cx),
+        |node, cx| rule_mapping(field, node, cx),
         |node, cx| {
             let from = decode::list(node, cx, decode::at_text)?;
-            Some(Rule { from, ..Rule::at(&node.place) })
+            Some(MappingRule { from, ..MappingRule::at(&node.location) })
         },
     )
 }
 
-fn written_rule(field: Field, node: &Node, cx: &mut Cx<'_>) -> Option<Rule> {
+fn rule_mapping(field: Field, node: &Node, cx: &mut DecodeContext<'_>) -> Option<MappingRule> {
     let mut fields = Fields::of(node, "a rule", cx)?;
     let from = fields.optional("from", cx, |node, cx| decode::list(node, cx, decode::at_text));
-    let constant = fields.optional("const", cx, |node, cx| word(field, node, cx));
+    let constant = fields.optional("const", cx, |node, cx| unified_value(field, node, cx));
     let values = fields.optional("values", cx, |node, cx| {
-        decode::each(node, "values", &[], cx, |key, node, cx| Some((key.name.clone(), word(field, node, cx)?)))
+        decode::entries(node, "values", &[], cx, |key, node, cx| {
+            Some((key.name.clone(), unified_value(field, node, cx)?))
+        })
     });
-    let default = fields.optional("default", cx, |node, cx| word(field, node, cx));
+    let default = fields.optional("default", cx, |node, cx| unified_value(field, node, cx));
     let secret = fields.optional("secret", cx, decode::boolean).unwrap_or(false);
     fields.end(cx);
     let (from, values) = (from.unwrap_or_default(), values.unwrap_or_default());
-    let rule = Rule { from, constant, values, default, secret, ..Rule::at(&node.place) };
+    let rule = MappingRule { from, constant, values, default, secret, ..MappingRule::at(&node.location) };
     if rule.from.is_empty() == rule.constant.is_none() {
-        cx.faults.add(&node.place, "a rule has either from: (a JSONPath or several) or const:");
+        cx.faults.add(&node.location, "a rule must have either from (one or several JSONPaths) or const");
         return None;
     }
     Some(rule)
 }
 
-/// A value of ours written in the config: it must be one that the field can have.
-fn word(field: Field, node: &Node, cx: &mut Cx<'_>) -> Option<At<String>> {
-    let known: Vec<&str> = match field.kind() {
-        Kind::Status => Status::ALL.iter().map(|s| s.as_str()).collect(),
-        Kind::Modality => MODALITIES.to_vec(),
-        Kind::Text | Kind::Id => return decode::at_text(node, cx),
+/// Reads a value of a unified field, for `const`, `values` or `default`. It must be one that the field can have.
+fn unified_value(field: Field, node: &Node, cx: &mut DecodeContext<'_>) -> Option<Located<String>> {
+    let known: Vec<&str> = match field.field_type() {
+        FieldType::Status => Status::ALL.iter().map(|s| s.as_str()).collect(),
+        FieldType::Modality => MODALITIES.to_vec(),
+        FieldType::Text | FieldType::Id => return decode::at_text(node, cx),
         _ => {
-            cx.faults.add(&node.place, format!("{} cannot have a fixed value", field.name()));
+            cx.faults.add(
+                &node.location,
+                format!("{} cannot have a fixed value; use from to take it from the provider", field.name()),
+            );
             return None;
         }
     };
     let words: Vec<(&str, &str)> = known.into_iter().map(|word| (word, word)).collect();
     let value = decode::one_of(node, cx, &field.name(), &words)?.to_owned();
-    Some(At { value, place: node.place.clone() })
+    Some(Located { value, location: node.location.clone() })
 }
 
-fn errors(node: &Node, cx: &mut Cx<'_>) -> Option<Errors> {
+fn errors(node: &Node, cx: &mut DecodeContext<'_>) -> Option<Errors> {
     let mut fields = Fields::of(node, "errors", cx)?;
     let detail = fields.optional("detail", cx, |node, cx| decode::list(node, cx, decode::at_text));
     let rules = fields.optional("rules", cx, |node, cx| decode::list(node, cx, error_rule));
@@ -286,15 +296,15 @@ fn errors(node: &Node, cx: &mut Cx<'_>) -> Option<Errors> {
     Some(Errors { detail: detail.unwrap_or_default(), rules: rules.unwrap_or_default() })
 }
 
-fn error_rule(node: &Node, cx: &mut Cx<'_>) -> Option<ErrorRule> {
+fn error_rule(node: &Node, cx: &mut DecodeContext<'_>) -> Option<ErrorRule> {
     let mut fields = Fields::of(node, "an error rule", cx)?;
-    let status = fields.required("status", cx, |node, cx| decode::list(node, cx, decode::status));
+    let status = fields.required("status", cx, |node, cx| decode::list(node, cx, decode::error_status));
     let when = fields.optional("when", cx, |node, cx| {
         let mut fields = Fields::of(node, "when", cx)?;
         let path = fields.required("path", cx, decode::at_text);
         let matches = fields.required("matches", cx, decode::at_text);
         fields.end(cx);
-        path.zip(matches)
+        Some(BodyCondition { path: path?, matches: matches? })
     });
     let code = fields.required("code", cx, |node, cx| {
         let words: Vec<(&str, Code)> = RULE_CODES.iter().map(|code| (code.as_str(), *code)).collect();

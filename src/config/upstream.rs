@@ -1,46 +1,46 @@
-//! A provider's `upstream:` as written: deadlines, limits, quota and breaker.
+//! Decodes the `upstream` section of a provider file: timeouts, limits, quota and breaker.
 
-use super::decode::{self, Cx, Fields};
+use super::decode::{self, DecodeContext, Fields};
 use super::tree::Node;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-/// How a provider is called.
+/// How Weir calls a provider.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Upstream {
-    /// TCP and TLS together.
+    /// The limit for the TCP and the TLS handshake together.
     pub connect_timeout: Duration,
-    /// In all, retries included.
+    /// The limit for a whole call: the wait for `capacity`, the retries and the whole response.
     pub timeout: Duration,
-    /// The longest body accepted, in bytes.
+    /// The longest response body, in bytes.
     pub max_body: u64,
-    /// Retries of a request that failed before any of the answer came.
+    /// The retries of a request that fails before the response begins.
     pub retries: u32,
-    /// The provider's quota.
+    /// The provider's quota; `None` if it has none.
     pub capacity: Option<Capacity>,
-    /// When to stop asking.
-    pub breaker: Option<Breaker>,
+    /// The circuit breaker; `None` disables it.
+    pub breaker: Option<BreakerConfig>,
 }
 
-/// A provider's quota, for one credential.
+/// A provider's quota for one credential: a bucket of `burst` requests that refills with `requests` in `per`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Capacity {
-    /// Requests in `per`.
+    /// Requests that the bucket gets in `per`.
     pub requests: NonZeroU32,
-    /// The time in which they are earned.
+    /// The time in which the bucket gets `requests`.
     pub per: Duration,
-    /// How many at once after a pause.
+    /// The size of the bucket.
     pub burst: NonZeroU32,
-    /// How many at the same time.
+    /// Requests in flight at the same time.
     pub concurrent: u32,
 }
 
-/// Opens after so many consecutive failures.
+/// A circuit breaker: it opens after consecutive failures.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Breaker {
+pub struct BreakerConfig {
     /// Consecutive failures that open it.
     pub failures: NonZeroU32,
-    /// How long it stays open before one request may try.
+    /// The time for which it stays open before it lets one request through.
     pub open_for: Duration,
 }
 
@@ -57,8 +57,8 @@ impl Default for Upstream {
     }
 }
 
-/// Reads `upstream:`.
-pub(super) fn decode(node: &Node, cx: &mut Cx<'_>) -> Option<Upstream> {
+/// Decodes the section.
+pub(super) fn decode(node: &Node, cx: &mut DecodeContext<'_>) -> Option<Upstream> {
     let mut fields = Fields::of(node, "upstream", cx)?;
     let mut all = Upstream::default();
     if let Some(duration) = fields.optional("connect_timeout", cx, decode::positive_duration) {
@@ -70,29 +70,29 @@ pub(super) fn decode(node: &Node, cx: &mut Cx<'_>) -> Option<Upstream> {
     if let Some(size) = fields.optional("max_body", cx, decode::size) {
         all.max_body = size;
     }
-    if let Some(retries) = fields.optional("retries", cx, |node, cx| decode::whole(node, cx, 0)) {
+    if let Some(retries) = fields.optional("retries", cx, |node, cx| decode::integer(node, cx, 0)) {
         all.retries = u32::try_from(retries).unwrap_or(u32::MAX);
     }
     all.capacity = fields.optional("capacity", cx, capacity);
     all.breaker = fields.optional("breaker", cx, |node, cx| {
         let mut fields = Fields::of(node, "breaker", cx)?;
-        let failures = fields.required("failures", cx, decode::positive);
+        let failures = fields.required("failures", cx, decode::positive_integer);
         let open_for = fields.required("open_for", cx, decode::positive_duration);
         fields.end(cx);
-        Some(Breaker { failures: failures?, open_for: open_for? })
+        Some(BreakerConfig { failures: failures?, open_for: open_for? })
     });
     fields.end(cx);
     Some(all)
 }
 
-fn capacity(node: &Node, cx: &mut Cx<'_>) -> Option<Capacity> {
+fn capacity(node: &Node, cx: &mut DecodeContext<'_>) -> Option<Capacity> {
     let mut fields = Fields::of(node, "capacity", cx)?;
-    let requests = fields.required("requests", cx, decode::positive);
+    let requests = fields.required("requests", cx, decode::positive_integer);
     let per = fields.required("per", cx, decode::positive_duration);
-    let burst = fields.optional("burst", cx, decode::positive);
-    let concurrent = fields.optional("concurrent", cx, decode::positive);
+    let burst = fields.optional("burst", cx, decode::positive_integer);
+    let concurrent = fields.optional("concurrent", cx, decode::positive_integer);
     fields.end(cx);
     let (requests, per) = (requests?, per?);
-    let burst = decode::burst(&node.place, requests, per, burst.unwrap_or(requests), cx);
+    let burst = decode::checked_burst(&node.location, requests, per, burst.unwrap_or(requests), cx);
     Some(Capacity { requests, per, burst, concurrent: concurrent.map_or(64, NonZeroU32::get) })
 }

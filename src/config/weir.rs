@@ -1,10 +1,10 @@
-//! `weir.yaml` as written: listeners, admin, cache, rate-limit policies.
+//! Decodes `weir.yaml`: listeners, the admin listener, cache, limits and rate-limit policies.
 //!
-//! A room of its own for the part that platform teams own. Nothing is compiled or bound here.
+//! It compiles nothing and opens no socket.
 
-use super::decode::{self, Cx, Fields, Secret};
+use super::decode::{self, DecodeContext, Fields, Secret};
 use super::edge::{self, Cors, Limits, Listener, Network};
-use super::faults::{At, Place};
+use super::faults::{Located, Location};
 use super::tree::Node;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
@@ -13,70 +13,70 @@ use std::time::Duration;
 /// The whole file.
 #[derive(Debug, Clone)]
 pub struct Weir {
-    /// Where clients are listened to; at least one.
+    /// The listeners for clients; at least one.
     pub listen: Vec<Listener>,
-    /// Where the admin endpoints are.
+    /// The listener for the admin endpoints.
     pub admin: Admin,
-    /// Worker threads; 0 is one a core.
+    /// Worker threads; 0 means one per core.
     pub workers: usize,
-    /// How long requests in flight may take to end after SIGTERM.
+    /// The time limit for requests in flight after SIGTERM.
     pub grace: Duration,
-    /// Where a running process hands its sockets to the next.
-    pub upgrade: HandOver,
-    /// Where traces go.
+    /// The socket over which a running process gives its listeners to its successor.
+    pub upgrade: UpgradeSocket,
+    /// Where spans are sent.
     pub traces: Traces,
-    /// What Weir says of itself.
+    /// The level of the log.
     pub log: LogLevel,
-    /// What is logged of requests.
+    /// The requests that are logged.
     pub access_log: AccessLog,
-    /// The cache's weighed size in bytes.
+    /// The limit of the cache's weighed size, in bytes.
     pub max_bytes: u64,
-    /// Bounds on what comes in.
+    /// Limits for what clients send.
     pub limits: Limits,
-    /// Pages of which origins may read answers; `None`: of none.
+    /// The origins whose pages may read responses; `None` disables CORS.
     pub cors: Option<Cors>,
-    /// Proxies before Weir, whose word on a client's address is taken.
+    /// The networks of proxies in front of Weir, whose `Forwarded` and `X-Forwarded-For` Weir trusts.
     pub trusted_proxies: Vec<Network>,
-    /// When to refuse work at once.
+    /// Limits above which Weir refuses requests at once.
     pub overload: Overload,
-    /// Signs page tokens; random at start where it is empty.
+    /// The key that signs page tokens. If it is empty, Weir makes a random one at start.
     pub page_token_key: Secret,
-    /// Where some of it stands.
-    pub places: Places,
-    /// Policies that clients name.
+    /// The locations of some keys.
+    pub locations: Locations,
+    /// The rate-limit policies that clients refer to.
     pub policies: Vec<Policy>,
 }
 
-/// Where the file begins, and those of its keys that are spoken of once all is read.
+/// The locations of keys about which `weir check --strict` can warn.
 #[derive(Debug, Clone)]
-pub struct Places {
-    /// The file.
-    pub file: Place,
+pub struct Locations {
+    /// The beginning of the file.
+    pub file: Location,
     /// `page_tokens`
-    pub page_tokens: Option<Place>,
+    pub page_tokens: Option<Location>,
     /// `limits`
-    pub limits: Option<Place>,
+    pub limits: Option<Location>,
     /// `cors`
-    pub cors: Option<Place>,
+    pub cors: Option<Location>,
     /// `trusted_proxies`
-    pub trusted_proxies: Option<Place>,
+    pub trusted_proxies: Option<Location>,
 }
 
-/// How much Weir says of itself on stderr: of each, what is before it too.
+/// The level of the log on stderr. Each level includes the levels before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LogLevel {
-    /// Faults of its own.
+    /// Internal errors.
     Error,
-    /// What somebody should look at.
+    /// Events that an operator should look at.
     Warn,
-    /// What changes.
+    /// Changes of state, such as start, reload and shutdown.
     Info,
-    /// What is refused, and what changes nothing.
+    /// Refused requests and events that change nothing.
     Debug,
 }
 
 impl LogLevel {
-    /// As written.
+    /// Returns the level as it is written in the file.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -88,15 +88,15 @@ impl LogLevel {
     }
 }
 
-/// Where traces go, and how many.
+/// Which requests are traced, and where their spans are sent.
 #[derive(Debug, Clone)]
 pub struct Traces {
-    /// A collector's base URL; `None`: nothing is traced.
-    pub endpoint: Option<At<String>>,
-    /// The share of requests, from 0 to 1, that is sampled if nobody has decided before.
+    /// The base URL of a collector; `None` disables traces.
+    pub endpoint: Option<Located<String>>,
+    /// The share, from 0 to 1, of the requests without a sampling decision in `traceparent` that is sampled.
     pub sample: f64,
-    /// What the collector is told besides.
-    pub headers: Vec<(At<String>, Secret)>,
+    /// Headers for the collector.
+    pub headers: Vec<(Located<String>, Secret)>,
 }
 
 impl Default for Traces {
@@ -105,36 +105,36 @@ impl Default for Traces {
     }
 }
 
-/// Where a running process hands its sockets to the next.
+/// The socket over which a running process gives its listeners to its successor.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum HandOver {
-    /// At a place made of the user and the configuration's directory.
-    Default,
-    /// Nowhere.
+pub enum UpgradeSocket {
+    /// An abstract socket, named after the user and the configuration directory.
+    Auto,
+    /// No socket: upgrades are disabled.
     Off,
-    /// At this socket: a path, or `@NAME` for an abstract one.
-    At(String),
+    /// This socket: a path, or `@NAME` for an abstract socket.
+    Named(String),
 }
 
 /// The admin listener.
 #[derive(Debug, Clone)]
 pub struct Admin {
-    /// Its address.
+    /// The address.
     pub address: SocketAddr,
-    /// Where that stands; `None` where it is the default.
-    pub place: Option<Place>,
-    /// Wanted as a bearer token by all but metrics and health; empty: none.
+    /// The location of the address; `None` if it is the default.
+    pub location: Option<Location>,
+    /// The bearer token for all endpoints except metrics and health; empty if none is needed.
     pub token: Secret,
 }
 
-/// Bounds beyond which a request is refused at once instead of queued.
+/// Limits above which Weir refuses a request at once instead of queueing it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Overload {
-    /// Requests being answered at the same time.
+    /// Requests in flight at the same time; also provider calls in flight at the same time.
     pub max_in_flight: u32,
-    /// Requests waiting for one call to a provider.
+    /// Requests that wait for the same provider call.
     pub max_waiters: u32,
-    /// Bytes of providers' answers being read at the same time.
+    /// Bytes of provider responses, lists and batches that are buffered at the same time.
     pub max_buffered: u64,
     /// Clients that watch a session at the same time.
     pub max_watchers: u32,
@@ -146,102 +146,72 @@ impl Default for Overload {
     }
 }
 
-/// How much of the access log is written.
+/// The requests that the access log has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AccessLog {
-    /// Every request.
+    /// All requests.
     On,
-    /// None.
+    /// No requests.
     Off,
-    /// One request in so many, and every one that failed (5xx).
+    /// One request in this many, and every 5xx.
     Sample(u32),
 }
 
-/// A rate limit: a bucket of `burst` that refills at `requests` per `per`.
+/// A rate-limit policy: a bucket of `burst` tokens that refills with `requests` tokens in `per`.
+///
+/// A reload keeps the buckets of a policy that is equal to the one before, so this type holds no location.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
-    /// Its name.
+    /// The name.
     pub name: String,
-    /// Where it stands.
-    pub place: Place,
-    /// Requests earned in `per`.
+    /// Tokens that the bucket gets in `per`.
     pub requests: NonZeroU32,
-    /// The time in which they are earned.
+    /// The time in which the bucket gets `requests` tokens.
     pub per: Duration,
-    /// How many may come at once.
+    /// The size of the bucket.
     pub burst: NonZeroU32,
-    /// What takes from it.
+    /// The requests that take from the bucket.
     pub charge: Charge,
 }
 
-/// Which requests take from a policy.
+/// The requests that take from a bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Charge {
-    /// Every admitted request.
+    /// All admitted requests.
     All,
-    /// Only those that the cache could not answer.
+    /// Only requests that the cache cannot serve.
     Misses,
 }
 
-/// Reads the file's tree.
-pub fn decode(root: &Node, cx: &mut Cx<'_>) -> Option<Weir> {
+/// Decodes the file.
+pub fn decode(root: &Node, cx: &mut DecodeContext<'_>) -> Option<Weir> {
     let mut fields = Fields::of(root, "weir.yaml", cx)?;
     let listen = fields.required("listen", cx, |node, cx| decode::list(node, cx, edge::listener));
     let admin = fields.optional("admin", cx, admin);
     let workers = fields.optional("workers", cx, workers);
-    let grace = fields.optional("shutdown", cx, |node, cx| {
-        let mut fields = Fields::of(node, "shutdown", cx)?;
-        let grace = fields.optional("grace", cx, decode::duration);
-        fields.end(cx);
-        grace
-    });
-    let upgrade = fields.optional("upgrade", cx, |node, cx| {
-        let mut fields = Fields::of(node, "upgrade", cx)?;
-        let socket = fields.optional("socket", cx, hand_over);
-        fields.end(cx);
-        socket
-    });
+    let grace = section_with_one_key(&mut fields, "shutdown", "grace", cx, decode::duration);
+    let upgrade = section_with_one_key(&mut fields, "upgrade", "socket", cx, upgrade_socket);
     let traces = fields.optional("traces", cx, traces);
-    let log = fields.optional("log", cx, |node, cx| {
-        let levels = [LogLevel::Error, LogLevel::Warn, LogLevel::Info, LogLevel::Debug];
-        decode::one_of(node, cx, "level", &levels.map(|level| (level.as_str(), level)))
-    });
+    let log = fields.optional("log", cx, log_level);
     let access_log = fields.optional("access_log", cx, access_log);
-    let max_bytes = fields.optional("cache", cx, |node, cx| {
-        let mut fields = Fields::of(node, "cache", cx)?;
-        let size = fields.optional("max_bytes", cx, decode::size);
-        fields.end(cx);
-        size
-    });
+    let max_bytes = section_with_one_key(&mut fields, "cache", "max_bytes", cx, decode::size);
     let limits = fields.optional("limits", cx, edge::limits);
     let cors = fields.optional("cors", cx, edge::cors);
     let trusted_proxies = fields.optional("trusted_proxies", cx, |node, cx| decode::list(node, cx, edge::network));
     let overload = fields.optional("overload", cx, overload);
-    let page_token_key = fields.optional("page_tokens", cx, |node, cx| {
-        let mut fields = Fields::of(node, "page_tokens", cx)?;
-        let key = fields.optional("key", cx, decode::secret);
-        fields.end(cx);
-        key
-    });
+    let page_token_key = section_with_one_key(&mut fields, "page_tokens", "key", cx, decode::secret);
     let policies = fields.optional("rate_limits", cx, |node, cx| {
-        decode::each(node, "rate_limits", &[], cx, |key, node, cx| policy(&key.name, &key.place, node, cx))
+        decode::entries(node, "rate_limits", &[], cx, |key, node, cx| policy(&key.name, &key.location, node, cx))
     });
-    let mut place = |key| fields.node(key).map(|node| node.place.clone());
-    let places = Places {
-        page_tokens: place("page_tokens"),
-        cors: place("cors"),
-        trusted_proxies: place("trusted_proxies"),
-        limits: place("limits"),
-        file: root.place.clone(),
-    };
+    let locations = locations(root, &mut fields);
     fields.end(cx);
     Some(Weir {
-        places,
+        locations,
         listen: listen.unwrap_or_default(),
         admin: admin.unwrap_or_else(default_admin),
         workers: workers.unwrap_or(0),
         grace: grace.unwrap_or(Duration::from_secs(10)),
-        upgrade: upgrade.unwrap_or(HandOver::Default),
+        upgrade: upgrade.unwrap_or(UpgradeSocket::Auto),
         traces: traces.unwrap_or_default(),
         log: log.unwrap_or(LogLevel::Info),
         access_log: access_log.unwrap_or(AccessLog::On),
@@ -255,28 +225,61 @@ pub fn decode(root: &Node, cx: &mut Cx<'_>) -> Option<Weir> {
     })
 }
 
-/// A thread costs memory and switches; more than this is a slip of the finger.
-fn workers(node: &Node, cx: &mut Cx<'_>) -> Option<usize> {
-    let number = decode::whole(node, cx, 0)?;
+/// Reads a section that has only one key.
+fn section_with_one_key<'n, T>(
+    fields: &mut Fields<'n>,
+    section: &'static str,
+    key: &'static str,
+    cx: &mut DecodeContext<'_>,
+    read: impl FnOnce(&'n Node, &mut DecodeContext<'_>) -> Option<T>,
+) -> Option<T> {
+    fields.optional(section, cx, |node, cx| {
+        let mut fields = Fields::of(node, section, cx)?;
+        let value = fields.optional(key, cx, read);
+        fields.end(cx);
+        value
+    })
+}
+
+fn log_level(node: &Node, cx: &mut DecodeContext<'_>) -> Option<LogLevel> {
+    let levels = [LogLevel::Error, LogLevel::Warn, LogLevel::Info, LogLevel::Debug];
+    decode::one_of(node, cx, "log level", &levels.map(|level| (level.as_str(), level)))
+}
+
+fn locations(root: &Node, fields: &mut Fields<'_>) -> Locations {
+    let mut location = |key| fields.node(key).map(|node| node.location.clone());
+    Locations {
+        page_tokens: location("page_tokens"),
+        cors: location("cors"),
+        trusted_proxies: location("trusted_proxies"),
+        limits: location("limits"),
+        file: root.location.clone(),
+    }
+}
+
+/// Reads the number of threads. More than 1024 is taken for a typo.
+fn workers(node: &Node, cx: &mut DecodeContext<'_>) -> Option<usize> {
+    let number = decode::integer(node, cx, 0)?;
     let workers = usize::try_from(number).ok().filter(|n| *n <= 1024);
     cx.faults.keep(
-        &node.place,
-        workers.ok_or_else(|| format!("{number} workers are too many; at most 1024, 0 for one per core")),
+        &node.location,
+        workers.ok_or_else(|| format!("{number} workers are too many; at most 1024, or 0 for one per core")),
     )
 }
 
-fn traces(node: &Node, cx: &mut Cx<'_>) -> Option<Traces> {
+fn traces(node: &Node, cx: &mut DecodeContext<'_>) -> Option<Traces> {
     let mut fields = Fields::of(node, "traces", cx)?;
     let mut all = Traces::default();
-    let endpoint = fields
-        .optional("endpoint", cx, |node, cx| Some(At { value: decode::text(node, cx)?, place: node.place.clone() }));
+    let endpoint = fields.optional("endpoint", cx, |node, cx| {
+        Some(Located { value: decode::text(node, cx)?, location: node.location.clone() })
+    });
     all.endpoint = endpoint.filter(|at| !at.value.is_empty());
-    if let Some(sample) = fields.optional("sample", cx, decode::share) {
+    if let Some(sample) = fields.optional("sample", cx, decode::fraction) {
         all.sample = sample;
     }
     let headers = fields.optional("headers", cx, |node, cx| {
-        decode::each(node, "headers", &[], cx, |key, node, cx| {
-            Some((At { value: key.name.clone(), place: key.place.clone() }, decode::secret(node, cx)?))
+        decode::entries(node, "headers", &[], cx, |key, node, cx| {
+            Some((Located { value: key.name.clone(), location: key.location.clone() }, decode::secret(node, cx)?))
         })
     });
     all.headers = headers.unwrap_or_default();
@@ -284,32 +287,34 @@ fn traces(node: &Node, cx: &mut Cx<'_>) -> Option<Traces> {
     Some(all)
 }
 
-/// `auto`, `off`, an absolute path, or `@NAME`. The system takes at most 107 bytes (unix(7)).
-fn hand_over(node: &Node, cx: &mut Cx<'_>) -> Option<HandOver> {
-    let right = "write auto, off, an absolute path, or @NAME for an abstract one, at most 107 bytes";
+/// Reads `auto`, `off`, an absolute path, or `@NAME`. The name of a socket has at most 107 bytes (unix(7)).
+fn upgrade_socket(node: &Node, cx: &mut DecodeContext<'_>) -> Option<UpgradeSocket> {
+    let expected = "write auto, off, an absolute path, or @NAME for an abstract socket, at most 107 bytes";
     let read = |text: &str| match text {
-        "auto" => Ok(HandOver::Default),
-        "off" => Ok(HandOver::Off),
-        _ if (2..=107).contains(&text.len()) && text.starts_with(['/', '@']) => Ok(HandOver::At(text.to_owned())),
-        _ => Err(format!("{text:?} is not a place for a socket; {right}")),
+        "auto" => Ok(UpgradeSocket::Auto),
+        "off" => Ok(UpgradeSocket::Off),
+        _ if (2..=107).contains(&text.len()) && text.starts_with(['/', '@']) => {
+            Ok(UpgradeSocket::Named(text.to_owned()))
+        }
+        _ => Err(format!("{text:?} is not a valid socket; {expected}")),
     };
-    decode::shaped(node, cx, "^(auto|off|[/@].{1,106})$", read).map(|at| at.value)
+    decode::parsed_text(node, cx, "^(auto|off|[/@].{1,106})$", read).map(|at| at.value)
 }
 
-fn overload(node: &Node, cx: &mut Cx<'_>) -> Option<Overload> {
+fn overload(node: &Node, cx: &mut DecodeContext<'_>) -> Option<Overload> {
     let mut fields = Fields::of(node, "overload", cx)?;
     let mut all = Overload::default();
-    if let Some(most) = fields.optional("max_in_flight", cx, decode::positive) {
-        all.max_in_flight = most.get();
+    if let Some(limit) = fields.optional("max_in_flight", cx, decode::positive_integer) {
+        all.max_in_flight = limit.get();
     }
-    if let Some(most) = fields.optional("max_waiters", cx, decode::positive) {
-        all.max_waiters = most.get();
+    if let Some(limit) = fields.optional("max_waiters", cx, decode::positive_integer) {
+        all.max_waiters = limit.get();
     }
-    if let Some(most) = fields.optional("max_watchers", cx, decode::positive) {
-        all.max_watchers = most.get();
+    if let Some(limit) = fields.optional("max_watchers", cx, decode::positive_integer) {
+        all.max_watchers = limit.get();
     }
-    if let Some(most) = fields.optional("max_buffered", cx, decode::size) {
-        all.max_buffered = most;
+    if let Some(limit) = fields.optional("max_buffered", cx, decode::size) {
+        all.max_buffered = limit;
     }
     fields.end(cx);
     Some(all)
@@ -317,10 +322,10 @@ fn overload(node: &Node, cx: &mut Cx<'_>) -> Option<Overload> {
 
 fn default_admin() -> Admin {
     let address = SocketAddr::from(([127, 0, 0, 1], 8081));
-    Admin { address, place: None, token: Secret(String::new()) }
+    Admin { address, location: None, token: Secret(String::new()) }
 }
 
-fn admin(node: &Node, cx: &mut Cx<'_>) -> Option<Admin> {
+fn admin(node: &Node, cx: &mut DecodeContext<'_>) -> Option<Admin> {
     let mut fields = Fields::of(node, "admin", cx)?;
     let address = fields.required("address", cx, edge::address);
     let token = fields.optional("token", cx, decode::secret).unwrap_or(Secret(String::new()));
@@ -328,45 +333,74 @@ fn admin(node: &Node, cx: &mut Cx<'_>) -> Option<Admin> {
     let address = address?;
     if !address.value.ip().is_loopback() && token.0.is_empty() {
         cx.faults.add(
-            &address.place,
-            format!("admin listens on {}, which is not loopback; set admin.token too", address.value),
+            &address.location,
+            format!("admin.address {} is not a loopback address; set admin.token", address.value),
         );
     }
-    Some(Admin { address: address.value, place: Some(address.place), token })
+    Some(Admin { address: address.value, location: Some(address.location), token })
 }
 
-fn access_log(node: &Node, cx: &mut Cx<'_>) -> Option<AccessLog> {
-    let sampled = |node: &Node, cx: &mut Cx<'_>| {
+fn access_log(node: &Node, cx: &mut DecodeContext<'_>) -> Option<AccessLog> {
+    let sampled = |node: &Node, cx: &mut DecodeContext<'_>| {
         let mut fields = Fields::of(node, "access_log", cx)?;
-        let sample = fields.required("sample", cx, decode::positive);
+        let sample = fields.required("sample", cx, decode::positive_integer);
         fields.end(cx);
         sample.map(|n| AccessLog::Sample(n.get()))
     };
-    decode::either(node, cx, sampled, |node, cx| {
+    decode::mapping_or(node, cx, sampled, |node, cx| {
         decode::boolean(node, cx).map(|on| if on { AccessLog::On } else { AccessLog::Off })
     })
 }
 
-fn policy(name: &str, place: &Place, node: &Node, cx: &mut Cx<'_>) -> Option<Policy> {
+fn policy(name: &str, location: &Location, node: &Node, cx: &mut DecodeContext<'_>) -> Option<Policy> {
     if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b)) {
-        cx.faults.add(place, format!("{name:?} is not a policy's name; use letters, digits, - and _"));
+        cx.faults.add(location, format!("{name:?} is not a valid name of a rate limit; use letters, digits, - and _"));
     }
     let mut fields = Fields::of(node, "a rate limit", cx)?;
-    let requests = fields.required("requests", cx, decode::positive);
+    let requests = fields.required("requests", cx, decode::positive_integer);
     let per = fields.required("per", cx, decode::positive_duration);
-    let burst = fields.optional("burst", cx, decode::positive);
+    let burst = fields.optional("burst", cx, decode::positive_integer);
     let charge = fields.optional("charge", cx, |node, cx| {
-        decode::one_of(node, cx, "way to charge", &[("all", Charge::All), ("misses", Charge::Misses)])
+        decode::one_of(node, cx, "charge", &[("all", Charge::All), ("misses", Charge::Misses)])
     });
     fields.end(cx);
     let (requests, per) = (requests?, per?);
-    let burst = decode::burst(place, requests, per, burst.unwrap_or(requests), cx);
-    Some(Policy {
-        name: name.to_owned(),
-        place: place.clone(),
-        requests,
-        per,
-        burst,
-        charge: charge.unwrap_or(Charge::All),
-    })
+    let burst = decode::checked_burst(location, requests, per, burst.unwrap_or(requests), cx);
+    Some(Policy { name: name.to_owned(), requests, per, burst, charge: charge.unwrap_or(Charge::All) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::edge::Failures;
+    use crate::config::upstream::{BreakerConfig, Capacity};
+
+    /// Checks that two settings which differ in one field are not equal. The pattern names every field, so that a new
+    /// one does not compile before it is changed here too.
+    macro_rules! differs_by_every_field {
+        ($of:expr, $kind:ident { $($field:ident: $other:expr),+ }) => {
+            let one: $kind = $of;
+            let $kind { $($field: _),+ } = one.clone();
+            assert_eq!(one, one.clone());
+            $(assert_ne!($kind { $field: $other, ..one.clone() }, one, stringify!($field));)+
+        };
+    }
+
+    /// Rate limits, quotas, breakers and counters of failures are kept over a reload while their settings are equal.
+    #[test]
+    fn settings_with_state_differ_when_any_field_differs() {
+        let (one, two) = (NonZeroU32::MIN, NonZeroU32::MAX);
+        let (short, long) = (Duration::from_secs(1), Duration::from_secs(2));
+        let policy = Policy { name: "a".into(), requests: one, per: short, burst: one, charge: Charge::All };
+        differs_by_every_field!(
+            policy,
+            Policy { name: "b".into(), requests: two, per: long, burst: two, charge: Charge::Misses }
+        );
+        let capacity = Capacity { requests: one, per: short, burst: one, concurrent: 1 };
+        differs_by_every_field!(capacity, Capacity { requests: two, per: long, burst: two, concurrent: 2 });
+        let breaker = BreakerConfig { failures: one, open_for: short };
+        differs_by_every_field!(breaker, BreakerConfig { failures: two, open_for: long });
+        let failures = Failures { requests: one, per: short, burst: one };
+        differs_by_every_field!(failures, Failures { requests: two, per: long, burst: two });
+    }
 }

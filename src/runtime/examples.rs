@@ -1,80 +1,96 @@
-//! A provider's own tests: what its examples say they map to is what they map to.
+//! Checks a provider's examples: each provider response must map to the unified response beside it.
 //!
-//! A room of its own because a config that fails its own examples is refused like one with a bad key.
+//! An example that fails is a fault of the configuration.
 
-use super::snapshot::Provider;
+use crate::base::json;
+use crate::base::model::{Show, Time};
+use crate::base::operation::{Operation, PerOperation};
 use crate::config::Example;
-use crate::config::faults::{Faults, Place};
-use crate::json;
-use crate::model::{Show, Time};
+use crate::config::faults::{Faults, Location};
+use crate::rules::mapping::Mapping;
+use crate::rules::provider_body::CompiledOperation;
 use serde_json::Value;
+use std::sync::Arc;
 
-/// Maps an example and compares. Whether it is a list is told by its unified side.
-pub(super) fn check(example: &Example, provider: &Provider, now: Time, faults: &mut Faults) {
-    let (Some(native), Some(unified)) =
-        (json(&example.native, &example.native_place, faults), json(&example.unified, &example.unified_place, faults))
-    else {
+/// The parts of a compiled provider that map an example.
+pub(super) struct ExampleProvider<'p> {
+    pub(super) name: &'p Arc<str>,
+    pub(super) mapping: &'p Mapping,
+    pub(super) operations: &'p PerOperation<CompiledOperation>,
+}
+
+/// Maps an example and compares the result. If the unified response has the page member of an operation, the example is
+/// a response of that operation; otherwise it is one session.
+pub(super) fn check(example: &Example, provider: &ExampleProvider<'_>, now: Time, faults: &mut Faults) {
+    let (Some(native), Some(unified)) = (
+        json(&example.native, &example.native_location, faults),
+        json(&example.unified, &example.unified_location, faults),
+    ) else {
         return;
     };
-    match mapped(&native, unified.get("sessions").is_some(), provider, now) {
-        Err(message) => faults.add(&example.native_place, message),
+    let operation = Operation::of_response(|member| unified.get(member).is_some());
+    match map(&native, operation, provider, now) {
+        Err(message) => faults.add(&example.native_location, message),
         Ok(mapped) => {
             if let Some(difference) = difference(&unified, &mapped, "$") {
-                faults.add(&example.unified_place, difference);
+                faults.add(&example.unified_location, difference);
             }
         }
     }
 }
 
-fn json(text: &str, place: &Place, faults: &mut Faults) -> Option<Value> {
+fn json(text: &str, location: &Location, faults: &mut Faults) -> Option<Value> {
     let parsed = json::parse(text.as_bytes());
     if let Err(error) = &parsed {
-        let place = Place { file: place.file.clone(), line: error.line().max(1), column: error.column().max(1) };
-        faults.add(&place, format!("not JSON: {error}"));
+        let location =
+            Location { file: location.file.clone(), line: error.line().max(1), column: error.column().max(1) };
+        faults.add(&location, format!("not JSON: {error}"));
     }
     parsed.ok()
 }
 
-fn mapped(native: &Value, list: bool, provider: &Provider, now: Time) -> Result<Value, String> {
-    let operation = if list { &provider.list_sessions } else { &provider.get_session };
-    let operation = operation.as_ref().ok_or("the provider has no operation for this example")?;
-    let reading = operation
-        .read(&provider.name, &provider.mapping, native, now)
-        .map_err(|unreadable| unreadable.problem.detail)?;
-    let view = reading.view(&provider.mapping, Show::default());
+fn map(native: &Value, operation: Operation, provider: &ExampleProvider<'_>, now: Time) -> Result<Value, String> {
+    let compiled = provider.operations.get(operation).ok_or_else(|| {
+        format!(
+            "this example is a response of {}, but the provider file does not have that operation",
+            operation.name()
+        )
+    })?;
+    let parsed = compiled.read(provider.name, provider.mapping, native, now).map_err(|error| error.to_string())?;
+    let view = parsed.view(provider.mapping, Show::default());
     let sessions = view.items.iter().map(|item| serde_json::from_slice(&view.body[item.start..item.end]));
     let sessions: Vec<Value> = sessions.collect::<Result<_, _>>().map_err(|e| e.to_string())?;
-    match reading.page {
+    match parsed.page.zip(operation.page_member()) {
         None => Ok(sessions.into_iter().next().unwrap_or_default()),
-        Some(page) => Ok(serde_json::json!({
-            "sessions": sessions, "next_page_token": page.next, "total_count": page.total,
+        Some((page, member)) => Ok(serde_json::json!({
+            member: sessions, "next_page_token": page.next, "total_count": page.total,
         })),
     }
 }
 
-/// The first place where two values differ, in words.
-fn difference(wanted: &Value, got: &Value, at: &str) -> Option<String> {
-    match (wanted, got) {
+/// Describes the first difference of two values.
+fn difference(expected: &Value, mapped: &Value, path: &str) -> Option<String> {
+    match (expected, mapped) {
         (Value::Object(a), Value::Object(b)) => {
             let missing = b
                 .keys()
                 .find(|key| !a.contains_key(*key))
-                .map(|key| format!("{at}.{key} is missing here; it maps to {}", b[key]));
+                .map(|key| format!("{path}.{key} is missing; the mapping gives {}", b[key]));
             a.iter()
                 .find_map(|(key, value)| match b.get(key) {
-                    Some(other) => difference(value, other, &format!("{at}.{key}")),
-                    None => Some(format!("{at}.{key} stands here; the mapping gives no such field")),
+                    Some(other) => difference(value, other, &format!("{path}.{key}")),
+                    None => Some(format!("the mapping gives no {path}.{key}")),
                 })
                 .or(missing)
                 .or_else(|| {
                     (!a.keys().eq(b.keys()))
-                        .then(|| format!("the fields of {at} are in another order than the mapping gives them"))
+                        .then(|| format!("the fields of {path} are not in the order that the mapping gives"))
                 })
         }
         (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
-            a.iter().zip(b).enumerate().find_map(|(i, (a, b))| difference(a, b, &format!("{at}[{i}]")))
+            a.iter().zip(b).enumerate().find_map(|(i, (a, b))| difference(a, b, &format!("{path}[{i}]")))
         }
-        _ if wanted == got => None,
-        _ => Some(format!("{at} is {wanted} here; it maps to {got}")),
+        _ if expected == mapped => None,
+        _ => Some(format!("{path} is {expected}; the mapping gives {mapped}")),
     }
 }

@@ -1,69 +1,70 @@
-//! The one place where what is in force is kept: an `ArcSwap` of one immutable snapshot.
+//! Stores the current snapshot, and reads the clock.
 //!
-//! A request loads it once and sees it from start to end. Only a reload swaps it, and only for a
-//! snapshot that is whole.
+//! A request loads the snapshot once and uses it to its end. Only a reload replaces the snapshot, and always as a whole.
 
+mod compile;
 mod examples;
-pub mod reload;
-pub mod snapshot;
+pub(crate) mod quotas;
+pub(crate) mod reload;
+pub(crate) mod snapshot;
 
+use crate::base::model::Time;
 use crate::config::faults::Fault;
-use crate::config::load::Source;
+use crate::config::load::ConfigSource;
 use crate::config::weir::Weir;
-use crate::model::Time;
 use arc_swap::ArcSwap;
 use snapshot::Snapshot;
 use std::sync::{Arc, Mutex};
 
-/// The moment it is, by the system's clock.
+/// Returns the time of the system's clock.
 #[must_use]
-#[allow(clippy::disallowed_methods)] // the one room that may
+#[allow(clippy::disallowed_methods)] // the only module that reads the clock
 pub fn now() -> Time {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    Time(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+    let elapsed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    Time(i64::try_from(elapsed.as_millis()).unwrap_or(i64::MAX))
 }
 
-/// The system's clock, in all its digits: when a span of a trace begins or ends.
+/// Returns the time of the system's clock in full precision, for the spans of a trace.
 #[must_use]
-#[allow(clippy::disallowed_methods)] // the one room that may
-pub fn clock() -> std::time::SystemTime {
+#[allow(clippy::disallowed_methods)] // the only module that reads the clock
+pub(crate) fn clock() -> std::time::SystemTime {
     std::time::SystemTime::now()
 }
 
-/// What is in force, and how it came to be.
+/// The current snapshot, and the state that reloads need.
 pub struct Runtime {
     current: ArcSwap<Snapshot>,
-    source: Source,
-    /// Signs page tokens where the config has no key; made at start.
+    source: ConfigSource,
+    /// Signs page tokens if the configuration has no key. Made at start.
     random: [u8; 32],
     last_error: Mutex<Option<LastError>>,
-    /// As it was at start: what needs a restart is still in force from here.
+    /// `weir.yaml` at start: the source of settings that only a restart changes.
     started: Weir,
-    /// The content last seen by polling.
-    seen: Mutex<String>,
-    /// One reload at a time.
+    /// The content of the files at the last poll.
+    polled: Mutex<String>,
+    /// Locked during a reload: reloads run one after another.
     reloading: Mutex<()>,
 }
 
 /// Why the last reload was refused.
 #[derive(Debug, Clone)]
 pub struct LastError {
-    /// When.
+    /// When it was refused.
     pub at: Time,
-    /// All faults.
+    /// All faults of the configuration.
     pub faults: Vec<Fault>,
 }
 
 impl Runtime {
-    /// Loads a directory for the first time.
+    /// Loads the configuration for the first time.
     ///
     /// # Errors
-    /// All faults; there is nothing to fall back on.
-    pub fn start(source: Source, random: [u8; 32], now: Time) -> Result<Self, Vec<Fault>> {
+    /// All faults of the configuration.
+    pub fn start(source: ConfigSource, random: [u8; 32], now: Time) -> Result<Self, Vec<Fault>> {
         let first = Snapshot::load(&source, None, &random, now)?;
         Ok(Self {
             started: first.weir.clone(),
-            seen: Mutex::new(first.content.0.clone()),
+            polled: Mutex::new(first.content.0.clone()),
             current: ArcSwap::from_pointee(first),
             source,
             random,
@@ -72,31 +73,31 @@ impl Runtime {
         })
     }
 
-    /// What is in force now.
+    /// Returns the current snapshot.
     #[must_use]
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.current.load_full()
     }
 
-    /// `weir.yaml` as it was at start.
+    /// Returns `weir.yaml` as it was at start.
     #[must_use]
     pub fn started(&self) -> &Weir {
         &self.started
     }
 
-    /// Signs page tokens where the config has no key.
+    /// Returns the key that signs page tokens if the configuration has none.
     #[must_use]
     pub fn random(&self) -> [u8; 32] {
         self.random
     }
 
-    /// Where it is read from.
+    /// Returns where the configuration is read from.
     #[must_use]
-    pub fn source(&self) -> &Source {
+    pub fn source(&self) -> &ConfigSource {
         &self.source
     }
 
-    /// Why the last reload was refused, if it was.
+    /// Returns why the last reload was refused; `None` if it was not.
     #[must_use]
     pub fn last_error(&self) -> Option<LastError> {
         self.last_error.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()

@@ -1,55 +1,56 @@
-//! Reloading: read, check, compile, run the examples, and only then swap.
+//! Reloads the configuration, and notices when its files change.
 //!
-//! A room of its own because a file change, a signal and an admin request must all do the same. It
-//! also watches the files; what changed is told by content, not by events, so that a rename-over, a
-//! ConfigMap's link swap and a missed event all come to the same.
+//! A reload loads a new snapshot and replaces the current one only if there is no fault. Weir compares the content of the
+//! files to find changes. Events only make it compare sooner, so renamed files, swapped links of a ConfigMap and missed
+//! events are also noticed.
 
 use super::snapshot::Snapshot;
 use super::{LastError, Runtime};
-use crate::config::faults::{Fault, Place};
-use crate::config::weir::Weir;
-use crate::model::Time;
+use crate::base::model::Time;
+use crate::config::edge::Listener;
+use crate::config::faults::{Fault, Location};
+use crate::config::weir::{Admin, Overload, Weir};
 use notify::{RecursiveMode, Watcher};
 use std::path::Path;
 use std::sync::PoisonError;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
-/// How long to wait for the rest of a change once it began.
+/// A change is complete after this time without an event.
 const SETTLE: Duration = Duration::from_millis(100);
-/// Something that writes all the time must not keep a change from being seen.
-const SETTLE_AT_MOST: Duration = Duration::from_secs(2);
-/// How often to look without being told.
+/// The limit of the wait for the end of a change, because some files are written all the time.
+const MAX_SETTLE: Duration = Duration::from_secs(2);
+/// How often Weir compares the files if there is no event.
 const POLL: Duration = Duration::from_secs(10);
 
 /// How a reload ended.
 #[derive(Debug, Clone)]
 pub enum Reloaded {
-    /// A new snapshot is in force.
+    /// The new snapshot is in force.
     Swapped {
         /// Its revision.
         revision: String,
-        /// What it changes that needs a restart.
+        /// Changed settings that take effect only after a restart.
         restart: Vec<&'static str>,
     },
-    /// Valid, and the same as what is in force.
+    /// The files are valid and their content is the same as before.
     Unchanged {
         /// The revision in force.
         revision: String,
     },
-    /// Refused; what was in force still is.
+    /// The new configuration has faults. The old one stays in force.
     Refused(Vec<Fault>),
 }
 
 impl Runtime {
-    /// Reloads. Reads files and compiles: call it where blocking is allowed.
+    /// Reloads the configuration. Blocks: it reads files and compiles.
     pub fn reload(&self, now: Time) -> Reloaded {
         let _one_at_a_time = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = self.snapshot();
-        let outcome = match Snapshot::load(&self.source, Some(&before), &self.random, now) {
+        let previous = self.snapshot();
+        let outcome = match Snapshot::load(&self.source, Some(&previous), &self.random, now) {
             Err(faults) => Reloaded::Refused(faults),
-            Ok(next) if next.content == before.content => Reloaded::Unchanged { revision: before.revision.clone() },
-            Ok(next) if self.would_open_admin(&next) => Reloaded::Refused(vec![self.open_admin()]),
+            Ok(next) if next.content == previous.content => Reloaded::Unchanged { revision: previous.revision.clone() },
+            Ok(next) if self.lacks_admin_token(&next) => Reloaded::Refused(vec![self.missing_admin_token()]),
             Ok(next) => {
                 let restart = needs_restart(&self.started, &next);
                 let revision = next.revision.clone();
@@ -65,55 +66,78 @@ impl Runtime {
         outcome
     }
 
-    /// The admin listener stays where it was bound: there, a token may not be taken away.
-    fn would_open_admin(&self, next: &Snapshot) -> bool {
+    /// Returns whether the next snapshot has no admin token although the bound admin address is not a loopback address.
+    fn lacks_admin_token(&self, next: &Snapshot) -> bool {
         !self.started.admin.address.ip().is_loopback() && next.weir.admin.token.0.is_empty()
     }
 
-    fn open_admin(&self) -> Fault {
+    fn missing_admin_token(&self) -> Fault {
         let file = self.source.directory.join("weir.yaml").to_string_lossy().into();
         let address = self.started.admin.address;
-        let message = format!("admin still listens on {address} until a restart, so admin.token is still needed");
-        Fault { place: Place::top(&file), message }
+        let message =
+            format!("admin.token is required until a restart, because the admin listener is bound to {address}");
+        Fault { location: Location::top(&file), message }
     }
 
-    /// Whether the directory's content is another than when this was last asked.
+    /// Returns whether the content of the files has changed since the last call of this method.
     #[must_use]
-    pub fn differs(&self) -> bool {
+    pub fn has_changed(&self) -> bool {
         let loaded = crate::config::load::load(&self.source);
         let content = match loaded.config {
             Some(config) => config.content.0,
             None => loaded.faults.sorted().iter().map(ToString::to_string).collect(),
         };
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let differs = *seen != content;
-        *seen = content;
-        differs
+        let mut polled = self.polled.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = *polled != content;
+        *polled = content;
+        changed
     }
 }
 
-/// Settings that only a start reads.
-fn needs_restart(old: &Weir, next: &Snapshot) -> Vec<&'static str> {
+/// Returns the settings that differ from those at start and that only a restart changes.
+fn needs_restart(started: &Weir, next: &Snapshot) -> Vec<&'static str> {
+    // The pattern has every setting, so a new setting does not compile until it is added here.
+    let Weir {
+        listen,
+        admin: Admin { address: admin, token: _, location: _ },
+        workers,
+        upgrade,
+        overload: Overload { max_buffered, max_in_flight: _, max_waiters: _, max_watchers: _ },
+        max_bytes,
+        // A reload puts these into force.
+        grace: _,
+        traces: _,
+        log: _,
+        access_log: _,
+        limits: _,
+        cors: _,
+        trusted_proxies: _,
+        page_token_key: _,
+        locations: _,
+        policies: _,
+    } = started;
+    // TLS is compared by `listeners_match_configuration`.
+    let bound = |Listener { address, h2c, tls: _, location: _ }: &Listener| (*address, *h2c);
     let new = &next.weir;
-    let bound = |weir: &Weir| weir.listen.iter().map(|l| (l.address, l.h2c)).collect::<Vec<_>>();
+    let same_addresses = listen.iter().map(bound).eq(new.listen.iter().map(bound));
     [
-        ("listen", bound(old) != bound(new) || !next.is_guarded_as_written()),
-        ("admin.address", old.admin.address != new.admin.address),
-        ("workers", old.workers != new.workers),
-        ("upgrade.socket", old.upgrade != new.upgrade),
-        ("overload.max_buffered", old.overload.max_buffered != new.overload.max_buffered),
-        ("cache.max_bytes", old.max_bytes != new.max_bytes),
+        ("listen", !same_addresses || !next.listeners_match_configuration()),
+        ("admin.address", *admin != new.admin.address),
+        ("workers", *workers != new.workers),
+        ("upgrade.socket", *upgrade != new.upgrade),
+        ("overload.max_buffered", *max_buffered != new.overload.max_buffered),
+        ("cache.max_bytes", *max_bytes != new.max_bytes),
     ]
     .into_iter()
     .filter_map(|(name, changed)| changed.then_some(name))
     .collect()
 }
 
-/// Tells, through `changed`, that files may have changed. Holds until dropped; without a watch (no
-/// more inotify handles, say) polling alone notices.
-pub fn watch(directory: &Path, changed: mpsc::Sender<()>) -> Option<impl Watcher + use<>> {
+/// Sends an event when files may have changed, until the watcher is dropped. Returns `None` if the system allows no
+/// watcher; then only polling notices changes.
+pub(crate) fn watch(directory: &Path, changed: mpsc::Sender<()>) -> Option<impl Watcher + use<>> {
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        // Reading the files is an event too: it changes nothing.
+        // Weir's own reads of the files are events too.
         if event.is_ok_and(|event| !event.kind.is_access()) {
             let _ = changed.try_send(());
         }
@@ -123,16 +147,16 @@ pub fn watch(directory: &Path, changed: mpsc::Sender<()>) -> Option<impl Watcher
     Some(watcher)
 }
 
-/// Waits until the files may have changed and the change has settled. `false` for a mere poll.
-pub async fn next_change(changes: &mut mpsc::Receiver<()>) -> bool {
-    let told = tokio::time::timeout(POLL, changes.recv()).await;
-    if !matches!(told, Ok(Some(()))) {
-        if matches!(told, Ok(None)) {
+/// Waits for an event and for the end of the change. Returns `false` if [`POLL`] passes without an event.
+pub(crate) async fn next_change(changes: &mut mpsc::Receiver<()>) -> bool {
+    let event = tokio::time::timeout(POLL, changes.recv()).await;
+    if !matches!(event, Ok(Some(()))) {
+        if matches!(event, Ok(None)) {
             tokio::time::sleep(POLL).await;
         }
         return false;
     }
-    let latest = tokio::time::Instant::now() + SETTLE_AT_MOST;
+    let latest = tokio::time::Instant::now() + MAX_SETTLE;
     while let Ok(Some(())) = tokio::time::timeout(SETTLE, changes.recv()).await {
         if tokio::time::Instant::now() >= latest {
             break;

@@ -1,8 +1,8 @@
-"""What OpenAPI cannot say of a single parameter, generated requests are made to fit.
+"""Adjusts generated requests to the rules between parameters that OpenAPI cannot express.
 
-A description has a schema for each parameter, and none for several together. These rules hold between parameters, or
-between a parameter and an earlier answer; each is said in the words of the description, and each is tested elsewhere.
-Only requests that are meant to be right are touched: those meant to be wrong go out as they were made.
+An OpenAPI schema describes one parameter. The rules here relate several parameters, or a parameter to an earlier
+response. The description states each rule in prose, and other tests check each rule. Requests that schemathesis makes
+invalid on purpose are sent unchanged, except that a watched session must have ended (see `fit_watch`).
 """
 
 import os
@@ -21,7 +21,7 @@ WATCH = "/v1/sessions/{id}/watch"
 
 
 def examples(path, name):
-    """By provider: what the description shows for a path parameter."""
+    """Returns the examples of a path parameter by provider."""
     parameters = DESCRIPTION["paths"][path]["get"]["parameters"]
     return next({p: e["value"] for p, e in x["examples"].items()} for x in parameters if x.get("name") == name)
 
@@ -44,34 +44,34 @@ def accepts(name, kind, text):
     return pattern is not None and re.search(pattern, text, re.ASCII) is not None
 
 
-def placed(case, name):
-    """What stands in a place of the path, which is kept as it is sent."""
+def path_parameter(case, name):
+    """Returns a path parameter decoded; the case keeps it percent-encoded."""
     return unquote(case.path_parameters[name])
 
 
-def owner(agent, asked):
-    """The provider whose agent this is: the one asked for if it may be, else the first that may."""
-    for name in [asked, *PROVIDERS]:
+def owner(agent, requested):
+    """Returns the provider of an agent id: the requested one if it accepts the id, else the first that does."""
+    for name in [requested, *PROVIDERS]:
         if name in PROVIDERS and accepts(name, "agent", agent):
             return name
     return None
 
 
 def fit_agent(case):
-    """The ids in a path belong to one provider; where their patterns do not tell it, `provider` does."""
-    agent, query = placed(case, "agent"), case.query
+    """Makes both ids in a path belong to one provider, and names it in `provider` because patterns may overlap."""
+    agent, query = path_parameter(case, "agent"), case.query
     name = owner(agent, query.get("provider"))
     if name is None:
         return
     query["provider"] = name
-    if "session" in case.path_parameters and not accepts(name, "session", placed(case, "session")):
+    if "session" in case.path_parameters and not accepts(name, "session", path_parameter(case, "session")):
         case.path_parameters["session"] = SESSIONS[name]
     if name not in ENABLED:
         query.pop("enabled", None)
 
 
 def fit_sources(case):
-    """A list has sources, each once, at most 50: agents, and providers without agents."""
+    """Gives a list at most 50 different sources: agents, and providers without agents."""
     query, sources = case.query, []
     for agent in query.get("agent") or []:
         name, _, own = agent.rpartition(":")
@@ -88,22 +88,22 @@ def fit_sources(case):
         query.pop("enabled", None)
 
 
-def fit_stream(case):
-    """Who watches a session that goes on waits for it: here all that are watched have ended."""
-    answer = requests.get(f"{WEIR}/v1/sessions/{quote(placed(case, 'id'), safe='')}", headers=KEY, timeout=10)
-    if answer.status_code == 200 and answer.json()["status"] not in ("ended", "expired"):
+def fit_watch(case):
+    """Replaces a running session by one that has ended: a watch of a running session would not end."""
+    response = requests.get(f"{WEIR}/v1/sessions/{quote(path_parameter(case, 'id'), safe='')}", headers=KEY, timeout=10)
+    if response.status_code == 200 and response.json()["status"] not in ("ended", "expired"):
         case.path_parameters["id"] = next(iter(ENDED.values()))
 
 
 @schemathesis.hook
 def before_call(context, case, kwargs):
     path = case.operation.path
-    right = case.meta is None or case.meta.generation.mode.is_positive
+    valid = case.meta is None or case.meta.generation.mode.is_positive
     if path == WATCH and isinstance(case.path_parameters.get("id"), str):
-        fit_stream(case)
-    if not right:
+        fit_watch(case)
+    if not valid:
         return
-    # A page token is made by Weir, for one list and one client: no other text is one.
+    # Only Weir can make a valid page token, and only for one list and one client.
     case.query.pop("page_token", None)
     if path.startswith("/v1/agents/"):
         fit_agent(case)

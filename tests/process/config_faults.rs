@@ -1,165 +1,194 @@
-//! Every mistake in a configuration has its own words, its place, and does not hide the others.
+//! Tests of configuration faults: each has its own message and place, and none hides another.
 
 use crate::support::*;
 
-/// Breaks one thing and expects one line, at the place where `needle` then stands.
-fn fault(file: &str, from: &str, to: &str, needle: &str, words: &str) {
+/// Replaces `from` by `to` in a file and expects a fault with `message`, at the line and column of `needle`.
+fn assert_fault(file: &str, from: &str, to: &str, needle: &str, message: &str) {
     let config = Config::shipped().edit(file, from, to);
     let (code, lines) = config.check();
-    assert_eq!(code, 1, "{words}: {lines:?}");
+    assert_eq!(code, 1, "{message}: {lines:?}");
     let line =
-        lines.iter().find(|line| line.contains(words)).unwrap_or_else(|| panic!("{words:?} is not in {lines:#?}"));
+        lines.iter().find(|line| line.contains(message)).unwrap_or_else(|| panic!("{message:?} is not in {lines:#?}"));
     let text = config.read(file);
     let at = text.find(needle).unwrap_or_else(|| panic!("{needle:?} is not in {file}"));
     let before = &text[..at];
-    let (row, column) = (before.matches('\n').count() + 1, before.len() - before.rfind('\n').map_or(0, |n| n + 1) + 1);
-    assert!(line.starts_with(&format!("{file}:{row}:{column}: ")), "{line} is not at {row}:{column}");
+    let (line_number, column) =
+        (before.matches('\n').count() + 1, before.len() - before.rfind('\n').map_or(0, |n| n + 1) + 1);
+    assert!(line.starts_with(&format!("{file}:{line_number}:{column}: ")), "{line} is not at {line_number}:{column}");
 }
 
 #[test]
-fn each_mistake_has_its_own_words() {
+fn the_message_for_an_unknown_key_names_each_known_key_once() {
+    let (code, lines) = Config::shipped().edit("weir.yaml", "workers: 0", "workers: 0\nzzzzzzzz: 1").check();
+    assert_eq!(code, 1, "{lines:?}");
+    let line = lines.iter().find(|line| line.contains("unknown key \"zzzzzzzz\"")).expect("a fault for the key");
+    let known: Vec<&str> = line.split("expected one of: ").nth(1).expect("a list of keys").split(", ").collect();
+    let distinct: std::collections::BTreeSet<&str> = known.iter().copied().collect();
+    assert!(known.contains(&"page_tokens") && known.len() == distinct.len(), "{line}");
+}
+
+#[test]
+fn each_fault_has_its_own_message_and_place() {
     let (vectara, weir, clients) = ("providers/vectara.yaml", "weir.yaml", "clients.yaml");
-    fault(vectara, "max_body: 4MiB", "max_bdy: 4MiB", "max_bdy", "unknown key \"max_bdy\"; did you mean \"max_body\"?");
-    fault(
+    assert_fault(
+        vectara,
+        "max_body: 4MiB",
+        "max_bdy: 4MiB",
+        "max_bdy",
+        "unknown key \"max_bdy\"; did you mean \"max_body\"?",
+    );
+    assert_fault(
         vectara,
         "'^agt_[0-9a-zA-Z_-]+$'",
         "'^agt_(+$'",
         "'^agt_(+",
         "is not a regular expression: repetition operator missing expression",
     );
-    fault(vectara, "created_at: $.created_at", "created_at: $.created_at[", "$.created_at[", "is not a JSONPath");
-    fault(vectara, "created_at: $.created_at", "created_at: creatd_at", "creatd_at", "it starts with $");
-    fault(
+    assert_fault(
+        vectara,
+        "created_at: $.created_at",
+        "created_at: $.created_at[",
+        "$.created_at[",
+        "is not a JSONPath",
+    );
+    assert_fault(vectara, "created_at: $.created_at", "created_at: creatd_at", "creatd_at", "it must start with $");
+    assert_fault(
         vectara,
         "settle: 2m ",
         "settle: 2 minutes ",
         "2 minutes",
         "\"2 minutes\" is not a duration; write one integer and a unit",
     );
-    fault(vectara, "max_body: 4MiB", "max_body: 4MB", "4MB", "is not a size");
-    fault(
+    assert_fault(vectara, "max_body: 4MiB", "max_body: 4MB", "4MB", "is not a size");
+    assert_fault(
         vectara,
         "${VECTARA_BASE_URL:-https://api.vectara.io}",
         "${VECTARA_NOT_SET}",
         "${VECTARA_NOT_SET}",
         "the environment variable VECTARA_NOT_SET is not set",
     );
-    fault(
+    assert_fault(
         vectara,
         "${VECTARA_BASE_URL:-https://api.vectara.io}",
         "api.vectara.io",
         "api.vectara.io",
         "is not a base URL",
     );
-    fault(
+    assert_fault(
         vectara,
         "\"false\": disabled",
         "\"false\": disbled",
         "disbled",
         "unknown status \"disbled\"; did you mean \"disabled\"?",
     );
-    fault(vectara, "sessions/{session}\n", "sessions/{sesion}\n", "GET /v2", "{sesion} is not a variable");
-    fault(vectara, "sessions/{session}\n", "sessions/x\n", "GET /v2", "get_session must have {session}");
-    fault(
+    assert_fault(vectara, "sessions/{session}\n", "sessions/{sesion}\n", "GET /v2", "{sesion} is not a variable");
+    assert_fault(vectara, "sessions/{session}\n", "sessions/x\n", "GET /v2", "get_session must have {session}");
+    assert_fault(
         vectara,
         "code: agent_not_found",
         "code: agent_not_fond",
         "agent_not_fond",
         "unknown code \"agent_not_fond\"; did you mean \"agent_not_found\"?",
     );
-    fault(
+    assert_fault(
         vectara,
         "  provider_session_id: [$.key, $.id]\n",
         "",
         "agent:\n    id: $.agent_key",
         "session.provider_session_id is required",
     );
-    fault(vectara, "ended: 24h", "endd: 24h", "endd", "unknown status \"endd\"");
-    fault(
+    assert_fault(vectara, "ended: 24h", "endd: 24h", "endd", "unknown status \"endd\"");
+    assert_fault(
         vectara,
         "value: \"${VECTARA_API_KEY:-}\"",
         "value: { file: /no/such }",
         "/no/such",
-        "the secret's file \"/no/such\" cannot be read",
+        "cannot read secret file \"/no/such\"",
     );
-    fault(
+    assert_fault(
         vectara,
         "credentials: { header: x-api-key,",
         "credentials: { header: content-length,",
         "content-length",
         "not a header that can carry a credential",
     );
-    fault(vectara, "base_url:", "base_ur:", "base_ur:", "did you mean \"base_url\"?");
-    fault(vectara, "base_url:", "base_ur:", "name: vectara", "\"base_url\" is missing here");
-    fault(
+    assert_fault(vectara, "base_url:", "base_ur:", "base_ur:", "did you mean \"base_url\"?");
+    assert_fault(vectara, "base_url:", "base_ur:", "name: vectara", "missing key \"base_url\"");
+    assert_fault(
         vectara,
         "matches: \"(?i)session\"",
         "matches: \"(?i)session[\"",
         "\"(?i)session[",
         "is not a regular expression",
     );
-    fault(
+    assert_fault(
         vectara,
         "secrets: [$.secrets]",
         "secrets: ['$.secrets[0]']",
         "'$.secrets[0]'",
         "is secret, so it must name one member",
     );
-    fault(
+    assert_fault(
         vectara,
         "title: [$.name, $.description]",
         "title: [$.secrets, $.description]",
         "$.secrets",
-        "is secret, and title would show it",
+        "is secret, but title shows it",
     );
-    fault(
+    assert_fault(
         clients,
         "clients:\n",
         "clients:\n  - { id: x, keys: [], rate_limit: [standard, standard] }\n",
         "standard] }",
-        "\"standard\" stands here twice",
+        "duplicate rate limit \"standard\"",
     );
-    fault(
+    assert_fault(
         clients,
         "clients:\n",
         "clients:\n  - id: x\n    keys: []\n    providers:\n      # - vectara\n",
         "providers:\n",
         "\"providers\" has no value",
     );
-    fault(weir, "burst: 10", "burst: none", "none", "is not a whole number from 1");
-    fault(weir, "workers: 0", "workers: 100000", "100000", "are too many; at most 1024");
-    fault(weir, "per: 1m\n    burst: 10", "per: 365d\n    burst: 4000000000", "careful:", "more than a year to fill");
-    fault(weir, "access_log: on", "access_log: maybe", "maybe", "is not true or false");
-    fault(weir, "${WEIR_LISTEN:-127.0.0.1:8080}", "localhost", "localhost", "is not an address");
-    fault(
+    assert_fault(weir, "burst: 10", "burst: none", "none", "is not a whole number from 1");
+    assert_fault(weir, "workers: 0", "workers: 100000", "100000", "are too many; at most 1024");
+    assert_fault(
+        weir,
+        "per: 1m\n    burst: 10",
+        "per: 365d\n    burst: 4000000000",
+        "careful:",
+        "more than a year to fill",
+    );
+    assert_fault(weir, "access_log: on", "access_log: maybe", "maybe", "is not true or false");
+    assert_fault(weir, "${WEIR_LISTEN:-127.0.0.1:8080}", "localhost", "localhost", "is not a valid address");
+    assert_fault(
         weir,
         "${WEIR_ADMIN:-127.0.0.1:8081}",
         "0.0.0.0:8081",
         "0.0.0.0:8081",
-        "which is not loopback; set admin.token too",
+        "is not a loopback address; set admin.token",
     );
-    fault(
+    assert_fault(
         clients,
         "clients:\n",
         "clients:\n  - { id: x, keys: [ { sha256: abc } ] }\n",
         "abc",
         "64 hexadecimal digits",
     );
-    fault(
+    assert_fault(
         clients,
         "clients:\n",
         "clients:\n  - { id: x, keys: [], rate_limit: standrd }\n",
         "standrd",
         "unknown rate limit \"standrd\"; did you mean \"standard\"?",
     );
-    fault(
+    assert_fault(
         clients,
         "clients:\n",
         "clients:\n  - { id: x, keys: [], providers: [vectra] }\n",
         "vectra",
         "unknown provider \"vectra\"; did you mean \"vectara\"?",
     );
-    fault(
+    assert_fault(
         clients,
         "clients:\n",
         "clients:\n  - { id: twin, keys: [] }\n  - { keys: [], id: \"twin\" }\n",
@@ -169,7 +198,7 @@ fn each_mistake_has_its_own_words() {
 }
 
 #[test]
-fn a_base_urls_credentials_are_not_repeated() {
+fn a_fault_does_not_print_credentials_of_a_base_url() {
     let (_, lines) = Config::shipped().env("VECTARA_BASE_URL", "https://user:hunter2@x").check();
     assert!(
         lines[0].contains("credentials belong under credentials:") && !lines.join("").contains("hunter2"),
@@ -178,7 +207,7 @@ fn a_base_urls_credentials_are_not_repeated() {
 }
 
 #[test]
-fn duplicates_across_and_within_files() {
+fn duplicates_across_and_within_files_are_faults() {
     let config = Config::shipped();
     config.write("providers/other.yaml", &config.read("providers/vectara.yaml"));
     let (_, lines) = config.check();
@@ -192,15 +221,16 @@ fn duplicates_across_and_within_files() {
     );
     let (_, lines) = config.check();
     assert!(
-        lines[0].starts_with("clients.yaml:3:22: the same key stands at") && lines[0].contains("clients.yaml:2:22"),
+        lines[0].starts_with("clients.yaml:3:22: this key is already used at")
+            && lines[0].contains("clients.yaml:2:22"),
         "{lines:#?}"
     );
     let config = Config::shipped().edit("weir.yaml", "workers: 0", "workers: 0\nworkers: 1");
-    assert!(config.check().1[0].contains("\"workers\" stands here twice"));
+    assert!(config.check().1[0].contains("duplicate key \"workers\""));
 }
 
 #[test]
-fn all_faults_come_together_and_a_syntax_fault_hides_only_its_own_file() {
+fn all_faults_are_reported_and_a_syntax_error_hides_only_its_own_file() {
     let config = Config::shipped()
         .edit("weir.yaml", "workers: 0 ", "workrs: 0 ")
         .edit("providers/vectara.yaml", "timeout: 10s ", "timeout: [10s ")
@@ -209,26 +239,26 @@ fn all_faults_come_together_and_a_syntax_fault_hides_only_its_own_file() {
         .edit("providers/agenthuman.yaml", "concurrent: 8", "concurrent: eight");
     let (code, lines) = config.check();
     assert_eq!(code, 1);
-    for words in [
+    for message in [
         "did you mean \"workers\"",
         "YAML syntax",
         "\"1 hour\" is not a duration",
         "is not a JSONPath",
         "\"eight\" is not a whole number",
     ] {
-        assert_eq!(lines.iter().filter(|line| line.contains(words)).count(), 1, "{words}: {lines:#?}");
+        assert_eq!(lines.iter().filter(|line| line.contains(message)).count(), 1, "{message}: {lines:#?}");
     }
-    assert_eq!(lines.len(), 6, "those and their count: {lines:#?}");
+    assert_eq!(lines.len(), 6, "five faults and their count: {lines:#?}");
     assert_eq!(lines.last().unwrap(), "weir: 5 faults");
 }
 
 #[test]
-fn an_example_that_does_not_map_as_it_says_is_a_fault() {
+fn an_example_that_maps_to_another_unified_body_is_a_fault() {
     let (_, lines) = Config::shipped()
         .edit("examples/vectara/get.unified.json", "\"status\": \"active\"", "\"status\": \"ended\"")
         .check();
     assert!(
-        lines[0].contains("examples/vectara/get.unified.json:1:1: $.status is \"ended\" here; it maps to \"active\""),
+        lines[0].contains("examples/vectara/get.unified.json:1:1: $.status is \"ended\"; the mapping gives \"active\""),
         "{lines:#?}"
     );
     let (_, lines) = Config::shipped().edit("examples/palantir/get.native.json", "\"rid\":", "\"rdi\":").check();
@@ -238,7 +268,7 @@ fn an_example_that_does_not_map_as_it_says_is_a_fault() {
 }
 
 #[test]
-fn the_shipped_config_has_no_fault_and_a_bad_one_does_not_start() {
+fn the_shipped_config_has_no_fault_and_run_refuses_one_with_faults() {
     let output = Config::shipped().command(&["check"]).output().unwrap();
     assert!(output.status.success());
     assert!(String::from_utf8_lossy(&output.stdout).starts_with("ok: revision "));

@@ -1,4 +1,4 @@
-//! HTTP/2 as an attacker speaks it: frames by hand (RFC 9113).
+//! Writes and reads HTTP/2 frames byte by byte, so that tests can break the rules of RFC 9113.
 
 use crate::support::*;
 use std::io::{Read, Write};
@@ -16,7 +16,7 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 fn literal(block: &mut Vec<u8>, name: &str, value: &str) {
-    // Without indexing (RFC 7541, section 6.2.2).
+    // Literal field without indexing, new name (RFC 7541, section 6.2.2).
     block.push(0);
     for text in [name, value] {
         block.push(u8::try_from(text.len()).unwrap());
@@ -24,7 +24,7 @@ fn literal(block: &mut Vec<u8>, name: &str, value: &str) {
     }
 }
 
-/// A request's headers; of the flags, 1 ends the stream and 4 the headers.
+/// A HEADERS frame with a request. `flags`: 1 is END_STREAM, 4 is END_HEADERS.
 pub fn request(stream: u32, method: &str, path: &str, key: &str, headers: &[(&str, &str)], flags: u8) -> Vec<u8> {
     let mut block = vec![0x86];
     for (name, value) in [(":method", method), (":path", path), (":authority", "a"), ("x-api-key", key)] {
@@ -39,18 +39,18 @@ pub fn get(stream: u32, key: &str) -> Vec<u8> {
     request(stream, "GET", "/v1/providers", key, &[], 5)
 }
 
-/// A connection that has begun.
+/// Opens a connection and sends the preface and empty SETTINGS.
 pub fn connect(weir: &Weir) -> TcpStream {
     let mut socket = TcpStream::connect(weir.http).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(MAX_WAIT)).unwrap();
     socket.write_all(&[PREFACE, &frame(4, 0, 0, &[])].concat()).unwrap();
     socket
 }
 
-/// Reads frames until one is such; whether it came before the connection's end.
-pub fn until(socket: &mut TcpStream, mut such: impl FnMut(u8, u32, &[u8]) -> bool) -> bool {
+/// Reads frames until `found` accepts one (kind, stream, payload). Returns false if the connection ends first.
+pub fn read_until(socket: &mut TcpStream, mut found: impl FnMut(u8, u32, &[u8]) -> bool) -> bool {
     let begun = Instant::now();
-    while begun.elapsed() < PATIENCE {
+    while begun.elapsed() < MAX_WAIT {
         let mut head = [0; 9];
         if socket.read_exact(&mut head).is_err() {
             return false;
@@ -60,14 +60,14 @@ pub fn until(socket: &mut TcpStream, mut such: impl FnMut(u8, u32, &[u8]) -> boo
         if socket.read_exact(&mut payload).is_err() {
             return false;
         }
-        if such(head[3], u32::from_be_bytes([head[5], head[6], head[7], head[8]]), &payload) {
+        if found(head[3], u32::from_be_bytes([head[5], head[6], head[7], head[8]]), &payload) {
             return true;
         }
     }
     false
 }
 
-/// Kinds of the frames in what came.
+/// The kinds of the frames in `bytes`, in order.
 pub fn kinds(mut bytes: &[u8]) -> Vec<u8> {
     let mut kinds = Vec::new();
     while let Some((head, rest)) = bytes.split_at_checked(9) {

@@ -1,10 +1,10 @@
-//! Limits towards clients, exact on one node.
+//! Rate limits of clients: exact on one node.
 
 use crate::support::*;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Policies slow enough that nothing is earned while a test runs.
+/// Policies that refill no request while a test runs.
 const POLICIES: &str = "\nrate_limits:\n  ten: { requests: 10, per: 1h }\n  three: { requests: 10, per: 1h, burst: 3 }\n  misses: { requests: 2, per: 1h, charge: misses }\n  standard: { requests: 600, per: 1m }\n  careful: { requests: 60, per: 1m, burst: 10 }\n";
 
 fn start(sim: &Sim, clients: &str) -> Weir {
@@ -15,14 +15,14 @@ fn start(sim: &Sim, clients: &str) -> Weir {
 }
 
 #[test]
-fn the_documented_429() {
+fn a_limited_request_gets_429_with_the_documented_headers_and_problem() {
     let sim = Sim::start();
     let weir = start(&sim, "clients:\n  - { id: dashboards, keys: [ { sha256: SHA(k) } ], rate_limit: three }\n");
     for left in [2, 1, 0] {
-        let answer = weir.get_as("k", VECTARA);
-        assert_eq!(answer.status, 200);
-        assert_eq!(answer.header("ratelimit-policy"), Some("\"three\";q=3;w=1080"));
-        let limit = answer.header("ratelimit").unwrap();
+        let response = weir.get_as("k", VECTARA);
+        assert_eq!(response.status, 200);
+        assert_eq!(response.header("ratelimit-policy"), Some("\"three\";q=3;w=1080"));
+        let limit = response.header("ratelimit").unwrap();
         assert!(limit.starts_with(&format!("\"three\";r={left};t=3")), "{limit}");
     }
     let refused = weir.get_as("k", VECTARA);
@@ -35,9 +35,9 @@ fn the_documented_429() {
     assert_eq!(problem["type"], "https://iana.org/assignments/http-problem-types#quota-exceeded");
     assert_eq!(problem["title"], "Request rate limit exceeded");
     assert_eq!(problem["violated-policies"], serde_json::json!(["three"]));
-    let words = "Client \"dashboards\" is over its policy \"three\" (10 requests per 3600 s, burst 3); try again in ";
+    let words = "client \"dashboards\" exceeds policy \"three\" (10 requests per 3600 s, burst 3); try again in ";
     assert!(problem["detail"].as_str().unwrap().starts_with(words), "{problem}");
-    assert_eq!(weir.get_as("k", "/v1/sessions/nonsense").status, 400, "malformed requests are not charged");
+    assert_eq!(weir.get_as("k", "/v1/sessions/nonsense").status, 400, "malformed requests cost nothing");
     assert_eq!(
         weir.metric("weir_rate_limit_requests_total{client=\"dashboards\",decision=\"limited\",policy=\"three\"}"),
         1.0
@@ -49,7 +49,7 @@ fn the_documented_429() {
 }
 
 #[test]
-fn exactly_the_burst_is_admitted_however_many_come_at_once() {
+fn concurrent_requests_are_admitted_exactly_up_to_the_burst() {
     let sim = Sim::start();
     let weir =
         Arc::new(start(&sim, "clients:\n  - { id: a, keys: [ { sha256: SHA(a) } ], rate_limit: [ten, standard] }\n"));
@@ -68,14 +68,14 @@ fn exactly_the_burst_is_admitted_however_many_come_at_once() {
         .collect();
     callers.into_iter().for_each(|caller| caller.join().unwrap());
     assert_eq!(admitted.load(Ordering::SeqCst), 10);
-    let answer = weir.get_as("a", VECTARA);
-    let left = answer.header("ratelimit").unwrap();
+    let response = weir.get_as("a", VECTARA);
+    let left = response.header("ratelimit").unwrap();
     let standard: u64 = left.split("\"standard\";r=").nth(1).unwrap().split(';').next().unwrap().parse().unwrap();
-    assert!(standard >= 590, "what one policy refused took nothing from the other: {left}");
+    assert!(standard >= 590, "a refusal by one policy costs nothing at the other: {left}");
 }
 
 #[test]
-fn a_providers_policy_is_on_top_and_for_its_routes_alone() {
+fn a_provider_rate_limit_applies_in_addition_and_only_to_that_provider() {
     let sim = Sim::start();
     let weir = start(
         &sim,
@@ -94,7 +94,7 @@ fn a_providers_policy_is_on_top_and_for_its_routes_alone() {
 }
 
 #[test]
-fn hits_are_free_where_only_misses_are_charged() {
+fn a_policy_that_charges_misses_does_not_charge_hits() {
     let sim = Sim::start();
     let weir = start(&sim, "clients:\n  - { id: a, keys: [ { sha256: SHA(a) } ], rate_limit: misses }\n");
     for _ in 0..20 {

@@ -1,4 +1,4 @@
-//! One list over every provider: nothing lost, nothing twice, whatever the sources do.
+//! Merged lists and batches: no session is lost or repeated, whatever the sources do.
 
 use crate::support::*;
 use proptest::prelude::*;
@@ -10,17 +10,17 @@ use std::time::Instant;
 const AGENTS: [&str; 3] = ["agt_load_0", "agt_load_1", "ri.aip-agents..agent.00000000-0000-0000-0000-000000000002"];
 const ALL: &str = "/v1/sessions?agent=agt_load_0&agent=agt_load_1&agent=palantir%3Ari.aip-agents..agent.00000000-0000-0000-0000-000000000002&provider=agenthuman";
 
-/// A session as the source of this number shows it, made so many seconds after 2024 began.
-fn native(source: usize, n: usize, made: Option<u32>) -> Value {
-    let made = made.map(|second| format!("2024-01-01T00:00:{second:02}Z"));
+/// Returns session `n` in the native shape of a source; `created` is in seconds after the start of 2024.
+fn native(source: usize, n: usize, created: Option<u32>) -> Value {
+    let created = created.map(|second| format!("2024-01-01T00:00:{second:02}Z"));
     match source {
         0 | 1 => {
-            json!({ "key": format!("ase_{source}_{n}"), "agent_key": AGENTS[source], "created_at": made, "enabled": n.is_multiple_of(2) })
+            json!({ "key": format!("ase_{source}_{n}"), "agent_key": AGENTS[source], "created_at": created, "enabled": n.is_multiple_of(2) })
         }
         2 => {
-            json!({ "rid": format!("ri.aip-agents..session.{n}"), "agentRid": AGENTS[2], "metadata": { "createdTime": made } })
+            json!({ "rid": format!("ri.aip-agents..session.{n}"), "agentRid": AGENTS[2], "metadata": { "createdTime": created } })
         }
-        _ => json!({ "session_id": format!("sess_{n}"), "created_at": made, "status": "ended" }),
+        _ => json!({ "session_id": format!("sess_{n}"), "created_at": created, "status": "ended" }),
     }
 }
 
@@ -32,26 +32,28 @@ fn id(source: usize, n: usize) -> String {
     }
 }
 
-type Made = Vec<Vec<Option<u32>>>;
+/// For each source, the creation times of its sessions in the order of its list.
+type Sources = Vec<Vec<Option<u32>>>;
 
-fn fill(sim: &Sim, sources: &Made) {
+fn fill(sim: &Sim, sources: &Sources) {
     let mut all = serde_json::Map::new();
-    for (source, made) in sources.iter().enumerate() {
-        let sessions: Vec<Value> = made.iter().enumerate().map(|(n, made)| native(source, n, *made)).collect();
+    for (source, times) in sources.iter().enumerate() {
+        let sessions: Vec<Value> = times.iter().enumerate().map(|(n, created)| native(source, n, *created)).collect();
         all.insert(AGENTS.get(source).copied().unwrap_or_default().to_owned(), sessions.into());
     }
-    sim.sessions(&Value::Object(all));
+    sim.set_sessions(&Value::Object(all));
 }
 
-/// The contract once more, by another hand: of the heads the newest first, one without a time before all, of equals the
-/// source named first.
-fn merged(sources: &Made) -> Vec<String> {
+/// Merges the sources by a second, independent implementation of the contract: the newest next session comes first, a
+/// session without a time precedes all others, and among equals the source that the request names first wins.
+fn merged(sources: &Sources) -> Vec<String> {
     let mut read = vec![0; sources.len()];
     let mut all = Vec::new();
     loop {
         let heads = (0..sources.len()).filter_map(|source| Some((source, *sources[source].get(read[source])?)));
-        let rank = |made: Option<u32>| made.map_or(u32::MAX, |second| second);
-        let Some((source, _)) = heads.min_by_key(|(source, made)| (std::cmp::Reverse(rank(*made)), *source)) else {
+        let rank = |created: Option<u32>| created.map_or(u32::MAX, |second| second);
+        let Some((source, _)) = heads.min_by_key(|(source, created)| (std::cmp::Reverse(rank(*created)), *source))
+        else {
             return all;
         };
         all.push(id(source, read[source]));
@@ -59,26 +61,27 @@ fn merged(sources: &Made) -> Vec<String> {
     }
 }
 
-/// All ids of a walk, in order, and how many pages it took; each page is shown to `look` before the next is asked for.
-fn walk(weir: &Weir, path: &str, limit: usize, mut look: impl FnMut(&Value)) -> (Vec<String>, usize) {
+/// Follows the page tokens to the end. Returns all ids in order and the number of pages; `inspect` gets each page before
+/// the next one is requested.
+fn walk(weir: &Weir, path: &str, limit: usize, mut inspect: impl FnMut(&Value)) -> (Vec<String>, usize) {
     let (mut ids, mut token) = (Vec::new(), String::new());
     for page in 1..1000 {
-        let answer = weir.get(&format!("{path}&limit={limit}{token}"));
-        assert_eq!(answer.status, 200, "{}", String::from_utf8_lossy(&answer.body));
-        let body = answer.json();
+        let response = weir.get(&format!("{path}&limit={limit}{token}"));
+        assert_eq!(response.status, 200, "{}", String::from_utf8_lossy(&response.body));
+        let body = response.json();
         let sessions = body["sessions"].as_array().unwrap();
         assert!(sessions.len() <= limit);
         ids.extend(sessions.iter().map(|session| session["id"].as_str().unwrap().to_owned()));
-        look(&body);
+        inspect(&body);
         match body["next_page_token"].as_str() {
             Some(next) => token = format!("&page_token={next}"),
             None => return (ids, page),
         }
     }
-    panic!("the walk does not end");
+    panic!("the page walk does not end");
 }
 
-/// Small pages, so that a source has several.
+/// A configuration with small provider pages, so that each source has several.
 fn small_pages() -> Config {
     Config::shipped().edit("providers/vectara.yaml", "max_limit: 100", "max_limit: 3").edit(
         "providers/palantir.yaml",
@@ -88,20 +91,20 @@ fn small_pages() -> Config {
 }
 
 #[test]
-fn every_session_comes_once_and_in_order_whatever_the_sources_and_the_limit() {
+fn every_session_appears_once_and_in_order_for_any_sources_and_limit() {
     let sim = Sim::start();
     let weir = small_pages().start(&sim);
-    let made = || prop::collection::vec(prop::option::weighted(0.8, 0_u32..6), 0..11);
-    let sorted = (prop::collection::vec(made(), 4), any::<[bool; 4]>()).prop_map(|(mut sources, sort)| {
+    let times = || prop::collection::vec(prop::option::weighted(0.8, 0_u32..6), 0..11);
+    let sources = (prop::collection::vec(times(), 4), any::<[bool; 4]>()).prop_map(|(mut sources, sort)| {
         for (source, _) in sources.iter_mut().zip(sort).filter(|(_, sort)| *sort) {
-            source.sort_by_key(|made| std::cmp::Reverse(made.unwrap_or(u32::MAX)));
+            source.sort_by_key(|created| std::cmp::Reverse(created.unwrap_or(u32::MAX)));
         }
         sources
     });
     let limit = prop_oneof![Just(1_usize), 2_usize..9, Just(100)];
     let longest = Cell::new(0);
     let mut runner = TestRunner::new(Cases { cases: 40, failure_persistence: None, ..Cases::default() });
-    let result = runner.run(&(sorted, limit), |(sources, limit)| {
+    let result = runner.run(&(sources, limit), |(sources, limit)| {
         fill(&sim, &sources);
         purge_all(&weir);
         let (ids, pages) = walk(&weir, ALL, limit, |page| assert_eq!(page["partial"], false));
@@ -110,23 +113,23 @@ fn every_session_comes_once_and_in_order_whatever_the_sources_and_the_limit() {
         Ok(())
     });
     result.unwrap_or_else(|error| panic!("{error}"));
-    assert!(longest.get() > 5, "no walk was longer than {} pages", longest.get());
+    assert!(longest.get() > 5, "the longest walk had only {} pages", longest.get());
 }
 
 fn purge_all(weir: &Weir) {
     let body = "{\"all\": true}";
     let mut bytes = request("POST", "/cache/purge", &[("Content-Length", &body.len().to_string())]);
     bytes.extend_from_slice(body.as_bytes());
-    assert_eq!(raw(weir.admin, &bytes).status, 200);
+    assert_eq!(send_bytes(weir.admin, &bytes).status, 200);
 }
 
-/// Sources of nine sessions each, made in turn.
-fn nine_each() -> Made {
+/// Four sources of nine sessions each, whose creation times alternate between the sources.
+fn nine_each() -> Sources {
     (0..4).map(|source| (0..9).map(|n| Some(50 - 4 * n - source)).collect()).collect()
 }
 
 #[test]
-fn a_source_that_fails_is_named_and_taken_up_where_it_was_left() {
+fn a_failed_source_is_named_and_resumes_where_it_stopped() {
     let sim = Sim::start();
     let weir = small_pages().start(&sim);
     fill(&sim, &nine_each());
@@ -155,9 +158,9 @@ fn a_source_that_fails_is_named_and_taken_up_where_it_was_left() {
         match pages {
             2 => {
                 purge_all(&weir);
-                sim.answers("/api/v2/", 500, &json!({}), "{}");
+                sim.set_response("/api/v2/", 500, &json!({}), "{}");
             }
-            4 => sim.forget(),
+            4 => sim.clear_faults(),
             _ => {}
         }
     });
@@ -165,13 +168,13 @@ fn a_source_that_fails_is_named_and_taken_up_where_it_was_left() {
     let mut sorted = ids.clone();
     sorted.sort();
     let mut expected = merged(&nine_each());
-    assert_ne!(ids, expected, "some came later than they would have");
+    assert_ne!(ids, expected, "some sessions come later than without the failure");
     expected.sort();
-    assert_eq!(sorted, expected, "every session once");
+    assert_eq!(sorted, expected, "every session appears once");
 }
 
 #[test]
-fn where_nobody_answers_it_is_an_error_and_the_token_stays_good() {
+fn if_every_source_fails_the_list_fails_and_its_page_token_stays_valid() {
     let sim = Sim::start();
     let weir = small_pages().start(&sim);
     fill(&sim, &nine_each());
@@ -179,20 +182,20 @@ fn where_nobody_answers_it_is_an_error_and_the_token_stays_good() {
     let next = format!("{ALL}&limit=5&page_token={}", first["next_page_token"].as_str().unwrap());
     purge_all(&weir);
     for path in ["/v2/", "/api/v2/", "/v1/sessions"] {
-        sim.answers(path, 500, &json!({}), "{}");
+        sim.set_response(path, 500, &json!({}), "{}");
     }
-    let answer = weir.get(&next);
-    assert_eq!(answer.code(), (502, "provider_error".into()));
-    sim.forget();
+    let response = weir.get(&next);
+    assert_eq!(response.code(), (502, "provider_error".into()));
+    sim.clear_faults();
     assert_eq!(weir.get(&next).json()["sessions"].as_array().unwrap().len(), 5);
 
-    // One is throttled: named so, with its retry time; whoever cannot use a part says so.
+    // The response names a throttled source and its retry time. `partial=deny` turns a partial list into an error.
     purge_all(&weir);
-    sim.answers("/api/v2/", 429, &json!({ "retry-after": "7" }), "{}");
-    let part = weir.get(&next);
-    let body = part.json();
-    assert_eq!((part.status, &body["partial"]), (200, &json!(true)));
-    assert_eq!((part.header("cache-control"), &body["total_count"]), (Some("no-store"), &Value::Null));
+    sim.set_response("/api/v2/", 429, &json!({ "retry-after": "7" }), "{}");
+    let partial = weir.get(&next);
+    let body = partial.json();
+    assert_eq!((partial.status, &body["partial"]), (200, &json!(true)));
+    assert_eq!((partial.header("cache-control"), &body["total_count"]), (Some("no-store"), &Value::Null));
     let palantir = &body["sources"][2];
     assert_eq!((&palantir["state"], &palantir["error"]["retry_after"]), (&json!("rate_limited"), &json!(7)));
     let denied = weir.get(&format!("{next}&partial=deny"));
@@ -201,7 +204,7 @@ fn where_nobody_answers_it_is_an_error_and_the_token_stays_good() {
 }
 
 #[test]
-fn an_agent_that_does_not_exist_is_named_once_and_ends() {
+fn a_missing_agent_fails_on_the_first_page_and_is_exhausted_after_it() {
     let sim = Sim::start();
     let weir = small_pages().start(&sim);
     let mut states = Vec::new();
@@ -219,17 +222,18 @@ fn an_agent_that_does_not_exist_is_named_once_and_ends() {
 fn filters_are_applied_to_every_source() {
     let sim = Sim::start();
     let weir = small_pages().start(&sim);
-    let made = |from: u32| (0..9).map(|n| (n != 4).then_some(from - 2 * n)).collect::<Vec<_>>();
-    let sources = vec![made(50), made(49), made(48), made(47)];
+    let times = |from: u32| (0..9).map(|n| (n != 4).then_some(from - 2 * n)).collect::<Vec<_>>();
+    let sources = vec![times(50), times(49), times(48), times(47)];
     fill(&sim, &sources);
     let (low, high) = (40, 45);
     let path = format!("{ALL}&created_after=2024-01-01T00:00:{low}Z&created_before=2024-01-01T01:00:{high}%2B01:00");
     for limit in [1, 3, 100] {
         let (ids, _) = walk(&weir, &path, limit, |page| assert_eq!(page["total_count"], Value::Null));
         let mut expected = Vec::new();
-        for (source, made) in sources.iter().enumerate() {
-            for (n, made) in made.iter().enumerate().filter(|(_, made)| made.is_some_and(|at| at >= low && at < high)) {
-                expected.push((std::cmp::Reverse(*made), source, id(source, n)));
+        for (source, times) in sources.iter().enumerate() {
+            let in_range = |created: &Option<u32>| created.is_some_and(|second| second >= low && second < high);
+            for (n, created) in times.iter().enumerate().filter(|(_, created)| in_range(created)) {
+                expected.push((std::cmp::Reverse(*created), source, id(source, n)));
             }
         }
         expected.sort();
@@ -244,7 +248,7 @@ fn filters_are_applied_to_every_source() {
 }
 
 #[test]
-fn fields_are_cut_and_a_token_minds_neither_them_nor_the_limit() {
+fn fields_selects_members_and_a_page_token_works_with_other_fields_and_limits() {
     let sim = Sim::start();
     let weir = small_pages().start(&sim);
     fill(&sim, &nine_each());
@@ -258,30 +262,30 @@ fn fields_are_cut_and_a_token_minds_neither_them_nor_the_limit() {
     assert!(next["sessions"][0]["native"].is_object());
     let session = weir.get(&format!("{VECTARA}?fields=id,agent")).json();
     assert_eq!(keys(&session), ["id", "agent"]);
-    let elsewhere = weir.get(&format!("/v1/sessions?agent=agt_load_0&page_token={token}"));
-    assert_eq!(elsewhere.code(), (400, "invalid_request".into()));
+    let other_sources = weir.get(&format!("/v1/sessions?agent=agt_load_0&page_token={token}"));
+    assert_eq!(other_sources.code(), (400, "invalid_request".into()));
     let other_filter = weir.get(&format!("{ALL}&created_after=2024-01-01T00:00:00Z&page_token={token}"));
     assert_eq!(other_filter.code(), (400, "invalid_request".into()));
 }
 
 #[test]
-fn totals_add_up_where_all_are_known() {
+fn total_count_is_the_sum_if_every_source_knows_its_total() {
     let sim = Sim::start();
     let weir = small_pages().start(&sim);
-    // The documents' agent tells its total, and a provider without pages has told all.
+    // This agent's provider sends a total. The other provider has no pages, so its list is complete.
     let path = "/v1/sessions?agent=agt_customer_support&provider=agenthuman";
     let body = weir.get(&format!("{path}&limit=1")).json();
     assert_eq!(body["total_count"], 127 + 1000);
     let mut sources = nine_each();
-    // Before all others, so that this source ends while the other goes on.
+    // Sessions without a time come first, so this source ends before the other one.
     sources[3] = vec![None; 9];
     fill(&sim, &sources);
     purge_all(&weir);
-    let ended = |page: &Value| page["sources"][1]["state"] == "exhausted";
+    let exhausted = |page: &Value| page["sources"][1]["state"] == "exhausted";
     let mut seen = false;
     let (ids, _) = walk(&weir, path, 60, |page| {
-        seen |= ended(page);
-        assert_eq!(page["total_count"], 127 + 9, "also when a source has ended: {}", page["sources"]);
+        seen |= exhausted(page);
+        assert_eq!(page["total_count"], 127 + 9, "also after a source is exhausted: {}", page["sources"]);
     });
     assert!(seen && ids.len() == 127 + 9, "{}", ids.len());
 }
@@ -296,14 +300,14 @@ fn all_sources_share_one_deadline() {
     }
     let weir = config.start(&sim);
     fill(&sim, &nine_each());
-    // Two hang, and one takes long for each of its pages.
-    sim.fault("/api/v2/", 0, &json!({ "kind": "hang" }));
-    sim.fault("agt_load_1", 0, &json!({ "kind": "hang" }));
+    // Two sources hang, and one is slow with each of its pages.
+    sim.plan_fault("/api/v2/", 0, &json!({ "kind": "hang" }));
+    sim.plan_fault("agt_load_1", 0, &json!({ "kind": "hang" }));
     sim.plan(&json!({ "path": "agt_load_0", "latency_ms": 900 }));
-    let begun = Instant::now();
+    let started = Instant::now();
     let body = weir.get(&format!("{ALL}&limit=100")).json();
-    let took = begun.elapsed();
-    assert!(took.as_secs_f64() < 3.9, "{took:?} for sources that have 2 s together");
+    let took = started.elapsed();
+    assert!(took.as_secs_f64() < 3.9, "{took:?} for sources that share a deadline of 2 s");
     let codes: Vec<String> = (0..4).map(|n| body["sources"][n]["error"]["code"].to_string()).collect();
     assert_eq!(codes[1..], ["\"provider_timeout\"", "\"provider_timeout\"", "null"], "{codes:?}");
     assert!(body["sessions"].as_array().unwrap().len() >= 9);
@@ -320,12 +324,12 @@ fn limited() -> Config {
 }
 
 #[test]
-fn a_list_costs_its_sources_and_a_batch_its_distinct_ids() {
+fn a_list_costs_one_request_per_source_and_a_batch_one_per_distinct_id() {
     let sim = Sim::start();
     let weir = limited().start(&sim);
     fill(&sim, &nine_each());
-    let left = |answer: &Answer| {
-        answer.header("ratelimit").unwrap_or_default().split(';').nth(1).unwrap_or_default().to_owned()
+    let left = |response: &Response| {
+        response.header("ratelimit").unwrap_or_default().split(';').nth(1).unwrap_or_default().to_owned()
     };
     let list = weir.get_as("few", &format!("{ALL}&limit=1"));
     assert_eq!((list.status, left(&list).as_str()), (200, "r=6"), "four sources");
@@ -334,18 +338,18 @@ fn a_list_costs_its_sources_and_a_batch_its_distinct_ids() {
         "few",
         "/v1/sessions:batchGet?id=agenthuman:sess_1&id=sess_1&id=nobody:1&id=vectara:agt_load_0:ase_0_1",
     );
-    assert_eq!((batch.status, left(&batch).as_str()), (200, "r=3"), "three distinct ids, one of them of nobody");
-    let over = weir.get_as("few", "/v1/sessions:batchGet?id=agenthuman:sess_1&id=vectara:agt_load_0:ase_0_1");
-    assert_eq!(over.code(), (429, "rate_limit_exceeded".into()));
-    assert!(over.json()["detail"].as_str().unwrap().contains("\"two\""), "{}", over.json());
+    assert_eq!((batch.status, left(&batch).as_str()), (200, "r=3"), "three distinct ids, one of an unknown provider");
+    let limited = weir.get_as("few", "/v1/sessions:batchGet?id=agenthuman:sess_1&id=vectara:agt_load_0:ase_0_1");
+    assert_eq!(limited.code(), (429, "rate_limit_exceeded".into()));
+    assert!(limited.json()["detail"].as_str().unwrap().contains("\"two\""), "{}", limited.json());
     let ids: String = (0..11).map(|n| format!("&id=vectara:agt_load_0:ase_0_{n}")).collect();
-    let never = weir.get_as("few", &format!("/v1/sessions:batchGet?{}", &ids[1..]));
-    assert_eq!(never.code(), (400, "invalid_request".into()));
-    assert_eq!(left(&never), "r=3", "a request that is refused takes nothing");
+    let invalid = weir.get_as("few", &format!("/v1/sessions:batchGet?{}", &ids[1..]));
+    assert_eq!(invalid.code(), (400, "invalid_request".into()));
+    assert_eq!(left(&invalid), "r=3", "an invalid request costs nothing");
 }
 
 #[test]
-fn a_batch_answers_each_id_in_order_and_asks_for_each_once() {
+fn a_batch_returns_each_id_in_order_and_fetches_each_session_once() {
     let sim = Sim::start();
     let weir = Config::shipped().clients("clients:\n  - { id: open, keys: [ { sha256: SHA(open) } ] }\n  - { id: two, keys: [ { sha256: SHA(two) } ], providers: [agenthuman] }\n").start(&sim);
     let ids = [
@@ -359,9 +363,9 @@ fn a_batch_answers_each_id_in_order_and_asks_for_each_once() {
     ];
     let query: String = ids.map(|id| format!("id={}&", id.replace(' ', "%20"))).concat();
     let path = format!("/v1/sessions:batchGet?{query}");
-    let answer = weir.get(&path);
-    assert_eq!(answer.status, 200);
-    let body = answer.json();
+    let response = weir.get(&path);
+    assert_eq!(response.status, 200);
+    let body = response.json();
     let results = body["results"].as_array().unwrap();
     assert_eq!(results.iter().map(|r| r["id"].as_str().unwrap()).collect::<Vec<_>>(), ids);
     for (at, code) in [(3, "session_not_found"), (4, "provider_not_found"), (5, "invalid_request")] {
@@ -370,31 +374,48 @@ fn a_batch_answers_each_id_in_order_and_asks_for_each_once() {
     assert_eq!(results[0]["session"], example("agenthuman/get").1);
     assert_eq!((&results[2]["session"], &results[0]["error"]), (&results[0]["session"], &Value::Null));
     assert_eq!(results[6]["session"], results[1]["session"]);
-    assert_eq!(sim.calls(), 3, "{}", sim.counts());
+    assert_eq!(sim.calls(), 3, "{}", sim.call_counts());
     assert!(weir.get(&path).header("cache-status").unwrap().starts_with("weir; hit"));
     assert_eq!(sim.calls(), 3);
-    let theirs = weir.get_as("two", &format!("{path}&fields=id")).json();
-    assert_eq!(theirs["results"][0]["session"], json!({ "id": ids[0] }));
-    assert_eq!(theirs["results"][1]["error"]["code"], "forbidden");
+    let restricted = weir.get_as("two", &format!("{path}&fields=id")).json();
+    assert_eq!(restricted["results"][0]["session"], json!({ "id": ids[0] }));
+    assert_eq!(restricted["results"][1]["error"]["code"], "forbidden");
     let metric =
         "weir_http_requests_total{client=\"open\",provider=\"several\",route=\"/v1/sessions:batchGet\",status=\"200\"}";
     assert_eq!(weir.metric(metric), 2.0);
 }
 
 #[test]
-fn a_batch_asks_a_provider_for_so_many_at_a_time_and_one_failure_stays_one() {
+fn a_batch_sends_sixteen_calls_at_a_time_and_one_failed_call_fails_one_id() {
     let sim = Sim::start();
     let weir = Config::shipped().start(&sim);
-    sim.fault("ase_agt_load_0_7", 0, &json!({ "kind": "reset" }));
+    sim.plan_fault("ase_agt_load_0_7", 0, &json!({ "kind": "reset" }));
     sim.plan(&json!({ "path": "agt_load_0", "latency_ms": 1000 }));
     let ids: String = (1..=40).map(|n| format!("id=vectara:agt_load_0:ase_agt_load_0_{n}&")).collect();
     let (http, path) = (weir.http, format!("/v1/sessions:batchGet?{ids}"));
-    let asking = std::thread::spawn(move || send(http, "GET", &path, &[("X-API-Key", "open")]));
-    until("sixteen are asked for", || sim.calls() >= 16);
-    // One more is the retry of the one that was reset.
+    let batch = std::thread::spawn(move || send(http, "GET", &path, &[("X-API-Key", "open")]));
+    wait_until("sixteen calls are in flight", || sim.calls() >= 16);
+    // The retry of the reset call may come in addition.
     std::thread::sleep(std::time::Duration::from_millis(300));
-    assert!((16..=18).contains(&sim.calls()), "{} at a time", sim.calls());
-    let body = asking.join().unwrap().json();
+    assert!((16..=18).contains(&sim.calls()), "{} calls at a time", sim.calls());
+    let body = batch.join().unwrap().json();
     let failed: Vec<&Value> = body["results"].as_array().unwrap().iter().filter(|r| r["session"].is_null()).collect();
     assert_eq!((failed.len(), &failed[0]["error"]["code"]), (1, &json!("provider_error")));
+}
+
+#[test]
+fn the_etag_of_a_list_depends_on_the_requested_fields() {
+    let sim = Sim::start();
+    let weir = Config::shipped().start(&sim);
+    let sources_and_tag = |fields: &str| {
+        let response = weir.get(&format!("/v1/agents/agt_customer_support/sessions?fields={fields}"));
+        (response.json()["sources"].clone(), response.header("etag").unwrap().to_owned())
+    };
+    // The tag also depends on the age, so only two lists of the same age show that the fields matter.
+    wait_until("two lists have the same age", || {
+        let (one, other) = (sources_and_tag("id"), sources_and_tag("id,status"));
+        let same_age = one.0 == other.0;
+        assert!(!same_age || one.1 != other.1, "{one:?}");
+        same_age
+    });
 }

@@ -1,6 +1,6 @@
-//! Tests with real processes: the gateway, the simulator, and the tools that users have.
+//! Runs the gateway and the simulator as real processes, and tests them with the tools that users have.
 
-// A test may fail, wait and read the clock: that is what it does.
+// Tests may panic, print and read the clock.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -17,27 +17,39 @@ mod cache;
 mod canary;
 mod chaos;
 mod command;
+mod compatibility;
 mod config_faults;
+mod connection_limits;
+mod containers;
+mod cors;
 mod credentials;
-mod deploy;
-mod edge;
 mod explain;
 mod frames;
+mod http2;
 mod hygiene;
 mod isolation;
+mod kubernetes;
 mod limits;
 mod lists;
 mod mapping;
 mod matrix;
 mod monitoring;
-mod native;
+mod native_client;
+mod native_errors;
+mod native_forwarding;
+mod native_reads;
+mod native_streams;
+mod native_writes;
 mod openapi;
 mod outage;
 mod provider_faults;
 mod purge;
 mod reload;
 mod sdk;
+mod snapshots;
 mod support;
+mod systemd;
+mod tls;
 mod tools;
 mod traces;
 mod transport;

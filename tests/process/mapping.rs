@@ -1,20 +1,20 @@
-//! What providers say and what clients get, over the whole line.
+//! Mapping from the providers' sessions to the unified schema, through the whole gateway.
 
 use crate::support::*;
 use serde_json::{Value, json};
 
 #[test]
-fn every_seed_maps_exactly() {
+fn the_simulators_sessions_map_to_the_unified_examples() {
     let (sim, config) = (Sim::start(), Config::shipped());
     let weir = config.start(&sim);
     for (path, case) in [(VECTARA, "vectara/get"), (PALANTIR, "palantir/get"), (AGENTHUMAN, "agenthuman/get")] {
-        let answer = weir.get(path);
-        assert_eq!(answer.status, 200, "{}", answer.json());
-        // As text too: the order of fields is a promise.
-        assert_eq!(answer.json().to_string(), example(case).1.to_string());
-        let by_id = format!("/v1/sessions/{}", answer.json()["id"].as_str().unwrap());
-        assert_eq!(weir.get(&by_id).body, answer.body);
-        assert_eq!(weir.get(&by_id.replace(':', "%3A")).body, answer.body);
+        let response = weir.get(path);
+        assert_eq!(response.status, 200, "{}", response.json());
+        // Compared as text because the order of members is part of the contract.
+        assert_eq!(response.json().to_string(), example(case).1.to_string());
+        let by_id = format!("/v1/sessions/{}", response.json()["id"].as_str().unwrap());
+        assert_eq!(weir.get(&by_id).body, response.body);
+        assert_eq!(weir.get(&by_id.replace(':', "%3A")).body, response.body);
     }
     let list = weir.get("/v1/agents/agt_customer_support/sessions?limit=3").json();
     assert_eq!(list["sessions"].to_string(), example("vectara/list").1["sessions"].to_string());
@@ -24,15 +24,15 @@ fn every_seed_maps_exactly() {
     assert_eq!(list["sources"], source);
 }
 
-/// Answers with a body and gives what the session became.
-fn mapped(sim: &Sim, weir: &Weir, path: &str, id: &str, body: &Value) -> Answer {
-    sim.forget();
-    sim.answers(id, 200, &json!({}), &body.to_string());
+/// Sets the provider's response body and returns Weir's response.
+fn get_mapped(sim: &Sim, weir: &Weir, path: &str, id: &str, body: &Value) -> Response {
+    sim.clear_faults();
+    sim.set_response(id, 200, &json!({}), &body.to_string());
     weir.get(path)
 }
 
 #[test]
-fn other_shapes_of_each_provider_map_too() {
+fn other_native_forms_of_each_provider_map_to_the_unified_examples() {
     let (sim, config) = (Sim::start(), Config::shipped());
     let weir = config.start(&sim);
     for (case, provider) in [
@@ -44,13 +44,13 @@ fn other_shapes_of_each_provider_map_too() {
         let (native, unified) = example(case);
         let id = unified["provider_session_id"].as_str().unwrap();
         let path = format!("/v1/sessions/{}", unified["id"].as_str().unwrap());
-        let answer = mapped(&sim, &weir, &path, id, &native);
-        assert_eq!((answer.status, answer.json()), (200, unified), "{case} of {provider}");
+        let response = get_mapped(&sim, &weir, &path, id, &native);
+        assert_eq!((response.status, response.json()), (200, unified), "{case} of {provider}");
     }
 }
 
 #[test]
-fn a_missing_required_field_is_502_naming_it_and_an_optional_one_is_null_and_counted() {
+fn a_missing_required_field_gives_502_and_an_invalid_optional_field_is_null_and_counted() {
     let (sim, config) = (Sim::start(), Config::shipped());
     let weir = config.start(&sim);
     let without = |case: &str, pointer: &str, member: &str| {
@@ -64,16 +64,16 @@ fn a_missing_required_field_is_502_naming_it_and_an_optional_one_is_null_and_cou
         (PALANTIR, "session.292", without("palantir/get", "", "rid"), "provider_session_id"),
         (AGENTHUMAN, "sess_01H3", without("agenthuman/get", "/session", "session_id"), "provider_session_id"),
     ] {
-        let answer = mapped(&sim, &weir, path, id, &body);
-        assert_eq!(answer.code(), (502, "provider_invalid_response".into()));
-        let detail = answer.json()["detail"].as_str().unwrap().to_owned();
+        let response = get_mapped(&sim, &weir, path, id, &body);
+        assert_eq!(response.code(), (502, "provider_invalid_response".into()));
+        let detail = response.json()["detail"].as_str().unwrap().to_owned();
         assert!(detail.contains(&format!("{field} is required")), "{detail}");
     }
     let mut native = example("vectara/get").0;
     native["created_at"] = json!(1_705_314_600);
     native["metadata"] = json!(["not", "an", "object"]);
     native["enabled"] = json!("perhaps");
-    let session = mapped(&sim, &weir, VECTARA, "ase_customer", &native).json();
+    let session = get_mapped(&sim, &weir, VECTARA, "ase_customer", &native).json();
     assert_eq!(
         (&session["created_at"], &session["metadata"], &session["status"]),
         (&Value::Null, &json!({}), &json!("unknown"))
@@ -86,19 +86,19 @@ fn a_missing_required_field_is_502_naming_it_and_an_optional_one_is_null_and_cou
 }
 
 #[test]
-fn metadata_is_untouched() {
+fn metadata_passes_unchanged() {
     let (sim, config) = (Sim::start(), Config::shipped());
     let weir = config.start(&sim);
     let metadata = r#"{"z":1,"a":{"y":[1.0,1e+3,12345678901234567890123],"b":null,"k":{"$serde_json::private::Number":"x"}},"π":"ü","0":-0.0}"#;
     let body = format!(r#"{{"key":"ase_x","agent_key":"agt_x","enabled":true,"metadata":{metadata}}}"#);
-    sim.answers("ase_x", 200, &json!({}), &body);
-    let answer = weir.get("/v1/sessions/vectara:agt_x:ase_x");
-    let text = String::from_utf8(answer.body).unwrap();
+    sim.set_response("ase_x", 200, &json!({}), &body);
+    let response = weir.get("/v1/sessions/vectara:agt_x:ase_x");
+    let text = String::from_utf8(response.body).unwrap();
     assert!(text.contains(&format!(r#""metadata":{metadata}"#)), "{text}");
 }
 
 #[test]
-fn secrets_are_seen_only_by_clients_that_may() {
+fn only_clients_with_reveal_secrets_see_secrets() {
     let sim = Sim::start();
     let config = Config::shipped().clients(
         "clients:\n  - { id: open, keys: [ { sha256: SHA(open) } ] }\n  - { id: trusted, keys: [ { sha256: SHA(trusted) } ], reveal_secrets: true }\n",
@@ -107,52 +107,53 @@ fn secrets_are_seen_only_by_clients_that_may() {
     let token = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9...";
     let native = format!("{AGENTHUMAN}?include=native");
     let (plain, plain_native) = (weir.get(AGENTHUMAN), weir.get(&native));
-    let (seen, seen_native) = (weir.get_as("trusted", AGENTHUMAN), weir.get_as("trusted", &native));
-    assert_eq!(sim.calls(), 1, "all views are made from one stored answer");
-    for answer in [&plain, &plain_native] {
-        assert!(!String::from_utf8_lossy(&answer.body).contains(token));
+    let (revealed, revealed_native) = (weir.get_as("trusted", AGENTHUMAN), weir.get_as("trusted", &native));
+    assert_eq!(sim.calls(), 1, "all views come from one cache entry");
+    for response in [&plain, &plain_native] {
+        assert!(!String::from_utf8_lossy(&response.body).contains(token));
     }
     assert_eq!(
         plain.json()["connection"],
         json!({ "url": "https://agenthuman.daily.co/example-room-name", "name": "example-room-name" })
     );
-    assert_eq!(seen.json()["connection"]["token"], token);
-    let mut own = example("agenthuman/get").0["session"].clone();
-    assert_eq!(seen_native.json()["native"].to_string(), own.to_string());
-    own["daily_room"].as_object_mut().unwrap().remove("token");
-    assert_eq!(plain_native.json()["native"], own);
+    assert_eq!(revealed.json()["connection"]["token"], token);
+    let mut expected_native = example("agenthuman/get").0["session"].clone();
+    assert_eq!(revealed_native.json()["native"].to_string(), expected_native.to_string());
+    expected_native["daily_room"].as_object_mut().unwrap().remove("token");
+    assert_eq!(plain_native.json()["native"], expected_native);
     let tags: std::collections::HashSet<_> =
-        [&plain, &plain_native, &seen, &seen_native].map(|a| a.header("etag").unwrap()).into();
+        [&plain, &plain_native, &revealed, &revealed_native].map(|a| a.header("etag").unwrap()).into();
     assert_eq!(tags.len(), 4, "each view has its own entity tag");
-    for place in [
+    for output in [
         weir.metrics(),
         String::from_utf8(weir.admin("GET", "/config").body).unwrap(),
         weir.process.stdout.lock().unwrap().join("\n"),
     ] {
-        assert!(!place.contains(token) && !place.contains("ah_test_sim"));
+        assert!(!output.contains(token) && !output.contains("ah_test_sim"));
     }
 }
 
 #[test]
-fn what_is_secret_inside_metadata_is_cut_from_both() {
+fn a_secret_inside_metadata_is_removed_from_the_unified_and_the_native_view() {
     let sim = Sim::start();
     let weir = Config::shipped()
         .edit("providers/vectara.yaml", "secrets: [$.secrets]", "secrets: [$.secrets, $.metadata.api_key]")
         .start(&sim);
     let body =
         r#"{"key":"ase_x","agent_key":"agt_x","metadata":{"a":1,"api_key":"hidden","b":2},"secrets":{"t":"hidden"}}"#;
-    sim.answers("ase_x", 200, &json!({}), body);
+    sim.set_response("ase_x", 200, &json!({}), body);
     for query in ["", "?include=native"] {
-        let answer = weir.get(&format!("/v1/sessions/vectara:agt_x:ase_x{query}"));
-        assert!(!String::from_utf8_lossy(&answer.body).contains("hidden"), "{query}");
-        assert_eq!(answer.json()["metadata"].to_string(), r#"{"a":1,"b":2}"#, "{query}");
+        let response = weir.get(&format!("/v1/sessions/vectara:agt_x:ase_x{query}"));
+        assert!(!String::from_utf8_lossy(&response.body).contains("hidden"), "{query}");
+        assert_eq!(response.json()["metadata"].to_string(), r#"{"a":1,"b":2}"#, "{query}");
     }
 }
 
 #[test]
-fn a_page_walk_gives_every_session_once_whatever_the_limit() {
-    let (sim, config) = (Sim::with(&["--sessions", "230"]), Config::shipped());
+fn a_page_walk_returns_every_session_once_for_any_limit() {
+    let (sim, config) = (Sim::with_options(&["--sessions", "230"]), Config::shipped());
     let weir = config.start(&sim);
+    // A total of 0 stands for a number that the test does not know.
     for (path, total) in [
         ("/v1/agents/agt_load_1/sessions", 230),
         ("/v1/agents/agt_load_1/sessions?enabled=true", 0),
@@ -177,9 +178,9 @@ fn a_page_walk_gives_every_session_once_whatever_the_limit() {
                 if token.is_none() {
                     break;
                 }
-                assert!(!sessions.is_empty() || path.contains("status"), "an empty page in the middle");
+                assert!(!sessions.is_empty() || path.contains("status"), "a page before the last is empty");
             }
-            assert_eq!(token, None, "the walk ends");
+            assert_eq!(token, None, "the page walk does not end");
             let distinct: std::collections::HashSet<_> = ids.iter().collect();
             assert_eq!(distinct.len(), ids.len(), "{path}");
             lengths.push(ids.len());
@@ -191,12 +192,12 @@ fn a_page_walk_gives_every_session_once_whatever_the_limit() {
 }
 
 #[test]
-fn a_filter_is_the_providers_where_it_has_one_and_ours_where_not() {
-    let (sim, config) = (Sim::with(&["--sessions", "230"]), Config::shipped());
+fn a_filter_is_sent_to_the_provider_if_it_supports_it_and_else_applied_by_weir() {
+    let (sim, config) = (Sim::with_options(&["--sessions", "230"]), Config::shipped());
     let weir = config.start(&sim);
     let enabled = weir.get("/v1/agents/agt_load_1/sessions?enabled=false&limit=5").json();
     assert!(enabled["sessions"].as_array().unwrap().iter().all(|s| s["status"] == "disabled"));
-    assert!(sim.counts()["calls"].to_string().contains("enabled=false"));
+    assert!(sim.call_counts()["calls"].to_string().contains("enabled=false"));
     let total = weir.get("/v1/sessions?provider=agenthuman&limit=1").json()["total_count"].clone();
     assert_eq!(total, 230);
     let ended = weir.get("/v1/sessions?provider=agenthuman&limit=50&status=ended").json();

@@ -1,5 +1,4 @@
-//! What operators watch: a real Prometheus scrapes a real gateway that has seen everything, and each panel and
-//! variable of the dashboards finds data there. Alerts fire when they should, and have their page.
+//! The shipped dashboards, recording rules and alerts, tested with a real Prometheus and a real gateway.
 
 use crate::support::*;
 use crate::tools::has;
@@ -13,72 +12,72 @@ use std::process::Command;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tempfile::TempDir;
 
-/// Panels in which nothing may be the truth. All others must show that something happened.
-const MAY_BE_ZERO: [&str; 4] = ["Access log lines lost", "Connections ended by Weir", "Evictions", "In flight"];
+/// Panels whose correct value may be zero. All other panels must show a value above zero.
+const ZERO_ALLOWED: [&str; 4] = ["Access log lines lost", "Connections ended by Weir", "Evictions", "In flight"];
 
-/// The longest that a series may take to be seen: scrapes are four a second.
-const WATCH: Duration = Duration::from_secs(90);
+/// The longest time until Prometheus has every series. It scrapes four times a second.
+const DATA_TIMEOUT: Duration = Duration::from_secs(90);
 
-fn deployed(path: &str) -> PathBuf {
+fn deploy_path(path: &str) -> PathBuf {
     repository().join("deploy").join(path)
 }
 
 fn read(path: &str) -> String {
-    std::fs::read_to_string(deployed(path)).unwrap_or_else(|error| panic!("deploy/{path}: {error}"))
+    std::fs::read_to_string(deploy_path(path)).unwrap_or_else(|error| panic!("deploy/{path}: {error}"))
 }
 
-/// A Prometheus with the shipped configuration, whose only differences are where things are and how often it looks.
+/// A Prometheus with the shipped configuration. Only paths, addresses and intervals differ.
 pub struct Prometheus {
     _process: Process,
     address: SocketAddr,
 }
 
 impl Prometheus {
-    /// Writes the shipped configuration for a gateway at this address.
+    /// Writes the shipped configuration, changed for a gateway at this admin address.
     pub fn configure(file: &Path, admin: SocketAddr) {
         let mut config = read("prometheus/prometheus.yml");
         for (from, to) in [
             ("scrape_interval: 15s", "scrape_interval: 250ms"),
             ("evaluation_interval: 15s", "evaluation_interval: 500ms"),
-            ("/etc/prometheus", deployed("prometheus").to_str().unwrap()),
+            ("/etc/prometheus", deploy_path("prometheus").to_str().unwrap()),
             ("weir:8081", &admin.to_string()),
         ] {
-            assert!(config.contains(from), "prometheus.yml has {from:?}");
+            assert!(config.contains(from), "prometheus.yml has no {from:?}");
             config = config.replace(from, to);
         }
         std::fs::write(file, config).unwrap();
     }
 
-    /// Starts this command, on a free port.
+    /// Starts Prometheus by this command, on a free port.
     pub fn run(command: &mut Command) -> Self {
         let process = Process::start(command.arg("--web.listen-address=127.0.0.1:0"));
         let mut address = None;
-        until("Prometheus listens", || {
+        wait_until("Prometheus listens", || {
             let lines = process.stderr.lock().unwrap();
             let line = lines.iter().find(|line| line.contains("Listening on"));
             address = line.and_then(|line| line.rsplit_once("address=")?.1.trim_matches('"').parse().ok());
             address.is_some()
         });
         let address = address.unwrap();
-        until("Prometheus is ready", || raw(address, b"GET /-/ready HTTP/1.0\r\n\r\n").status == 200);
+        wait_until("Prometheus is ready", || send_bytes(address, b"GET /-/ready HTTP/1.0\r\n\r\n").status == 200);
         Self { _process: process, address }
     }
 
-    /// An answer of its API. HTTP/1.0, so that it comes in one piece.
-    fn ask(&self, path: &str) -> Value {
-        let answer = raw(self.address, format!("GET {path} HTTP/1.0\r\nHost: test\r\n\r\n").as_bytes());
-        let body = answer.json();
+    /// Returns the data of an API response. HTTP/1.0 prevents a chunked response.
+    fn api_data(&self, path: &str) -> Value {
+        let response = send_bytes(self.address, format!("GET {path} HTTP/1.0\r\nHost: test\r\n\r\n").as_bytes());
+        let body = response.json();
         assert_eq!(body["status"], "success", "{path}: {body}");
         body["data"].clone()
     }
 
-    /// The series that a query gives over the last minute, each with its last finite value.
+    /// Returns the series that match a query over the last minute, each with its last finite value.
     pub fn series(&self, query: &str, instant: bool) -> Vec<(Value, f64)> {
         let query = utf8_percent_encode(query, NON_ALPHANUMERIC);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
         let data = match instant {
-            true => self.ask(&format!("/api/v1/query?query={query}&time={now}")),
-            false => self.ask(&format!("/api/v1/query_range?query={query}&start={}&end={now}&step=1", now - 60.0)),
+            true => self.api_data(&format!("/api/v1/query?query={query}&time={now}")),
+            false => self.api_data(&format!("/api/v1/query_range?query={query}&start={}&end={now}&step=1", now - 60.0)),
         };
         let number =
             |pair: &Value| pair[1].as_str().and_then(|text| text.parse::<f64>().ok()).filter(|n| n.is_finite());
@@ -90,17 +89,17 @@ impl Prometheus {
         result.iter().filter_map(|series| Some((series["metric"].clone(), last(series)?))).collect()
     }
 
-    /// What a variable's query offers: `label_values(selector, label)` is all that is used.
+    /// Returns the values of a variable's query. All queries have the form `label_values(selector, label)`.
     fn values(&self, query: &str) -> Vec<String> {
         let inside = query.strip_prefix("label_values(").and_then(|rest| rest.strip_suffix(')'));
         let (selector, label) = inside.and_then(|inside| inside.rsplit_once(", ")).expect(query);
         let selector = utf8_percent_encode(selector, NON_ALPHANUMERIC);
-        let values = self.ask(&format!("/api/v1/label/{label}/values?match[]={selector}"));
+        let values = self.api_data(&format!("/api/v1/label/{label}/values?match[]={selector}"));
         values.as_array().unwrap().iter().map(|value| value.as_str().unwrap().to_owned()).collect()
     }
 }
 
-/// A panel's or a variable's query.
+/// The query of a panel or of a variable.
 struct Query {
     place: String,
     text: String,
@@ -108,7 +107,7 @@ struct Query {
 }
 
 fn dashboards() -> Vec<(String, Value)> {
-    let files = std::fs::read_dir(deployed("grafana/dashboards")).unwrap();
+    let files = std::fs::read_dir(deploy_path("grafana/dashboards")).unwrap();
     let mut all: Vec<_> = files
         .map(|file| {
             let path = file.unwrap().path();
@@ -120,37 +119,37 @@ fn dashboards() -> Vec<(String, Value)> {
     all
 }
 
-/// A dashboard's queries as Grafana sends them with "All" chosen.
+/// Returns a dashboard's queries of variables and of panels, as Grafana sends them if "All" is selected.
 fn queries(name: &str, dashboard: &Value) -> (Vec<Query>, Vec<Query>) {
-    let mut chosen: Vec<(String, String)> =
+    let mut selected: Vec<(String, String)> =
         vec![("$__rate_interval".into(), "1m".into()), ("$__range".into(), "5m".into())];
     for variable in dashboard["templating"]["list"].as_array().unwrap() {
         if variable["type"] == "query" {
             assert_eq!(variable["allValue"], ".*", "{name}: {variable}");
-            chosen.push((format!("${}", variable["name"].as_str().unwrap()), ".*".into()));
+            selected.push((format!("${}", variable["name"].as_str().unwrap()), ".*".into()));
         }
     }
-    let filled = |text: &str| {
+    let expand = |text: &str| {
         let mut text = text.to_owned();
-        chosen.iter().for_each(|(variable, value)| text = text.replace(variable, value));
-        assert!(!text.contains('$'), "{name}: a variable that there is not: {text}");
+        selected.iter().for_each(|(variable, value)| text = text.replace(variable, value));
+        assert!(!text.contains('$'), "{name}: unknown variable: {text}");
         text
     };
     let variables = dashboard["templating"]["list"].as_array().unwrap().iter();
     let variables = variables.filter(|variable| variable["type"] == "query").map(|variable| Query {
         place: format!("{name} / ${}", variable["name"].as_str().unwrap()),
-        text: filled(variable["query"].as_str().unwrap()),
+        text: expand(variable["query"].as_str().unwrap()),
         instant: false,
     });
     let panels = dashboard["panels"].as_array().unwrap().iter().flat_map(|panel| {
         let targets = panel["targets"].as_array().cloned().unwrap_or_default();
-        assert!(panel["type"] == "row" || !targets.is_empty(), "{name}: a panel without a query: {}", panel["title"]);
+        assert!(panel["type"] == "row" || !targets.is_empty(), "{name}: panel without a query: {}", panel["title"]);
         let title = panel["title"].as_str().unwrap().to_owned();
         targets.into_iter().map(move |target| (title.clone(), target))
     });
     let panels = panels.map(|(title, target)| Query {
         place: format!("{name} / {title} [{}]", target["legendFormat"].as_str().unwrap_or_default()),
-        text: filled(target["expr"].as_str().unwrap()),
+        text: expand(target["expr"].as_str().unwrap()),
         instant: target["instant"] == true,
     });
     (variables.collect(), panels.collect())
@@ -159,9 +158,9 @@ fn queries(name: &str, dashboard: &Value) -> (Vec<Query>, Vec<Query>) {
 const PALANTIR_LOAD: &str = "ri.aip-agents..agent.00000000-0000-0000-0000-000000000005";
 const PALANTIR_SESSION: &str = "ri.aip-agents..session.00000000-0000-0000-0000-";
 
-/// A gateway with all that a dashboard may show: limits, keys that end, a certificate.
-fn watched(sim: &Sim) -> Weir {
-    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+/// Starts a gateway that has everything the dashboards show: rate limits, keys that expire, a certificate.
+fn start_observed(sim: &Sim) -> Weir {
+    let certificate = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let config = Config::shipped()
         .edit(
             "weir.yaml",
@@ -175,51 +174,52 @@ fn watched(sim: &Sim) -> Weir {
              - { id: greedy, keys: [ { sha256: SHA(greedy) } ], rate_limit: few }\n  \
              - { id: guest, keys: [ { sha256: SHA(guest), expires_at: 2099-01-01T00:00:00Z } ] }\n",
         );
-    config.write("tls.crt", &made.cert.pem());
-    config.write("tls.key", &made.signing_key.serialize_pem());
+    config.write("tls.crt", &certificate.cert.pem());
+    config.write("tls.key", &certificate.signing_key.serialize_pem());
     config.start(sim)
 }
 
-/// What happens once, before anyone looks.
-fn troubles(sim: &Sim, weir: &Weir) {
+/// Causes faults and events once, before Prometheus starts.
+fn cause_events_once(sim: &Sim, weir: &Weir) {
     let stored = "/v1/sessions/vectara:agt_load_7:ase_agt_load_7_1";
     assert_eq!(weir.get(stored).status, 200);
     assert_eq!(weir.get(PALANTIR).status, 200);
     weir.make_stale();
-    // One provider fails until its breaker opens; another throttles, breaks off, and sends a field of another type.
-    sim.answers(PALANTIR_LOAD, 500, &json!({}), "");
-    sim.answers("/agt_load_9/", 429, &json!({ "retry-after": "1" }), "{}");
-    sim.fault("/agt_load_8/", 0, &json!({ "kind": "reset" }));
-    let odd = r#"{"key":"ase_agt_load_6_1","agent_key":"agt_load_6","created_at":5}"#;
-    sim.answers("/agt_load_6/", 200, &json!({}), odd);
+    // One provider fails until its breaker opens. The other one throttles, resets connections, and sends a field of the
+    // wrong type.
+    sim.set_response(PALANTIR_LOAD, 500, &json!({}), "");
+    sim.set_response("/agt_load_9/", 429, &json!({ "retry-after": "1" }), "{}");
+    sim.plan_fault("/agt_load_8/", 0, &json!({ "kind": "reset" }));
+    let wrong_type = r#"{"key":"ase_agt_load_6_1","agent_key":"agt_load_6","created_at":5}"#;
+    sim.set_response("/agt_load_6/", 200, &json!({}), wrong_type);
     assert_eq!(weir.get("/v1/sessions/vectara:agt_load_6:ase_agt_load_6_1").status, 200);
     let yaml = weir.config.read("weir.yaml");
     weir.config.write("weir.yaml", "listen: nonsense\n");
-    until("the reload is refused", || weir.metric("weir_config_reloads_total{result=\"failure\"}") >= 1.0);
+    wait_until("the reload is refused", || weir.metric("weir_config_reloads_total{result=\"failure\"}") >= 1.0);
     weir.config.write("weir.yaml", &(yaml + "\n# again\n"));
-    until("the next is not", || weir.metric("weir_config_reloads_total{result=\"success\"}") >= 1.0);
+    wait_until("the next reload succeeds", || weir.metric("weir_config_reloads_total{result=\"success\"}") >= 1.0);
 }
 
-/// A client that watches a session for as long as this lives.
-fn watch(weir: &Weir) -> TcpStream {
+/// Starts a watch of a session; dropping the connection ends it.
+fn start_watch(weir: &Weir) -> TcpStream {
     let mut stream = TcpStream::connect(weir.http).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(MAX_WAIT)).unwrap();
     let path = "/v1/sessions/vectara:agt_customer_support:ase_customer_support_001/watch";
     write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\nX-API-Key: open\r\n\r\n").unwrap();
-    let mut begun = [0; 12];
-    stream.read_exact(&mut begun).unwrap();
-    assert_eq!(&begun, b"HTTP/1.1 200");
+    let mut status_line = [0; 12];
+    stream.read_exact(&mut status_line).unwrap();
+    assert_eq!(&status_line, b"HTTP/1.1 200");
     stream
 }
 
-/// What happens again and again while they look.
-fn trouble_again(weir: &Weir, round: usize) {
+/// Causes faults and events that repeat while Prometheus scrapes.
+fn cause_events(weir: &Weir, round: usize) {
     weir.get(&format!("/v1/agents/{PALANTIR_LOAD}/sessions/{PALANTIR_SESSION}{round:012x}"));
-    // Its own session is stale and its breaker open.
+    // This session is stale and the breaker of its provider is open.
     weir.get(PALANTIR);
     weir.get(&format!("/v1/sessions/vectara:agt_load_8:ase_agt_load_8_{round}"));
     weir.get(&format!("/v1/sessions/vectara:agt_load_6:ase_agt_load_6_{round}"));
-    // Its pause lasts a second: the rounds between are for the others.
+    // The pause lasts one second and stops the other requests to this provider, so most rounds leave it out.
     if round % 8 == 7 {
         weir.get(&format!("/v1/sessions/vectara:agt_load_9:ase_agt_load_9_{round}"));
     }
@@ -227,17 +227,17 @@ fn trouble_again(weir: &Weir, round: usize) {
     weir.get_as("guest", VECTARA);
     weir.get_as("nobody", VECTARA);
     weir.reload();
-    drop(watch(weir));
+    drop(start_watch(weir));
 }
 
 #[test]
-fn every_panel_and_variable_finds_data_in_a_real_prometheus() {
+fn every_panel_and_variable_finds_data_in_prometheus() {
     if !has("prometheus") {
         return;
     }
     let sim = Sim::start();
-    let weir = watched(&sim);
-    troubles(&sim, &weir);
+    let weir = start_observed(&sim);
+    cause_events_once(&sim, &weir);
     let directory = TempDir::new().unwrap();
     let file = directory.path().join("prometheus.yml");
     Prometheus::configure(&file, weir.admin);
@@ -246,7 +246,7 @@ fn every_panel_and_variable_finds_data_in_a_real_prometheus() {
             .arg(format!("--config.file={}", file.display()))
             .arg(format!("--storage.tsdb.path={}", directory.path().join("data").display())),
     );
-    let load = Process::start(Command::new(env!("CARGO_BIN_EXE_weir-sim")).args([
+    let load = Process::start(Command::new(simulator_program()).args([
         "load",
         "--target",
         &format!("http://{}", weir.http),
@@ -255,17 +255,17 @@ fn every_panel_and_variable_finds_data_in_a_real_prometheus() {
         "--rate",
         "20",
     ]));
-    let watching = watch(&weir);
+    let watcher = start_watch(&weir);
     let (mut variables, mut panels): (Vec<Query>, Vec<Query>) = (Vec::new(), Vec::new());
     for (name, dashboard) in dashboards() {
-        let (of_variables, of_panels) = queries(&name, &dashboard);
-        variables.extend(of_variables);
-        panels.extend(of_panels);
+        let (variable_queries, panel_queries) = queries(&name, &dashboard);
+        variables.extend(variable_queries);
+        panels.extend(panel_queries);
     }
     assert!(variables.len() > 8 && panels.len() > 60, "{} variables, {} panels", variables.len(), panels.len());
-    let (begun, mut found) = (Instant::now(), BTreeMap::new());
+    let (started, mut found) = (Instant::now(), BTreeMap::new());
     for round in 0.. {
-        trouble_again(&weir, round);
+        cause_events(&weir, round);
         variables.retain(|query| {
             let values = prometheus.values(&query.text);
             if !values.is_empty() {
@@ -276,27 +276,27 @@ fn every_panel_and_variable_finds_data_in_a_real_prometheus() {
         panels.retain(|query| {
             let series = prometheus.series(&query.text, query.instant);
             if let Some((labels, value)) = series.iter().max_by(|a, b| a.1.total_cmp(&b.1)) {
-                found.insert(query.place.clone(), format!("{} series, the greatest {value} {labels}", series.len()));
+                found.insert(query.place.clone(), format!("{} series, the highest {value} {labels}", series.len()));
             }
-            let shows = series.iter().any(|(_, value)| *value > 0.0);
-            !shows && (series.is_empty() || !MAY_BE_ZERO.iter().any(|title| query.place.contains(title)))
+            let above_zero = series.iter().any(|(_, value)| *value > 0.0);
+            !above_zero && (series.is_empty() || !ZERO_ALLOWED.iter().any(|title| query.place.contains(title)))
         });
         if variables.is_empty() && panels.is_empty() {
             break;
         }
-        let left: Vec<String> =
+        let missing: Vec<String> =
             variables.iter().chain(&panels).map(|query| format!("{}: {}", query.place, query.text)).collect();
-        assert!(begun.elapsed() < WATCH, "no data after {WATCH:?}:\n{}", left.join("\n"));
+        assert!(started.elapsed() < DATA_TIMEOUT, "no data after {DATA_TIMEOUT:?}:\n{}", missing.join("\n"));
         std::thread::sleep(Duration::from_millis(250));
     }
-    for (place, what) in &found {
-        println!("{place}: {what}");
+    for (place, value) in &found {
+        println!("{place}: {value}");
     }
-    drop((load, watching));
+    drop((load, watcher));
 }
 
 #[test]
-fn variables_stand_in_regular_expressions_alone() {
+fn dashboard_variables_are_used_only_in_regular_expression_matchers() {
     for (name, dashboard) in dashboards() {
         for variable in dashboard["templating"]["list"].as_array().unwrap() {
             let variable = format!("${}", variable["name"].as_str().unwrap());
@@ -306,26 +306,26 @@ fn variables_stand_in_regular_expressions_alone() {
             }
             let uses = text.matches(&variable).count();
             let proper = text.matches(&format!("=~\\\"{variable}\\\"")).count();
-            assert!(uses > 0 && uses == proper, "{name}: {variable} stands {uses} times, {proper} times in =~");
+            assert!(uses > 0 && uses == proper, "{name}: {variable} is used {uses} times, {proper} times in =~");
         }
     }
 }
 
 #[test]
-fn the_dashboards_are_what_their_script_makes() {
+fn the_dashboard_files_match_their_script() {
     let Some(python) = crate::tools::python("grafana_foundation_sdk") else { return };
-    let output = Command::new(python).arg(deployed("grafana/dashboards.py")).arg("--check").output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}; run deploy/grafana/dashboards.py");
+    let output = Command::new(python).arg(deploy_path("grafana/dashboards.py")).arg("--check").output().unwrap();
+    let output_text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{output_text}; run deploy/grafana/dashboards.py");
 }
 
-/// Every metric that is shown, judged or recorded exists, and every one that exists is explained.
+/// Dashboards, alerts and recording rules use only metrics that exist, and the docs explain each metric.
 #[test]
-fn every_metric_is_known_and_explained() {
+fn every_used_metric_exists_and_every_metric_is_documented() {
     let sim = Sim::start();
-    let weir = watched(&sim);
-    troubles(&sim, &weir);
-    (0..10).for_each(|round| trouble_again(&weir, round));
+    let weir = start_observed(&sim);
+    cause_events_once(&sim, &weir);
+    (0..10).for_each(|round| cause_events(&weir, round));
     for (series, value) in [
         ("weir_client_key_expiry_timestamp_seconds{client=\"guest\",key=\"last\"}", 4_070_908_800.0),
         ("weir_client_key_expiry_timestamp_seconds{client=\"guest\",key=\"next\"}", 4_070_908_800.0),
@@ -333,17 +333,17 @@ fn every_metric_is_known_and_explained() {
         ("weir_upstream_capacity_limit{kind=\"concurrency\",provider=\"agenthuman\"}", 8.0),
         ("weir_upstream_capacity_left{kind=\"concurrency\",provider=\"agenthuman\"}", 8.0),
         ("weir_http_problems_total{client=\"none\",code=\"unauthorized\",provider=\"none\"}", 10.0),
-        // rcgen's certificates end in 4096.
+        // The certificates of rcgen expire in the year 4096.
         ("weir_tls_certificate_expiry_timestamp_seconds{listener=\"127.0.0.1:0\"}", 67_090_118_400.0),
     ] {
         assert_eq!(weir.metric(series), value, "{series}");
     }
     assert_eq!(weir.metric("weir_client_key_expiry_timestamp_seconds{client=\"open\",key=\"next\"}"), 0.0);
     let metrics = weir.metrics();
-    let there: BTreeSet<&str> =
+    let existing: BTreeSet<&str> =
         metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
     let operations = std::fs::read_to_string(repository().join("docs/OPERATIONS.md")).unwrap();
-    for name in there.iter().filter(|name| name.starts_with("weir_")) {
+    for name in existing.iter().filter(|name| name.starts_with("weir_")) {
         assert!(operations.contains(&format!("`{name}`")), "docs/OPERATIONS.md does not explain {name}");
     }
     let mut used = BTreeSet::new();
@@ -358,30 +358,31 @@ fn every_metric_is_known_and_explained() {
     }
     assert!(used.len() > 20, "{used:?}");
     for name in used {
-        assert!(there.contains(&*name), "{name} is no metric of Weir's");
+        assert!(existing.contains(&*name), "Weir has no metric {name}");
     }
 }
 
 #[test]
-fn alerts_fire_when_they_should_and_not_when_they_should_not() {
+fn promtool_accepts_the_rules_and_the_alert_tests_pass() {
     if !has("promtool") {
         return;
     }
-    let rules = [deployed("prometheus/recording.rules.yml"), deployed("prometheus/alerts.rules.yml")];
+    let rules = [deploy_path("prometheus/recording.rules.yml"), deploy_path("prometheus/alerts.rules.yml")];
     let runs: [(&[&str], Vec<PathBuf>); 2] = [
         (&["check", "rules", "--lint=all", "--lint-fatal"], rules.to_vec()),
-        (&["test", "rules"], vec![deployed("prometheus/tests/alerts.test.yml")]),
+        (&["test", "rules"], vec![deploy_path("prometheus/tests/alerts.test.yml")]),
     ];
     for (arguments, files) in runs {
         let output = Command::new("promtool").args(arguments).args(files).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() && said.contains("SUCCESS"), "{said}");
+        let output_text =
+            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && output_text.contains("SUCCESS"), "{output_text}");
     }
 }
 
-/// Alert by alert: its section, its tests in both directions. And no section or test of an alert that is gone.
+/// No section and no test names an alert that does not exist.
 #[test]
-fn every_alert_has_its_section_and_its_tests() {
+fn every_alert_has_a_section_in_operations_md_and_a_test() {
     let rules = read("prometheus/alerts.rules.yml");
     let alerts: BTreeSet<&str> = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
     assert!(alerts.len() >= 12);
@@ -392,17 +393,17 @@ fn every_alert_has_its_section_and_its_tests() {
     let tests = read("prometheus/tests/alerts.test.yml");
     for alert in &alerts {
         let cases = tests.split("\n  - name: ").filter(|case| case.contains(&format!("alertname: {alert}\n")));
-        assert!(cases.count() > 0, "no test in which {alert} fires");
+        assert!(cases.count() > 0, "{alert} has no test");
     }
     for (line, alert) in tests.lines().filter_map(|line| Some((line, line.split("alertname: ").nth(1)?))) {
         let alert = alert.split(',').next().unwrap();
-        assert!(alerts.contains(alert), "{line}: no such alert");
+        assert!(alerts.contains(alert), "{line}: unknown alert");
     }
     let operations = std::fs::read_to_string(repository().join("docs/OPERATIONS.md")).unwrap();
-    let section = operations.split("\n## Alerts\n").nth(1).expect("a section of alerts");
+    let section = operations.split("\n## Alerts\n").nth(1).expect("docs/OPERATIONS.md has a section Alerts");
     let section = section.split("\n## ").next().unwrap();
     let described: BTreeSet<&str> = section.lines().filter_map(|line| line.strip_prefix("### ")).collect();
-    assert_eq!(alerts, described, "alerts, and their sections in docs/OPERATIONS.md");
+    assert_eq!(alerts, described, "left: alerts; right: sections in docs/OPERATIONS.md");
     for part in section.split("\n### ").skip(1) {
         for word in ["Means", "Look at", "Do"] {
             assert!(part.contains(&format!("\n**{word}.** ")), "{} has no **{word}.**", part.lines().next().unwrap());

@@ -1,5 +1,4 @@
-//! The API that documents itself: what the description says holds on the running program, judged by tools that do not
-//! know Weir, and the page that renders it works in a real browser.
+//! The OpenAPI description: other tools test it against the running gateway, and a real browser tests the docs page.
 
 use crate::support::*;
 use serde_json::{Value, json};
@@ -12,7 +11,7 @@ fn venv(program: &str) -> PathBuf {
     repository().join("target/openapi/bin").join(program)
 }
 
-fn said(output: &Output) -> String {
+fn output_text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
@@ -20,7 +19,7 @@ fn description(weir: &Weir) -> Value {
     send(weir.http, "GET", "/openapi.json", &[]).json()
 }
 
-/// Every operation of the description: path, method, operation.
+/// Returns every operation of the description: path, method, operation.
 fn operations(description: &Value) -> Vec<(String, String, Value)> {
     let paths = description["paths"].as_object().unwrap().iter();
     let each = paths.flat_map(|(path, methods)| {
@@ -30,7 +29,7 @@ fn operations(description: &Value) -> Vec<(String, String, Value)> {
 }
 
 #[test]
-fn what_is_public_needs_no_key_costs_nothing_and_is_validated() {
+fn public_paths_need_no_key_cost_nothing_and_have_the_request_limits() {
     let sim = Sim::start();
     let weir = Config::shipped()
         .clients("clients:\n  - { id: once, keys: [ { sha256: SHA(once) } ], rate_limit: once }\n")
@@ -43,42 +42,44 @@ fn what_is_public_needs_no_key_costs_nothing_and_is_validated() {
         ("/docs/swagger-ui-bundle.js", "text/javascript; charset=utf-8"),
         ("/docs/start.js", "text/javascript; charset=utf-8"),
     ] {
-        let ask = |method: &str, headers: &[(&str, &str)]| send(weir.http, method, path, headers);
-        let plain = ask("GET", &[]);
+        let send_to_path = |method: &str, headers: &[(&str, &str)]| send(weir.http, method, path, headers);
+        let plain = send_to_path("GET", &[]);
         assert_eq!((plain.status, plain.header("content-type")), (200, Some(media)), "{path}");
         assert_eq!(plain.header("cache-control"), Some("public, max-age=300"));
         assert_eq!((plain.header("vary"), plain.header("ratelimit"), plain.header("cache-status")), (None, None, None));
         assert!(plain.header("x-request-id").is_some() && plain.header("x-content-type-options") == Some("nosniff"));
-        // A key is not looked at: neither is a good one charged, nor can a bad one be told by the answer.
+        // Weir ignores keys here. A valid key costs nothing, and the response does not reveal an invalid key.
         for key in ["once", "once", "wrong"] {
-            let keyed = ask("GET", &[("X-API-Key", key)]);
+            let keyed = send_to_path("GET", &[("X-API-Key", key)]);
             assert!(keyed.status == 200 && keyed.header("ratelimit").is_none(), "{path} with {key}");
         }
         let tag = plain.header("etag").unwrap();
-        let unchanged = ask("GET", &[("If-None-Match", tag)]);
+        let unchanged = send_to_path("GET", &[("If-None-Match", tag)]);
         assert_eq!((unchanged.status, unchanged.body.len(), unchanged.header("etag")), (304, 0, Some(tag)));
-        let head = ask("HEAD", &[]);
+        let head = send_to_path("HEAD", &[]);
         assert_eq!((head.status, head.body.len()), (200, 0));
         assert_eq!(head.header("content-length"), Some(plain.body.len().to_string().as_str()));
-        let post = ask("POST", &[]);
+        let post = send_to_path("POST", &[]);
         assert_eq!((post.code(), post.header("allow")), ((405, "method_not_allowed".into()), Some("GET, HEAD")));
         let long = send(weir.http, "GET", &format!("{path}?{}", "x".repeat(9000)), &[]);
-        assert_eq!(long.code(), (414, "request_too_large".into()), "within limits all the same");
+        assert_eq!(long.code(), (414, "request_too_large".into()), "the URL limit applies");
     }
-    assert_eq!(weir.metric("weir_edge_auth_failures_total{result=\"told\"}"), 0.0);
+    let auth_failures = || weir.metric("weir_auth_failures_total{decision=\"told\"}");
+    assert_eq!(auth_failures(), 0.0);
     assert_eq!(send(weir.http, "GET", "/docs/other", &[]).code(), (404, "not_found".into()));
     assert_eq!(send(weir.http, "GET", "/docs/", &[]).code(), (401, "unauthorized".into()));
+    assert_eq!(auth_failures(), 1.0, "the metric counts");
     let policy = send(weir.http, "GET", "/docs", &[]).header("content-security-policy").unwrap().to_owned();
     assert!(
         policy.starts_with("default-src 'none'; ") && !policy.contains("unsafe") && !policy.contains("http"),
         "{policy}"
     );
-    assert_eq!(weir.get_as("once", "/v1/providers").status, 200, "nothing was charged before");
+    assert_eq!(weir.get_as("once", "/v1/providers").status, 200, "the requests before cost nothing");
     assert_eq!(weir.get_as("once", "/v1/providers").status, 429);
 }
 
 #[test]
-fn the_examples_of_the_description_work() {
+fn requests_built_from_the_descriptions_examples_succeed() {
     let sim = Sim::start();
     let weir = Config::shipped().start(&sim);
     let description = description(&weir);
@@ -87,7 +88,7 @@ fn the_examples_of_the_description_work() {
     for (path, method, operation) in &operations {
         let parameters: Vec<&Value> =
             operation["parameters"].as_array().unwrap().iter().filter(|p| p["in"].is_string()).collect();
-        // Ids come by provider: those of one belong together.
+        // The examples of ids are named after providers. A request combines ids of one provider only.
         let providers: Vec<&String> =
             parameters.iter().filter_map(|p| p["examples"].as_object()).flat_map(|all| all.keys()).collect();
         let cases: Vec<Option<&String>> =
@@ -111,20 +112,20 @@ fn the_examples_of_the_description_work() {
             if !query.is_empty() {
                 target += &format!("?{}", query.join("&"));
             }
-            let answer = send(weir.http, &method.to_uppercase(), &target, &[("X-API-Key", "open")]);
-            assert_eq!(answer.status, 200, "{method} {target}: {}", String::from_utf8_lossy(&answer.body));
+            let response = send(weir.http, &method.to_uppercase(), &target, &[("X-API-Key", "open")]);
+            assert_eq!(response.status, 200, "{method} {target}: {}", String::from_utf8_lossy(&response.body));
             let documented = operation["responses"]["200"]["headers"].as_object().unwrap();
             for (header, reference) in
                 documented.iter().filter(|(_, r)| r["$ref"].as_str().unwrap().ends_with(".always"))
             {
-                assert!(answer.header(header).is_some(), "{method} {target}: {header} of {reference}");
+                assert!(response.header(header).is_some(), "{method} {target}: {header} of {reference}");
             }
         }
     }
 }
 
 #[test]
-fn the_description_follows_the_configuration() {
+fn the_description_changes_with_the_configuration() {
     let sim = Sim::start();
     let weir = Config::shipped().start(&sim);
     let pattern = |description: &Value| {
@@ -135,26 +136,26 @@ fn the_description_follows_the_configuration() {
     let before = send(weir.http, "GET", "/openapi.json", &[]);
     assert_eq!(pattern(&before.json()), "^[0-9a-zA-Z_-]{1,50}$");
     weir.config.change("providers/vectara.yaml", "agent: '^[0-9a-zA-Z_-]{1,50}$'", "agent: '^[0-9a-zA-Z_-]{1,60}$'");
-    until("it is in force", || weir.reload().0 == 200);
+    wait_until("the configuration is reloaded", || weir.reload().0 == 200);
     let after = send(weir.http, "GET", "/openapi.json", &[]);
     assert_eq!(pattern(&after.json()), "^[0-9a-zA-Z_-]{1,60}$");
     assert_ne!(before.header("etag"), after.header("etag"));
 }
 
 #[test]
-fn linters_find_nothing_to_say() {
+fn openapi_linters_report_nothing() {
     let sim = Sim::start();
     let weir = Config::shipped().start(&sim);
     let directory = tempfile::TempDir::new().unwrap();
     let file = directory.path().join("openapi.json");
     std::fs::write(&file, send(weir.http, "GET", "/openapi.json", &[]).body).unwrap();
     let python = venv("python");
-    if needs("openapi-spec-validator", python.exists()) {
+    if require_tool("openapi-spec-validator", python.exists()) {
         let output = Command::new(&python).args(["-m", "openapi_spec_validator"]).arg(&file).output().unwrap();
-        assert!(output.status.success() && said(&output).contains("OK"), "{}", said(&output));
+        assert!(output.status.success() && output_text(&output).contains("OK"), "{}", output_text(&output));
     }
     let redocly = repository().join("target/openapi/linter/node_modules/.bin/redocly");
-    if needs("redocly", redocly.exists()) {
+    if require_tool("redocly", redocly.exists()) {
         let output = Command::new(redocly)
             .args(["lint", "--extends", "recommended-strict"])
             .arg(&file)
@@ -164,23 +165,23 @@ fn linters_find_nothing_to_say() {
             .stdin(Stdio::null())
             .output()
             .unwrap();
-        let said = said(&output);
-        assert!(output.status.success() && said.contains("Your API description is valid"), "{said}");
-        println!("{said}");
+        let text = output_text(&output);
+        assert!(output.status.success() && text.contains("Your API description is valid"), "{text}");
+        println!("{text}");
     }
 }
 
-/// Every check, and for each operation its examples, the edges of its parameters, hundreds of requests made up that
-/// are right or wrong, and chains of them.
+/// Runs all checks with the examples of each operation, the limits of its parameters, hundreds of generated valid and
+/// invalid requests, and sequences of requests.
 #[test]
-fn schemathesis_finds_nothing() {
+fn schemathesis_reports_no_issues() {
     let python = venv("python");
-    if !needs("schemathesis", python.exists()) {
+    if !require_tool("schemathesis", python.exists()) {
         return;
     }
-    let sim = Sim::with(&["--sessions", "57"]);
+    let sim = Sim::with_options(&["--sessions", "57"]);
     let mut config = Config::shipped();
-    // Quotas, and limits on what comes in, are not what is judged here.
+    // Quotas and request limits are not under test here.
     for provider in ["vectara", "palantir", "agenthuman"] {
         config = without_capacity(config, provider);
     }
@@ -206,13 +207,13 @@ fn schemathesis_finds_nothing() {
         .current_dir(report.path())
         .output()
         .unwrap();
-    let said = said(&output);
-    println!("{said}");
-    assert!(output.status.success() && said.contains("No issues found"), "schemathesis: {:?}", output.status);
+    let text = output_text(&output);
+    println!("{text}");
+    assert!(output.status.success() && text.contains("No issues found"), "schemathesis: {:?}", output.status);
     assert_eq!(weir.metric("weir_http_requests_in_flight"), 0.0);
 }
 
-/// A provider's file without its `capacity`.
+/// Removes `capacity` from a provider's file.
 fn without_capacity(config: Config, provider: &str) -> Config {
     let file = format!("providers/{provider}.yaml");
     let text = config.read(&file);
@@ -225,7 +226,7 @@ fn without_capacity(config: Config, provider: &str) -> Config {
     config
 }
 
-/// A browser without a window, driven as the W3C's WebDriver says.
+/// A headless browser, controlled by the WebDriver protocol of the W3C.
 struct Browser {
     _driver: Process,
     address: SocketAddr,
@@ -235,58 +236,59 @@ struct Browser {
 impl Browser {
     fn start(profile: &Path) -> Self {
         let driver = Process::start(Command::new("chromedriver").args(["--port=0"]));
-        let told = line_with(&driver.stdout, "ChromeDriver was started successfully on port ");
-        let address: SocketAddr = format!("127.0.0.1:{}", told.trim_end_matches('.')).parse().unwrap();
+        let port = wait_for_line(&driver.stdout, "ChromeDriver was started successfully on port ");
+        let address: SocketAddr = format!("127.0.0.1:{}", port.trim_end_matches('.')).parse().unwrap();
         let profile = format!("--user-data-dir={}", profile.display());
         let options = json!({
             "args": ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1200,1600", profile],
         });
-        let wanted = json!({ "alwaysMatch": {
+        let capabilities = json!({ "alwaysMatch": {
             "browserName": "chrome", "goog:chromeOptions": options,
             "goog:loggingPrefs": { "performance": "ALL", "browser": "ALL" },
         } });
         let mut browser = Self { _driver: driver, address, session: String::new() };
-        let made = browser.command("POST", "", &json!({ "capabilities": wanted }));
-        made["sessionId"].as_str().unwrap().clone_into(&mut browser.session);
+        let session = browser.command("POST", "", &json!({ "capabilities": capabilities }));
+        session["sessionId"].as_str().unwrap().clone_into(&mut browser.session);
         browser
     }
 
-    /// A command to the driver; its value.
+    /// Sends a command to the driver and returns its value.
     fn command(&self, method: &str, path: &str, body: &Value) -> Value {
         let session =
             if self.session.is_empty() { "/session".to_owned() } else { format!("/session/{}", self.session) };
         let body = if method == "GET" { String::new() } else { body.to_string() };
-        // It answers nobody who calls it by another name.
+        // The driver refuses requests with another Host.
         let head = format!(
             "{method} {session}{path} HTTP/1.1\r\nHost: {}\r\nContent-Length: {}\r\n",
             self.address,
             body.len()
         );
-        let answer = self.send(&format!("{head}\r\n{body}")).unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        assert!(head.starts_with("HTTP/1.1 200 "), "{path}: {answer}");
+        let response = self.send(&format!("{head}\r\n{body}")).unwrap();
+        let (head, body) = response.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 200 "), "{path}: {response}");
         serde_json::from_str::<Value>(body).unwrap()["value"].clone()
     }
 
-    /// Sends a request; the whole answer. The driver leaves the connection open, and tells how long its answer is.
+    /// Sends a request and returns the whole response. Its end follows from Content-Length, because the driver keeps the
+    /// connection open.
     fn send(&self, request: &str) -> std::io::Result<String> {
         let mut stream = TcpStream::connect(self.address)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(MAX_WAIT))?;
         stream.write_all(request.as_bytes())?;
-        let (mut reader, mut answer, mut length) = (BufReader::new(stream), String::new(), 0);
-        while !answer.ends_with("\r\n\r\n") {
-            let before = answer.len();
-            if reader.read_line(&mut answer)? == 0 {
-                return Ok(answer);
+        let (mut reader, mut response, mut length) = (BufReader::new(stream), String::new(), 0);
+        while !response.ends_with("\r\n\r\n") {
+            let before = response.len();
+            if reader.read_line(&mut response)? == 0 {
+                return Ok(response);
             }
             if let Some((name, value)) =
-                answer[before..].split_once(':').filter(|(n, _)| n.eq_ignore_ascii_case("content-length"))
+                response[before..].split_once(':').filter(|(n, _)| n.eq_ignore_ascii_case("content-length"))
             {
                 length = value.trim().parse().unwrap_or_else(|e| panic!("{name}: {e}"));
             }
         }
-        reader.take(length).read_to_string(&mut answer)?;
-        Ok(answer)
+        reader.take(length).read_to_string(&mut response)?;
+        Ok(response)
     }
 
     fn run(&self, script: &str) -> Value {
@@ -305,24 +307,24 @@ impl Drop for Browser {
 }
 
 #[test]
-fn the_page_renders_every_operation_and_a_request_tried_from_it_is_answered() {
-    let there =
+fn the_docs_page_renders_every_operation_and_can_send_a_request() {
+    let installed =
         |program: &str| Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success());
-    if !needs("chromium", there("chromium") && there("chromedriver")) {
+    if !require_tool("chromium", installed("chromium") && installed("chromedriver")) {
         return;
     }
     let sim = Sim::start();
     let weir = Config::shipped().start(&sim);
-    let described = operations(&description(&weir)).len();
+    let operation_count = operations(&description(&weir)).len();
     let profile = tempfile::TempDir::new().unwrap();
     let browser = Browser::start(profile.path());
     let origin = format!("http://{}", weir.http);
     browser.command("POST", "/url", &json!({ "url": format!("{origin}/docs") }));
-    let shown = || browser.run("return document.querySelectorAll('.opblock').length").as_u64().unwrap();
-    until("every operation is shown", || shown() == described as u64);
-    // The key, then the first operation: as a reader does it, by clicks.
+    let rendered_count = || browser.run("return document.querySelectorAll('.opblock').length").as_u64().unwrap();
+    wait_until("every operation is rendered", || rendered_count() == operation_count as u64);
+    // Enters the key, then sends a request, with clicks as a user does.
     browser.run("document.querySelector('button.authorize').click()");
-    until("it asks for a key", || {
+    wait_until("the key form is shown", || {
         browser.run("return document.querySelector('.auth-container input') !== null") == true
     });
     browser.run(
@@ -333,17 +335,17 @@ fn the_page_renders_every_operation_and_a_request_tried_from_it_is_answered() {
     browser.run("document.querySelector('.auth-container button.authorize').click()");
     browser.run("document.querySelector('.dialog-ux .btn-done, .dialog-ux .close-modal').click()");
     browser.run("document.querySelector('#operations-sessions-getSession .opblock-summary-control').click()");
-    until("its form is there", || {
+    wait_until("the request form is shown", || {
         browser.run("return document.querySelector('#operations-sessions-getSession .execute') !== null") == true
     });
     browser.run("document.querySelector('#operations-sessions-getSession .execute').click()");
     let status = "const s = document.querySelector('#operations-sessions-getSession .live-responses-table tbody .response-col_status');\
                   return s === null ? '' : s.textContent";
-    until("an answer is shown", || browser.run(status).as_str().unwrap().starts_with("200"));
+    wait_until("a response is shown", || browser.run(status).as_str().unwrap().starts_with("200"));
     let body = browser
         .run("return document.querySelector('#operations-sessions-getSession .live-responses-table').textContent");
     assert!(body.as_str().unwrap().contains("provider_session_id"), "{body}");
-    asks_nobody_else(&browser, &origin);
+    assert_no_foreign_requests(&browser, &origin);
     if let Some(path) = std::env::var_os("DOCS_SCREENSHOT") {
         let png = browser.command("GET", "/screenshot", &Value::Null);
         use base64::Engine as _;
@@ -351,27 +353,27 @@ fn the_page_renders_every_operation_and_a_request_tried_from_it_is_answered() {
     }
 }
 
-/// What the page asked for, and what the browser refused it.
-fn asks_nobody_else(browser: &Browser, origin: &str) {
-    let mut asked = Vec::new();
+/// Checks that the page sent requests only to its own origin and that the browser blocked nothing.
+fn assert_no_foreign_requests(browser: &Browser, origin: &str) {
+    let mut requested = Vec::new();
     for entry in browser.log("performance") {
         let message: Value = serde_json::from_str(entry["message"].as_str().unwrap()).unwrap();
         let message = &message["message"];
         if message["method"] == "Network.requestWillBeSent" {
             let url = message["params"]["request"]["url"].as_str().unwrap();
-            // The page that a new window begins with is the browser's own.
+            // A new window starts with a page of the browser.
             if !url.starts_with("chrome:") {
-                asked.push(url.to_owned());
+                requested.push(url.to_owned());
             }
         }
     }
-    let ours = |url: &&String| url.starts_with(&format!("{origin}/")) || url.starts_with("data:");
-    assert!(asked.len() >= 6, "the page, its files, the description, the request: {asked:?}");
-    assert!(asked.iter().all(|url| ours(&url)), "{asked:?}");
-    let refused: Vec<Value> = browser
+    let own_origin = |url: &&String| url.starts_with(&format!("{origin}/")) || url.starts_with("data:");
+    assert!(requested.len() >= 6, "the page, its files, the description, the request: {requested:?}");
+    assert!(requested.iter().all(|url| own_origin(&url)), "{requested:?}");
+    let blocked: Vec<Value> = browser
         .log("browser")
         .into_iter()
         .filter(|entry| entry["level"] == "SEVERE" || entry["message"].to_string().contains("Content Security Policy"))
         .collect();
-    assert!(refused.is_empty(), "{refused:#?}");
+    assert!(blocked.is_empty(), "{blocked:#?}");
 }

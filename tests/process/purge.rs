@@ -1,13 +1,13 @@
-//! Purging, by the admin listener and by the command line.
+//! Cache purges by the admin listener and by `weir purge`.
 
 use crate::support::*;
 use serde_json::{Value, json};
 
-fn purge(weir: &Weir, body: &Value) -> Answer {
+fn purge(weir: &Weir, body: &Value) -> Response {
     let body = body.to_string();
     let mut bytes = request("POST", "/cache/purge", &[("Content-Length", &body.len().to_string())]);
     bytes.extend_from_slice(body.as_bytes());
-    raw(weir.admin, &bytes)
+    send_bytes(weir.admin, &bytes)
 }
 
 fn is_hit(weir: &Weir, key: &str, target: &str) -> bool {
@@ -15,7 +15,7 @@ fn is_hit(weir: &Weir, key: &str, target: &str) -> bool {
 }
 
 #[test]
-fn each_scope_purges_its_own_and_says_how_many() {
+fn each_scope_purges_only_its_entries_and_returns_their_number() {
     let sim = Sim::start();
     let weir = Config::shipped()
         .clients(
@@ -31,7 +31,7 @@ fn each_scope_purges_its_own_and_says_how_many() {
         AGENTHUMAN,
     ];
     let fill = || targets.iter().for_each(|target| assert_eq!(weir.get(target).status, 200));
-    let left = || -> Vec<bool> { targets.iter().map(|target| is_hit(&weir, "open", target)).collect() };
+    let still_cached = || -> Vec<bool> { targets.iter().map(|target| is_hit(&weir, "open", target)).collect() };
     for (body, purged, hits) in [
         (
             json!({ "session": "vectara:agt_customer_support:ase_customer_support_001" }),
@@ -45,11 +45,11 @@ fn each_scope_purges_its_own_and_says_how_many() {
         (json!({ "all": true }), 5, [false; 5]),
     ] {
         fill();
-        let answer = purge(&weir, &body);
-        assert_eq!((answer.status, answer.json()), (200, json!({ "purged": purged })), "{body}");
-        assert_eq!(left(), hits, "{body}");
+        let response = purge(&weir, &body);
+        assert_eq!((response.status, response.json()), (200, json!({ "purged": purged })), "{body}");
+        assert_eq!(still_cached(), hits, "{body}");
     }
-    for wrong in [
+    for invalid in [
         json!({}),
         json!([]),
         json!({ "all": false }),
@@ -58,7 +58,7 @@ fn each_scope_purges_its_own_and_says_how_many() {
         json!({ "session": "nonsense" }),
         json!({ "x": 1 }),
     ] {
-        assert_eq!(purge(&weir, &wrong).code(), (400, "invalid_request".into()), "{wrong}");
+        assert_eq!(purge(&weir, &invalid).code(), (400, "invalid_request".into()), "{invalid}");
     }
     assert_eq!(purge(&weir, &json!({ "provider": "nobody" })).code(), (404, "provider_not_found".into()));
     assert_eq!(purge(&weir, &json!({ "client": "nobody" })).status, 404);
@@ -66,17 +66,17 @@ fn each_scope_purges_its_own_and_says_how_many() {
 }
 
 #[test]
-fn a_soft_purge_leaves_something_to_serve_when_the_provider_fails() {
+fn a_soft_purge_keeps_entries_for_stale_if_error_and_a_hard_purge_does_not() {
     let sim = Sim::start();
     let weir = Config::shipped()
         .edit("providers/vectara.yaml", "stale_while_revalidate: 30s", "stale_while_revalidate: 0s")
         .start(&sim);
     assert_eq!(weir.get(VECTARA).status, 200);
     assert_eq!(purge(&weir, &json!({ "provider": "vectara", "mode": "soft" })).json()["purged"], 1);
-    sim.answers("/v2/", 500, &json!({}), "{}");
-    let answer = weir.get(VECTARA);
+    sim.set_response("/v2/", 500, &json!({}), "{}");
+    let response = weir.get(VECTARA);
     assert_eq!(
-        (answer.status, answer.header("cache-status")),
+        (response.status, response.header("cache-status")),
         (200, Some("weir; fwd=stale; fwd-status=500; detail=stale-if-error"))
     );
     assert_eq!(purge(&weir, &json!({ "provider": "vectara" })).json()["purged"], 1);
@@ -84,31 +84,31 @@ fn a_soft_purge_leaves_something_to_serve_when_the_provider_fails() {
 }
 
 #[test]
-fn a_call_under_way_when_the_purge_comes_brings_nothing_back() {
+fn the_response_of_a_call_in_flight_during_a_purge_is_not_stored() {
     let (sim, config) = (Sim::start(), Config::shipped());
     let weir = config.start(&sim);
     sim.plan(&json!({ "path": "/v2/", "times": 1, "latency_ms": 4000 }));
     let address = weir.http;
-    let early = std::thread::spawn(move || send(address, "GET", VECTARA, &[("X-API-Key", "open")]));
-    until("the call is under way", || sim.calls() == 1);
+    let earlier = std::thread::spawn(move || send(address, "GET", VECTARA, &[("X-API-Key", "open")]));
+    wait_until("the call is in flight", || sim.calls() == 1);
     assert_eq!(purge(&weir, &json!({ "all": true })).json()["purged"], 0);
-    let late = weir.get(VECTARA);
+    let later = weir.get(VECTARA);
     assert_eq!(
-        late.header("cache-status"),
+        later.header("cache-status"),
         Some("weir; fwd=miss; stored; detail=default"),
-        "nobody joins the old call"
+        "a later request does not join the earlier call"
     );
-    let stored_at = late.header("date").unwrap().to_owned();
-    assert_eq!(early.join().unwrap().status, 200);
+    let stored_at = later.header("date").unwrap().to_owned();
+    assert_eq!(earlier.join().unwrap().status, 200);
     assert_eq!(sim.calls(), 2);
     let now = weir.get(VECTARA);
     assert!(now.header("cache-status").unwrap().starts_with("weir; hit"), "{stored_at}");
     let age: u64 = now.header("age").unwrap().parse().unwrap();
-    assert!(age >= 1, "what is stored is the later call's answer, not the one that ended last");
+    assert!(age >= 1, "the entry is the response of the later call, which ended first");
 }
 
 #[test]
-fn weir_purge_asks_the_running_gateway() {
+fn the_purge_command_purges_the_running_gateway() {
     let sim = Sim::start();
     let weir = Config::shipped().env("WEIR_ADMIN_TOKEN", "t0p").start(&sim);
     assert_eq!(weir.get(AGENTHUMAN).status, 200);

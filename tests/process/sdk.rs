@@ -1,20 +1,20 @@
-//! The providers' official SDKs, as they are on PyPI, with only base URL and key changed.
+//! The providers' official SDKs from PyPI, with only the base URL and the key changed.
 
 use crate::support::*;
 use std::process::Command;
 
 #[test]
-fn the_official_sdks_work_through_weir() {
+fn the_providers_official_sdks_work_through_weir() {
     let python = repository().join("target/sdk/bin/python");
     let installed = python.exists()
         && Command::new(&python)
             .args(["-c", "import vectara, foundry_sdk"])
             .status()
             .is_ok_and(|status| status.success());
-    if !needs("the providers' SDKs (PyPI)", installed) {
+    if !require_tool("the providers' SDKs (PyPI)", installed) {
         return;
     }
-    let sim = Sim::with(&["--sessions", "57"]);
+    let sim = Sim::with_options(&["--sessions", "57"]);
     let weir = Config::shipped()
         .clients("clients:\n  - { id: open, keys: [ { sha256: SHA(open) } ] }\n  - { id: once, keys: [ { sha256: SHA(once) } ], rate_limit: once }\n  - { id: brisk, keys: [ { sha256: SHA(brisk) } ], rate_limit: brisk }\n  - { id: plain, keys: [ { sha256: SHA(plain) } ], native: false }\n")
         .edit("weir.yaml", "rate_limits:\n", "rate_limits:\n  once:\n    requests: 1\n    per: 1h\n  brisk:\n    requests: 1\n    per: 1s\n")
@@ -23,10 +23,10 @@ fn the_official_sdks_work_through_weir() {
     let mut command = Command::new(&python);
     command.arg(script).env("WEIR", weir.http.to_string()).env("WEIR_ADMIN", weir.admin.to_string());
     let output = command.env("SIM", sim.address.to_string()).output().unwrap();
-    let told = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success() && told.contains("\nok"), "{told}");
-    println!("{told}");
-    // The pointless retries were left out: one request of this client's was refused for each 429.
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && text.contains("\nok"), "{text}");
+    println!("{text}");
+    // The SDKs do not retry a 429 that cannot succeed soon: each refused call is one request.
     let limited = "weir_rate_limit_requests_total{client=\"once\",decision=\"limited\",policy=\"once\"}";
     assert_eq!(weir.metric(limited), 2.0);
 }

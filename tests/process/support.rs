@@ -1,4 +1,4 @@
-//! Real processes on free ports, and a client that shows exactly what came.
+//! Helpers of the process tests: starts real processes on free ports and sends HTTP requests byte by byte.
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -11,18 +11,18 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// No wait in these tests is longer; what takes longer has failed.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// The longest time that a test waits for anything; after it, the test fails.
+pub const MAX_WAIT: Duration = Duration::from_secs(30);
 
-/// An HTTP answer.
+/// An HTTP response.
 #[derive(Debug, Clone)]
-pub struct Answer {
+pub struct Response {
     pub status: u16,
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
 }
 
-impl Answer {
+impl Response {
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
@@ -31,36 +31,38 @@ impl Answer {
         serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&self.body)))
     }
 
-    /// Status and, for a problem, its code.
+    /// Returns the status and the problem's code; the code is empty if the body is no problem.
     pub fn code(&self) -> (u16, String) {
         let code = self.json()["code"].as_str().unwrap_or_default().to_owned();
         (self.status, code)
     }
 }
 
-/// Sends bytes on a connection of their own and reads the answer to its end.
-pub fn raw(address: SocketAddr, request: &[u8]) -> Answer {
-    try_raw(address, request).unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(request)))
+/// Sends bytes on a new connection and reads the response until the connection closes.
+pub fn send_bytes(address: SocketAddr, request: &[u8]) -> Response {
+    try_send_bytes(address, request).unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(request)))
 }
 
-pub fn try_raw(address: SocketAddr, request: &[u8]) -> std::io::Result<Answer> {
-    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+pub fn try_send_bytes(address: SocketAddr, request: &[u8]) -> std::io::Result<Response> {
+    let mut stream = TcpStream::connect_timeout(&address, MAX_WAIT)?;
+    stream.set_read_timeout(Some(MAX_WAIT))?;
     stream.write_all(request)?;
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes)?;
-    parse(&bytes).ok_or_else(|| std::io::Error::other(format!("no answer: {:?}", String::from_utf8_lossy(&bytes))))
+    parse_response(&bytes)
+        .ok_or_else(|| std::io::Error::other(format!("not an HTTP response: {:?}", String::from_utf8_lossy(&bytes))))
 }
 
-fn parse(bytes: &[u8]) -> Option<Answer> {
+fn parse_response(bytes: &[u8]) -> Option<Response> {
     let end = bytes.windows(4).position(|w| w == b"\r\n\r\n")?;
     let head = std::str::from_utf8(&bytes[..end]).ok()?;
     let mut lines = head.split("\r\n");
     let status = lines.next()?.split(' ').nth(1)?.parse().ok()?;
     let headers = lines.filter_map(|line| line.split_once(": ")).map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
-    Some(Answer { status, headers, body: bytes[end + 4..].to_vec() })
+    Some(Response { status, headers, body: bytes[end + 4..].to_vec() })
 }
 
+/// Builds a request without a body that closes its connection.
 pub fn request(method: &str, target: &str, headers: &[(&str, &str)]) -> Vec<u8> {
     let mut text = format!("{method} {target} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n");
     for (name, value) in headers {
@@ -69,11 +71,11 @@ pub fn request(method: &str, target: &str, headers: &[(&str, &str)]) -> Vec<u8> 
     (text + "\r\n").into_bytes()
 }
 
-pub fn send(address: SocketAddr, method: &str, target: &str, headers: &[(&str, &str)]) -> Answer {
-    raw(address, &request(method, target, headers))
+pub fn send(address: SocketAddr, method: &str, target: &str, headers: &[(&str, &str)]) -> Response {
+    send_bytes(address, &request(method, target, headers))
 }
 
-/// A process whose output is kept, and which is gone when the test is.
+/// A child process. Its output is collected line by line, and it is killed when this value is dropped.
 pub struct Process {
     child: Child,
     pub stdout: Arc<Mutex<Vec<String>>>,
@@ -84,12 +86,13 @@ impl Process {
     pub fn start(command: &mut Command) -> Self {
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
-        let stdout = keep(child.stdout.take().unwrap());
-        let stderr = keep(child.stderr.take().unwrap());
+        let stdout = collect_lines(child.stdout.take().unwrap());
+        let stderr = collect_lines(child.stderr.take().unwrap());
         Self { child, stdout, stderr }
     }
 
-    /// Its resident memory in bytes, by the system's word: asking the gateway itself would have it clean up first.
+    /// Resident memory in bytes, read from `/proc`: a request to the gateway would start its clean-up and change the
+    /// result.
     pub fn resident(&self) -> f64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
@@ -105,10 +108,10 @@ impl Process {
         self.child.id()
     }
 
-    /// The exit status, waited for.
+    /// Waits for the exit status.
     pub fn wait(&mut self) -> ExitStatus {
         let mut status = None;
-        until("the process ends", || {
+        wait_until("the process ends", || {
             status = self.child.try_wait().unwrap();
             status.is_some()
         });
@@ -121,51 +124,77 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {
-            eprintln!("its stderr:\n{}", self.stderr.lock().unwrap().join("\n"));
+            eprintln!("stderr of process {}:\n{}", self.child.id(), self.stderr.lock().unwrap().join("\n"));
         }
     }
 }
 
-fn keep(from: impl Read + Send + 'static) -> Arc<Mutex<Vec<String>>> {
+fn collect_lines(from: impl Read + Send + 'static) -> Arc<Mutex<Vec<String>>> {
     let lines: Arc<Mutex<Vec<String>>> = Arc::default();
-    let kept = lines.clone();
+    let collected = lines.clone();
     std::thread::spawn(move || {
         for line in BufReader::new(from).lines().map_while(Result::ok) {
-            kept.lock().unwrap().push(line);
+            collected.lock().unwrap().push(line);
         }
     });
     lines
 }
 
-/// Waits for a condition, not for a time.
-pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
+/// Polls until the condition holds; fails after `MAX_WAIT`. `what` names the condition in the failure message.
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !condition() {
-        assert!(begun.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain until {what}");
+        assert!(begun.elapsed() < MAX_WAIT, "waited {MAX_WAIT:?}, but not yet: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// Whether a test has the tool that it needs; says so where it has not, and fails where it must.
-pub fn needs(what: &str, found: bool) -> bool {
-    if !found {
-        eprintln!("SKIPPED: {what} is not installed; scripts/setup installs it");
-        assert!(std::env::var_os("CI").is_none(), "CI has {what}");
+/// Returns whether a tool is installed. If not, prints that the test is skipped; in CI it fails the test instead.
+pub fn require_tool(tool: &str, installed: bool) -> bool {
+    if !installed {
+        eprintln!("SKIPPED: {tool} is not installed; scripts/setup tests installs it");
+        assert!(std::env::var_os("CI").is_none(), "{tool} must be installed in CI");
     }
-    found
+    installed
 }
 
-/// The line that begins with `prefix`, waited for; what follows the prefix.
-pub fn line_with(lines: &Arc<Mutex<Vec<String>>>, prefix: &str) -> String {
+/// Waits for a line that begins with `prefix` and returns the rest of it.
+pub fn wait_for_line(lines: &Arc<Mutex<Vec<String>>>, prefix: &str) -> String {
     let mut found = None;
-    until(prefix, || {
+    wait_until(prefix, || {
         found = lines.lock().unwrap().iter().find_map(|line| line.strip_prefix(prefix).map(str::to_owned));
         found.is_some()
     });
     found.unwrap()
 }
 
-/// The simulator.
+/// Returns whether a line of Weir's log has this level, and this text after the target: `TIME LEVEL weir::…: TEXT …`.
+pub fn is_log_line(line: &str, level: &str, text: &str) -> bool {
+    let parts = line.split_once(' ').and_then(|(time, rest)| Some((time, rest.trim_start().split_once(' ')?)));
+    parts.is_some_and(|(time, (found, rest))| {
+        let content = rest.split_once(": ").filter(|(target, _)| target.starts_with("weir::"));
+        time.ends_with('Z') && found == level && content.is_some_and(|(_, content)| content.starts_with(text))
+    })
+}
+
+/// Waits for a line of Weir's log with this level, which begins with this text.
+pub fn wait_for_log(lines: &Arc<Mutex<Vec<String>>>, level: &str, text: &str) {
+    wait_until(text, || lines.lock().unwrap().iter().any(|line| is_log_line(line, level, text)));
+}
+
+/// Returns the path of `weir-sim`, which cargo builds beside `weir`.
+pub fn simulator_program() -> PathBuf {
+    let path = Path::new(env!("CARGO_BIN_EXE_weir")).with_file_name("weir-sim");
+    assert!(path.exists(), "weir-sim is not built: run `cargo build --bins` first");
+    path
+}
+
+/// The gateway's program: this build, or the one that `WEIR_PROGRAM` names.
+pub fn weir_program() -> PathBuf {
+    std::env::var_os("WEIR_PROGRAM").map_or_else(|| env!("CARGO_BIN_EXE_weir").into(), PathBuf::from)
+}
+
+/// The simulator process, and its control API under `/_sim/`.
 pub struct Sim {
     pub process: Process,
     pub address: SocketAddr,
@@ -173,13 +202,13 @@ pub struct Sim {
 
 impl Sim {
     pub fn start() -> Self {
-        Self::with(&[])
+        Self::with_options(&[])
     }
 
-    pub fn with(options: &[&str]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_weir-sim"));
+    pub fn with_options(options: &[&str]) -> Self {
+        let mut command = Command::new(simulator_program());
         let process = Process::start(command.args(["--listen", "127.0.0.1:0", "--exit-with-stdin"]).args(options));
-        let address = line_with(&process.stdout, "listening http=").parse().unwrap();
+        let address = wait_for_line(&process.stdout, "listening http=").parse().unwrap();
         Self { process, address }
     }
 
@@ -187,40 +216,43 @@ impl Sim {
         let length = body.len().to_string();
         let mut bytes = request(method, path, &[("Content-Length", &length)]);
         bytes.extend_from_slice(body.as_bytes());
-        let answer = raw(self.address, &bytes);
-        assert_eq!(answer.status, 200, "{}", String::from_utf8_lossy(&answer.body));
-        answer.json()
+        let response = send_bytes(self.address, &bytes);
+        assert_eq!(response.status, 200, "{}", String::from_utf8_lossy(&response.body));
+        response.json()
     }
 
-    /// Plans a fault for paths with this text in them, for so many calls (0: until forgotten).
-    pub fn fault(&self, path: &str, times: u64, fault: &Value) {
+    /// Plans a fault for the next `times` calls whose path contains `path` (0: until `clear_faults`).
+    pub fn plan_fault(&self, path: &str, times: u64, fault: &Value) {
         let times = if times == 0 { Value::Null } else { times.into() };
         self.plan(&json!({ "path": path, "times": times, "fault": fault }));
     }
 
+    /// Plans faults and delays; `plan` is the body of `POST /_sim/faults`.
     pub fn plan(&self, plan: &Value) {
         self.control("POST", "/_sim/faults", &plan.to_string());
     }
 
-    /// Makes a path answer this.
-    pub fn answers(&self, path: &str, status: u16, headers: &Value, body: &str) {
-        self.fault(path, 0, &json!({ "kind": "answer", "status": status, "headers": headers, "body": body }));
+    /// Answers every call whose path contains `path` with this response.
+    pub fn set_response(&self, path: &str, status: u16, headers: &Value, body: &str) {
+        self.plan_fault(path, 0, &json!({ "kind": "answer", "status": status, "headers": headers, "body": body }));
     }
 
-    /// Sessions by agent, in place of those made up.
-    pub fn sessions(&self, by_agent: &Value) {
+    /// Replaces the generated sessions by these, keyed by agent.
+    pub fn set_sessions(&self, by_agent: &Value) {
         self.control("POST", "/_sim/sessions", &by_agent.to_string());
     }
 
-    pub fn forget(&self) {
+    pub fn clear_faults(&self) {
         self.control("DELETE", "/_sim/faults", "");
     }
 
+    /// The number of calls since the start or the last `reset_calls`.
     pub fn calls(&self) -> u64 {
         self.control("GET", "/_sim/calls", "")["total"].as_u64().unwrap()
     }
 
-    pub fn counts(&self) -> Value {
+    /// The same, also by method and path: `{"total": …, "calls": {"GET /…": …}}`.
+    pub fn call_counts(&self) -> Value {
         self.control("GET", "/_sim/calls", "")
     }
 
@@ -229,7 +261,7 @@ impl Sim {
     }
 }
 
-/// A configuration directory: the shipped one, to be changed.
+/// A temporary copy of the shipped configuration directory.
 pub struct Config {
     pub directory: TempDir,
     env: Vec<(String, String)>,
@@ -252,11 +284,11 @@ pub fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// Clients of the tests: `open` without limits, `team` with its own credential at one provider.
+/// One client without limits; both its id and its key are `open`.
 const CLIENTS: &str = "clients:\n  - { id: open, keys: [ { sha256: SHA(open) } ] }\n";
 
 impl Config {
-    /// The shipped configuration with one client `open` (its key is `open`) that has no limits.
+    /// The shipped configuration with `CLIENTS` in place of its clients.
     pub fn shipped() -> Self {
         let directory = TempDir::new().unwrap();
         copy(&repository().join("config"), directory.path());
@@ -264,14 +296,15 @@ impl Config {
         config.clients(CLIENTS)
     }
 
+    /// Sets an environment variable for every process of this configuration.
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.env.push((name.into(), value.into()));
         self
     }
 
-    /// Replaces clients.yaml; `SHA(key)` stands for a key's digest.
+    /// Replaces clients.yaml; see `expand_digests`.
     pub fn clients(self, yaml: &str) -> Self {
-        self.write("clients.yaml", &digests(yaml));
+        self.write("clients.yaml", &expand_digests(yaml));
         self
     }
 
@@ -287,21 +320,22 @@ impl Config {
         fs::read_to_string(self.path(file)).unwrap()
     }
 
-    /// Replaces text that must be there.
+    /// Like `change`, for a chain of calls.
     pub fn edit(self, file: &str, from: &str, to: &str) -> Self {
         self.change(file, from, to);
         self
     }
 
+    /// Replaces every occurrence of `from`; fails if there is none.
     pub fn change(&self, file: &str, from: &str, to: &str) {
         let text = self.read(file);
         assert!(text.contains(from), "{file} has no {from:?}");
         self.write(file, &text.replace(from, to));
     }
 
-    /// A command with this configuration and the simulator's environment.
+    /// A `weir` command with this configuration; it listens on free ports.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
+        let mut command = Command::new(weir_program());
         command.arg("--config").arg(self.directory.path()).args(arguments);
         for name in ["WEIR_CONFIG", "WEIR_ADMIN_TOKEN"] {
             command.env_remove(name);
@@ -311,7 +345,7 @@ impl Config {
         command
     }
 
-    /// A process of `weir` with the simulator's environment.
+    /// Starts `weir` with the simulator as its providers.
     pub fn run(&self, arguments: &[&str], sim: &Sim) -> Process {
         let mut command = self.command(arguments);
         for line in sim.process.stdout.lock().unwrap().iter() {
@@ -326,7 +360,7 @@ impl Config {
         Weir::start(self, sim)
     }
 
-    /// Runs `weir check`; its exit code and lines on stderr, without the directory.
+    /// Runs `weir check`. Returns the exit code and the lines on stderr, with paths relative to the directory.
     pub fn check(&self) -> (i32, Vec<String>) {
         let output = self.command(&["check"]).output().unwrap();
         let directory = format!("{}/", self.directory.path().display());
@@ -335,7 +369,8 @@ impl Config {
     }
 }
 
-pub fn digests(yaml: &str) -> String {
+/// Replaces each `SHA(key)` by the hexadecimal SHA-256 digest of the key.
+pub fn expand_digests(yaml: &str) -> String {
     let mut out = String::new();
     let mut rest = yaml;
     while let Some((before, after)) = rest.split_once("SHA(") {
@@ -348,7 +383,7 @@ pub fn digests(yaml: &str) -> String {
     out + rest
 }
 
-/// The gateway.
+/// The gateway process, and a client of it.
 pub struct Weir {
     pub process: Process,
     pub http: SocketAddr,
@@ -359,35 +394,35 @@ pub struct Weir {
 impl Weir {
     fn start(config: Config, sim: &Sim) -> Self {
         let process = config.run(&["run"], sim);
-        let line = line_with(&process.stderr, "listening http=");
+        let line = wait_for_line(&process.stderr, "listening http=");
         let (http, admin) = line.split_once(" admin=").unwrap();
-        // The first of several.
+        // With several listeners, tests use the first.
         let http = http.split(' ').next().unwrap();
         Self { http: http.parse().unwrap(), admin: admin.parse().unwrap(), process, config }
     }
 
     /// GET with the key `open`.
-    pub fn get(&self, target: &str) -> Answer {
+    pub fn get(&self, target: &str) -> Response {
         self.get_as("open", target)
     }
 
-    pub fn get_as(&self, key: &str, target: &str) -> Answer {
+    pub fn get_as(&self, key: &str, target: &str) -> Response {
         send(self.http, "GET", target, &[("X-API-Key", key)])
     }
 
-    pub fn get_with(&self, target: &str, headers: &[(&str, &str)]) -> Answer {
+    pub fn get_with(&self, target: &str, headers: &[(&str, &str)]) -> Response {
         let mut all = vec![("X-API-Key", "open")];
         all.extend_from_slice(headers);
         send(self.http, "GET", target, &all)
     }
 
-    pub fn get_with_key(&self, key: &str, target: &str, headers: &[(&str, &str)]) -> Answer {
+    pub fn get_with_key(&self, key: &str, target: &str, headers: &[(&str, &str)]) -> Response {
         let mut all = vec![("X-API-Key", key)];
         all.extend_from_slice(headers);
         send(self.http, "GET", target, &all)
     }
 
-    pub fn admin(&self, method: &str, path: &str) -> Answer {
+    pub fn admin(&self, method: &str, path: &str) -> Response {
         send(self.admin, method, path, &[])
     }
 
@@ -395,25 +430,25 @@ impl Weir {
         String::from_utf8(self.admin("GET", "/metrics").body).unwrap()
     }
 
-    /// A metric's value; 0 where it was never counted.
+    /// The value of a series; 0 if `/metrics` does not list it.
     pub fn metric(&self, series: &str) -> f64 {
         let metrics = self.metrics();
         let line = metrics.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ').map(str::to_owned));
         line.map_or(0.0, |value| value.parse().unwrap())
     }
 
-    /// Makes all that is stored stale; how many entries that were.
+    /// Makes every cache entry stale. Returns the number of entries.
     pub fn make_stale(&self) -> u64 {
         let body = "{\"all\": true, \"mode\": \"soft\"}";
         let mut bytes = request("POST", "/cache/purge", &[("Content-Length", &body.len().to_string())]);
         bytes.extend_from_slice(body.as_bytes());
-        raw(self.admin, &bytes).json()["purged"].as_u64().unwrap()
+        send_bytes(self.admin, &bytes).json()["purged"].as_u64().unwrap()
     }
 
-    /// Reloads by the admin listener; status and body.
+    /// Reloads through the admin listener. Returns status and body.
     pub fn reload(&self) -> (u16, Value) {
-        let answer = self.admin("POST", "/reload");
-        (answer.status, answer.json())
+        let response = self.admin("POST", "/reload");
+        (response.status, response.json())
     }
 }
 
@@ -421,7 +456,7 @@ pub const VECTARA: &str = "/v1/agents/agt_customer_support/sessions/ase_customer
 pub const PALANTIR: &str = "/v1/agents/ri.aip-agents..agent.732cd5b4-7ca7-4219-aabb-6e976faf63b1/sessions/ri.aip-agents..session.292db3b2-b653-4de6-971c-7e97a7b881d6";
 pub const AGENTHUMAN: &str = "/v1/sessions/sess_01H3Z8G9YR3K2N5M6P7Q8W4T";
 
-/// A pair of the shipped examples.
+/// The native and the unified body of a shipped example.
 pub fn example(case: &str) -> (Value, Value) {
     let read = |side: &str| {
         let path = repository().join(format!("config/examples/{case}.{side}.json"));

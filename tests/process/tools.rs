@@ -1,23 +1,48 @@
-//! What operators see: metrics under real tools, the admin listener, the access log, the docs.
+//! What operators use: metrics, the admin listener, the access log, and the docs' steps to add a provider.
 
 use crate::support::*;
 use serde_json::Value;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-/// Whether a program is there; says so where it is not.
+/// Returns whether a program is installed; prints a message if it is not.
 pub fn has(program: &str) -> bool {
-    needs(program, Command::new(program).arg("--version").output().is_ok())
+    require_tool(program, Command::new(program).arg("--version").output().is_ok())
 }
 
-/// The Python in which setup put the packages that tests use, if it has this module; says so where it has not.
-pub fn python(module: &str) -> Option<std::path::PathBuf> {
+/// Returns the Python of the test environment if it has this module; prints a message if it has not.
+pub fn python(module: &str) -> Option<PathBuf> {
     let python = repository().join("target/tools/bin/python");
     let found = Command::new(&python).args(["-c", &format!("import {module}")]).status().is_ok_and(|s| s.success());
-    needs(module, found).then_some(python)
+    require_tool(module, found).then_some(python)
+}
+
+/// The documents of a YAML file as JSON; `None` if no YAML parser is installed.
+pub fn yaml(path: &str) -> Option<Vec<Value>> {
+    const READ: &str =
+        "import json, sys, yaml; json.dump(list(yaml.safe_load_all(open(sys.argv[1]))), sys.stdout, default=str)";
+    let output = Command::new(python("yaml")?).args(["-c", READ]).arg(repository().join(path)).output().unwrap();
+    assert!(output.status.success(), "{path}: {}", String::from_utf8_lossy(&output.stderr));
+    Some(serde_json::from_slice(&output.stdout).unwrap())
+}
+
+/// The items of a JSON list as strings.
+pub fn texts(value: &Value) -> Vec<String> {
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    value.as_array().unwrap_or_else(|| panic!("not a list: {value}")).iter().map(text).collect()
+}
+
+/// The program of this build, in place of the one in the image.
+pub fn program(name: &str) -> Command {
+    Command::new(match name {
+        "weir" => PathBuf::from(env!("CARGO_BIN_EXE_weir")),
+        "weir-sim" => simulator_program(),
+        other => panic!("{other} is in no image of the Dockerfile"),
+    })
 }
 
 #[test]
-fn promtool_finds_nothing_to_say_and_every_metric_is_there() {
+fn every_metric_has_a_sample_and_promtool_accepts_them() {
     use std::io::Write;
     let sim = Sim::start();
     let weir = Config::shipped()
@@ -26,7 +51,12 @@ fn promtool_finds_nothing_to_say_and_every_metric_is_there() {
     for target in [VECTARA, VECTARA, PALANTIR, AGENTHUMAN, "/nowhere", "/v1/sessions/sess_none"] {
         weir.get(target);
     }
-    sim.answers("agt_load", 200, &serde_json::json!({}), r#"{"key":"ase_1","agent_key":"agt_load_1","created_at":5}"#);
+    sim.set_response(
+        "agt_load",
+        200,
+        &serde_json::json!({}),
+        r#"{"key":"ase_1","agent_key":"agt_load_1","created_at":5}"#,
+    );
     assert_eq!(weir.get("/v1/sessions/vectara:agt_load_1:ase_1").status, 200);
     let metrics = weir.metrics();
     for name in [
@@ -69,13 +99,13 @@ fn promtool_finds_nothing_to_say_and_every_metric_is_there() {
             .unwrap();
         child.stdin.take().unwrap().write_all(metrics.as_bytes()).unwrap();
         let output = child.wait_with_output().unwrap();
-        let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() && said.trim().is_empty(), "{said}");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && text.trim().is_empty(), "{text}");
     }
 }
 
 #[test]
-fn the_admin_listener_wants_its_token() {
+fn the_admin_listener_requires_its_token_except_for_metrics_and_health() {
     let sim = Sim::start();
     let weir = Config::shipped().env("WEIR_ADMIN_TOKEN", "admin-secret").start(&sim);
     for (method, path, open) in [
@@ -96,27 +126,29 @@ fn the_admin_listener_wants_its_token() {
     assert_eq!(weir.admin("GET", "/nowhere").status, 404);
     assert_eq!(weir.admin("POST", "/metrics").status, 405);
     assert_eq!(weir.admin("GET", "/reload").status, 401);
-    let shown = send(weir.admin, "GET", "/config", &[("Authorization", "Bearer admin-secret")]).json();
+    let config = send(weir.admin, "GET", "/config", &[("Authorization", "Bearer admin-secret")]).json();
     assert!(
-        shown["revision"].is_string() && shown["files"].as_array().unwrap().len() > 3 && shown["loaded_at"].is_string()
+        config["revision"].is_string()
+            && config["files"].as_array().unwrap().len() > 3
+            && config["loaded_at"].is_string()
     );
 }
 
 #[test]
-fn the_access_log_is_json_and_tells_no_secret() {
+fn the_access_log_is_json_and_contains_no_secrets_ids_or_queries() {
     let sim = Sim::start();
     let weir = Config::shipped().start(&sim);
     weir.get_with("/v1/agents/agt_customer_support/sessions?limit=17&enabled=true", &[("X-Request-Id", "list-1")]);
     weir.get_as("a-wrong-key", "/v1/sessions/sess_x?include=native");
-    let line = |text: &str| {
+    let log_line = |text: &str| {
         let mut found = None;
-        until(text, || {
+        wait_until(text, || {
             found = weir.process.stdout.lock().unwrap().iter().find(|line| line.contains(text)).cloned();
             found.is_some()
         });
         serde_json::from_str::<Value>(&found.unwrap()).unwrap()
     };
-    let list = line("list-1");
+    let list = log_line("list-1");
     assert_eq!(list["route"], "/v1/agents/{agent}/sessions");
     for (field, value) in [("client", "open"), ("method", "GET"), ("provider", "vectara"), ("cache", "miss")] {
         assert_eq!(list[field], value, "{list}");
@@ -126,7 +158,7 @@ fn the_access_log_is_json_and_tells_no_secret() {
         list["bytes"].as_u64().unwrap() > 1000
             && list["total_ms"].as_f64().unwrap() >= list["upstream_ms"].as_f64().unwrap()
     );
-    let refused = line("unauthorized");
+    let refused = log_line("unauthorized");
     assert_eq!(
         (&refused["status"], &refused["client"], &refused["route"]),
         (&Value::from(401), &Value::Null, &Value::from("none"))
@@ -137,14 +169,15 @@ fn the_access_log_is_json_and_tells_no_secret() {
     }
 }
 
-/// The docs' own text adds a provider: its file, its example, and a request for it.
+/// Uses the files that the docs print.
 #[test]
-fn the_docs_add_a_fourth_provider() {
+fn the_docs_steps_to_add_a_provider_work() {
     use std::io::{BufRead, BufReader, Write};
     let docs = std::fs::read_to_string(repository().join("docs/CONFIGURATION.md")).unwrap();
-    let section = docs.split("## Add a provider").nth(1).expect("the section");
+    let section = docs.split("## Add a provider").nth(1).expect("docs/CONFIGURATION.md has a section Add a provider");
     let block = |title: &str| {
-        let after = section.split(&format!("`{title}`")).nth(1).unwrap_or_else(|| panic!("the docs name {title}"));
+        let after =
+            section.split(&format!("`{title}`")).nth(1).unwrap_or_else(|| panic!("the docs do not name {title}"));
         let block = after.split("```").nth(1).unwrap();
         block.split_once('\n').unwrap().1.to_owned()
     };
@@ -173,11 +206,11 @@ fn the_docs_add_a_fourth_provider() {
     weir.config.write("examples/acme/get.native.json", &native);
     weir.config.write("examples/acme/get.unified.json", &block("config/examples/acme/get.unified.json"));
     weir.config.write("providers/acme.yaml", &block("config/providers/acme.yaml"));
-    until("it is in force", || weir.reload().0 == 200);
+    wait_until("the reload succeeds", || weir.reload().0 == 200);
     assert_eq!(weir.config.check(), (0, vec![]));
-    let answer = weir.get("/v1/sessions/acme:call-42");
-    assert_eq!(answer.status, 200, "{}", answer.json());
+    let response = weir.get("/v1/sessions/acme:call-42");
+    assert_eq!(response.status, 200, "{}", response.json());
     let unified: Value = serde_json::from_str(&block("config/examples/acme/get.unified.json")).unwrap();
-    assert_eq!(answer.json(), unified);
+    assert_eq!(response.json(), unified);
     assert_eq!(weir.get("/v1/sessions/acme:call-43").code(), (404, "session_not_found".into()));
 }

@@ -1,46 +1,46 @@
-//! How providers are reached: plain and TLS, HTTP/1.1 and HTTP/2, pooled.
+//! Connections to providers: plain and TLS, HTTP/1.1 and HTTP/2, the pool, and the headers that Weir sends.
 
 use crate::support::*;
 use std::process::Command;
 use tempfile::TempDir;
 
-/// A simulator with TLS and a gateway that trusts it (or not).
-fn tls(options: &[&str], trusted: bool) -> (Sim, Weir, TempDir) {
+/// Starts a simulator with TLS and a gateway that trusts its certificate if `trusted`.
+fn start_with_tls(options: &[&str], trusted: bool) -> (Sim, Weir, TempDir) {
     let directory = TempDir::new().unwrap();
     let certificate = directory.path().join("sim.pem");
     let path = certificate.to_str().unwrap();
-    let sim = Sim::with(&[&["--tls-certificate", path], options].concat());
+    let sim = Sim::with_options(&[&["--tls-certificate", path], options].concat());
     let config = Config::shipped();
     let config = if trusted { config.env("SSL_CERT_FILE", path) } else { config };
     let weir = config.start(&sim);
     (sim, weir, directory)
 }
 
-/// The simulator's counts, over TLS as it serves it.
-fn versions(sim: &Sim) -> String {
+/// Returns the simulator's counts of requests by HTTP version.
+fn http_versions(sim: &Sim) -> String {
     let output = Command::new("curl").args(["-sk", &format!("https://{}/_sim/calls", sim.address)]).output().unwrap();
     let counts: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     counts["versions"].to_string()
 }
 
 #[test]
-fn over_tls_by_http2_where_offered_and_by_http1_where_not() {
+fn over_tls_weir_uses_http2_if_the_provider_offers_it_and_else_http1() {
     for (options, version) in [(&[][..], "HTTP/2.0"), (&["--http1-only"][..], "HTTP/1.1")] {
-        let (sim, weir, _directory) = tls(options, true);
+        let (sim, weir, _directory) = start_with_tls(options, true);
         for target in [VECTARA, PALANTIR, AGENTHUMAN] {
-            let answer = weir.get(target);
-            assert_eq!(answer.status, 200, "{}", answer.json());
+            let response = weir.get(target);
+            assert_eq!(response.status, 200, "{}", response.json());
         }
-        assert_eq!(versions(&sim), format!("{{\"{version}\":3}}"));
+        assert_eq!(http_versions(&sim), format!("{{\"{version}\":3}}"));
     }
 }
 
 #[test]
-fn an_untrusted_certificate_is_not_spoken_to() {
-    let (_sim, weir, _directory) = tls(&[], false);
-    let answer = weir.get(VECTARA);
-    assert_eq!(answer.code(), (502, "provider_error".into()));
-    assert!(answer.json()["detail"].as_str().unwrap().contains("TLS handshake"), "{}", answer.json());
+fn a_provider_with_an_untrusted_certificate_gives_502() {
+    let (_sim, weir, _directory) = start_with_tls(&[], false);
+    let response = weir.get(VECTARA);
+    assert_eq!(response.code(), (502, "provider_error".into()));
+    assert!(response.json()["detail"].as_str().unwrap().contains("TLS handshake"), "{}", response.json());
     assert_eq!(
         weir.metric("weir_upstream_requests_total{operation=\"get_session\",provider=\"vectara\",status=\"tls\"}"),
         1.0
@@ -48,8 +48,8 @@ fn an_untrusted_certificate_is_not_spoken_to() {
 }
 
 #[test]
-fn connections_are_kept_and_broken_ones_replaced() {
-    let sim = Sim::with(&["--sessions", "300"]);
+fn connections_to_a_provider_are_reused() {
+    let sim = Sim::with_options(&["--sessions", "300"]);
     let weir = Config::shipped()
         .edit("providers/agenthuman.yaml", "requests: 60\n", "requests: 6000\n")
         .edit("providers/agenthuman.yaml", "burst: 60", "burst: 6000")
@@ -58,11 +58,11 @@ fn connections_are_kept_and_broken_ones_replaced() {
         assert!(matches!(weir.get(&format!("/v1/sessions/sess_SIM{n:08X}")).status, 200 | 404));
     }
     let connections = open_connections(&sim);
-    assert!(connections <= 4, "{connections} connections for 199 calls one after the other");
+    assert!(connections <= 4, "{connections} connections for 199 sequential calls");
     assert_eq!(sim.calls(), 199);
 }
 
-/// Established connections of the simulator's port, as the kernel lists them.
+/// Returns the number of established connections to the simulator's port, as the kernel lists them.
 fn open_connections(sim: &Sim) -> usize {
     let port = format!(":{:04X}", sim.address.port());
     let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
@@ -76,7 +76,7 @@ fn open_connections(sim: &Sim) -> usize {
 }
 
 #[test]
-fn a_base_url_may_have_a_prefix_and_a_name() {
+fn a_base_url_can_have_a_host_name_and_a_path_prefix() {
     let sim = Sim::start();
     let port = sim.address.port();
     let weir = Config::shipped()
@@ -85,15 +85,15 @@ fn a_base_url_may_have_a_prefix_and_a_name() {
         .start(&sim);
     assert_eq!(weir.get(VECTARA).status, 200);
     assert_eq!(weir.get(AGENTHUMAN).code(), (502, "provider_error".into()));
-    assert!(sim.counts()["calls"].to_string().contains("GET /prefix/v1/sessions/sess_01H3"));
+    assert!(sim.call_counts()["calls"].to_string().contains("GET /prefix/v1/sessions/sess_01H3"));
 }
 
 #[test]
-fn what_goes_upstream_is_the_credential_and_nothing_of_the_client() {
+fn a_provider_call_carries_weirs_headers_and_none_of_the_client() {
     use std::io::{BufRead, BufReader, Write};
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    let seen = std::thread::spawn(move || {
+    let received = std::thread::spawn(move || {
         let (mut socket, _) = listener.accept().unwrap();
         let mut head = String::new();
         let mut reader = BufReader::new(socket.try_clone().unwrap());
@@ -114,7 +114,7 @@ fn what_goes_upstream_is_the_credential_and_nothing_of_the_client() {
             ("X-Forwarded-For", "1.2.3.4"),
         ],
     );
-    let head = seen.join().unwrap();
+    let head = received.join().unwrap();
     let mut lines: Vec<String> = head.trim_end().lines().map(str::to_ascii_lowercase).collect();
     let first = lines.remove(0);
     assert!(first.ends_with("?preview=true http/1.1"), "{first}");

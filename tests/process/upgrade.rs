@@ -1,4 +1,4 @@
-//! One process takes the place of another, and the service manager is told.
+//! Upgrades: a new process takes over the listeners of the old one, and systemd gets notifications.
 
 use crate::support::*;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -8,11 +8,11 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// A client that keeps its connection as long as it is told that it may.
+/// A client that keeps its connection until a response has `Connection: close`.
 pub struct KeepAlive {
     address: SocketAddr,
     connection: Option<BufReader<TcpStream>>,
-    /// How many it has opened.
+    /// The number of connections that it has opened.
     opened: u64,
 }
 
@@ -21,14 +21,14 @@ impl KeepAlive {
         Self { address, connection: None, opened: 0 }
     }
 
-    /// The answer's status. Nothing is asked a second time.
-    pub fn ask(&mut self, request: &str) -> std::io::Result<u16> {
+    /// Sends the request once and returns the status of the response.
+    pub fn send(&mut self, request: &str) -> std::io::Result<u16> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
             None => {
                 self.opened += 1;
-                let stream = TcpStream::connect_timeout(&self.address, PATIENCE)?;
-                stream.set_read_timeout(Some(PATIENCE))?;
+                let stream = TcpStream::connect_timeout(&self.address, MAX_WAIT)?;
+                stream.set_read_timeout(Some(MAX_WAIT))?;
                 BufReader::new(stream)
             }
         };
@@ -52,7 +52,7 @@ impl KeepAlive {
                 break;
             }
         }
-        assert!(!chunked, "no answer here is chunked");
+        assert!(!chunked, "chunked responses are not supported");
         connection.read_exact(&mut vec![0; length])?;
         if !last {
             self.connection = Some(connection);
@@ -61,152 +61,152 @@ impl KeepAlive {
     }
 }
 
-/// A request that may not be the last.
-pub fn text(target: &str, headers: &str) -> String {
+/// Returns a GET request that keeps the connection open.
+pub fn get_request(target: &str, headers: &str) -> String {
     format!("GET {target} HTTP/1.1\r\nHost: t\r\nX-API-Key: open\r\n{headers}\r\n")
 }
 
-/// The process that takes over, once it accepts requests.
-fn successor(weir: &mut Weir, sim: &Sim) -> (SocketAddr, SocketAddr) {
+/// Starts a process that takes over from `weir`, and replaces `weir.process` by it. Returns its addresses.
+fn take_over(weir: &mut Weir, sim: &Sim) -> (SocketAddr, SocketAddr) {
     let process = weir.config.run(&["run", "--upgrade"], sim);
-    let line = line_with(&process.stderr, "listening http=");
-    let mut before = std::mem::replace(&mut weir.process, process);
-    assert_eq!(before.wait().code(), Some(0));
-    let told = format!("weir: info: process {} has taken over", weir.process.id());
-    until("the old one has said who took over", || before.stderr.lock().unwrap().contains(&told));
+    let line = wait_for_line(&process.stderr, "listening http=");
+    let mut old = std::mem::replace(&mut weir.process, process);
+    assert_eq!(old.wait().code(), Some(0));
+    wait_for_log(&old.stderr, "INFO", &format!("another process has taken over pid={}", weir.process.id()));
     let (http, admin) = line.split_once(" admin=").unwrap();
     (http.split(' ').next().unwrap().parse().unwrap(), admin.parse().unwrap())
 }
 
 #[test]
-fn five_processes_change_over_under_load_without_a_failed_request() {
+fn five_upgrades_under_load_fail_no_request() {
     const UPGRADES: u64 = 5;
     let sim = Sim::start();
     let mut weir = Config::shipped().start(&sim);
     let (http, admin) = (weir.http, weir.admin);
     let stop = Arc::new(AtomicBool::new(false));
-    let [served, opened, begun]: [Arc<AtomicU64>; 3] = Default::default();
-    let kept = |n: usize| {
-        // What is stored, what is asked of the provider each time, and what passes through.
+    let [served, opened, started]: [Arc<AtomicU64>; 3] = Default::default();
+    let persistent_client = |n: usize| {
+        // A cache hit, a call to the provider for each request, and a forwarded request.
         let request = match n % 3 {
-            0 => text(VECTARA, ""),
-            1 => text(PALANTIR, "Cache-Control: no-cache\r\n"),
-            _ => text("/vectara/v2/agents/agt_customer_support/sessions?limit=1", "Cache-Control: no-store\r\n"),
+            0 => get_request(VECTARA, ""),
+            1 => get_request(PALANTIR, "Cache-Control: no-cache\r\n"),
+            _ => get_request("/vectara/v2/agents/agt_customer_support/sessions?limit=1", "Cache-Control: no-store\r\n"),
         };
-        let (stop, served, opened, begun) = (stop.clone(), served.clone(), opened.clone(), begun.clone());
+        let (stop, served, opened, started) = (stop.clone(), served.clone(), opened.clone(), started.clone());
         std::thread::spawn(move || {
-            let (mut client, mut told) = (KeepAlive::new(http), false);
+            let (mut client, mut counted) = (KeepAlive::new(http), false);
             while !stop.load(Ordering::SeqCst) {
-                let status = client.ask(&request).unwrap_or_else(|error| panic!("kept alive, client {n}: {error}"));
+                let status =
+                    client.send(&request).unwrap_or_else(|error| panic!("persistent connection, client {n}: {error}"));
                 assert_eq!(status, 200, "{request}");
                 served.fetch_add(1, Ordering::SeqCst);
-                if !std::mem::replace(&mut told, true) {
-                    begun.fetch_add(1, Ordering::SeqCst);
+                if !std::mem::replace(&mut counted, true) {
+                    started.fetch_add(1, Ordering::SeqCst);
                 }
             }
             opened.fetch_add(client.opened, Ordering::SeqCst);
         })
     };
-    let fresh = |n: usize| {
+    let reconnecting_client = |n: usize| {
         let (stop, served) = (stop.clone(), served.clone());
         std::thread::spawn(move || {
             while !stop.load(Ordering::SeqCst) {
                 let target = if n.is_multiple_of(2) { VECTARA } else { AGENTHUMAN };
-                let answer = try_raw(http, &request("GET", target, &[("X-API-Key", "open")]));
-                let answer = answer.unwrap_or_else(|error| panic!("new connections, client {n}: {error}"));
-                assert_eq!(answer.status, 200, "{}", String::from_utf8_lossy(&answer.body));
+                let response = try_send_bytes(http, &request("GET", target, &[("X-API-Key", "open")]));
+                let response = response.unwrap_or_else(|error| panic!("new connections, client {n}: {error}"));
+                assert_eq!(response.status, 200, "{}", String::from_utf8_lossy(&response.body));
                 served.fetch_add(1, Ordering::SeqCst);
             }
         })
     };
-    let load: Vec<_> = (0..12).map(kept).chain((0..4).map(fresh)).collect();
-    let more = |n: u64| {
+    let load: Vec<_> = (0..12).map(persistent_client).chain((0..4).map(reconnecting_client)).collect();
+    let wait_for_requests = |n: u64| {
         let so_far = served.load(Ordering::SeqCst);
-        until("load runs", || {
+        wait_until("the load has sent more requests", || {
             served.load(Ordering::SeqCst) > so_far + n || load.iter().any(std::thread::JoinHandle::is_finished)
         });
     };
-    until("every kept connection is there", || begun.load(Ordering::SeqCst) == 12);
+    wait_until("every persistent client has a connection", || started.load(Ordering::SeqCst) == 12);
     let mut ids = vec![weir.process.id()];
     for _ in 0..UPGRADES {
-        more(200);
-        assert_eq!(successor(&mut weir, &sim), (http, admin), "the same addresses");
+        wait_for_requests(200);
+        assert_eq!(take_over(&mut weir, &sim), (http, admin), "the addresses stay");
         ids.push(weir.process.id());
     }
-    more(200);
+    wait_for_requests(200);
     stop.store(true, Ordering::SeqCst);
     load.into_iter().for_each(|thread| thread.join().unwrap());
     ids.dedup();
     assert_eq!(ids.len() as u64, UPGRADES + 1);
-    // Each kept connection ended with each process, by its answer's word.
+    // Each process closed each persistent connection by `Connection: close`.
     assert!(opened.load(Ordering::SeqCst) >= 12 * (UPGRADES + 1));
     eprintln!("{} requests over {UPGRADES} upgrades, none failed", served.load(Ordering::SeqCst));
 }
 
 #[test]
-fn a_connection_that_is_idle_at_the_change_over_has_one_more_request() {
+fn a_connection_that_is_idle_during_an_upgrade_can_send_one_more_request() {
     let sim = Sim::start();
     let mut weir = Config::shipped().edit("weir.yaml", "grace: 10s", "grace: 50s").start(&sim);
     let mut idle = KeepAlive::new(weir.http);
-    assert_eq!(idle.ask(&text(VECTARA, "")).unwrap(), 200);
+    assert_eq!(idle.send(&get_request(VECTARA, "")).unwrap(), 200);
     let process = weir.config.run(&["run", "--upgrade"], &sim);
-    line_with(&weir.process.stderr, &format!("weir: info: process {} has taken over", process.id()));
-    assert_eq!(idle.ask(&text(VECTARA, "")).unwrap(), 200);
-    assert!(idle.connection.is_none(), "the answer said that it was the last");
+    wait_for_log(&weir.process.stderr, "INFO", &format!("another process has taken over pid={}", process.id()));
+    assert_eq!(idle.send(&get_request(VECTARA, "")).unwrap(), 200);
+    assert!(idle.connection.is_none(), "the response has Connection: close");
     assert_eq!(weir.process.wait().code(), Some(0));
-    let said = weir.process.stderr.lock().unwrap().join("\n");
-    assert!(said.contains("drained 1 connections in "), "{said}");
-    assert_eq!(idle.ask(&text(VECTARA, "")).unwrap(), 200, "by the new one");
+    let log = weir.process.stderr.lock().unwrap().join("\n");
+    assert!(log.contains("connections drained connections=1 took_ms="), "{log}");
+    assert_eq!(idle.send(&get_request(VECTARA, "")).unwrap(), 200, "the new process serves it");
     drop(process);
 }
 
 #[test]
-fn an_upgrade_that_fails_leaves_the_old_process_serving() {
+fn a_failed_upgrade_leaves_the_old_process_serving() {
     let sim = Sim::start();
     let mut weir = Config::shipped().start(&sim);
     let id = weir.process.id();
-    let fails = |weir: &Weir, code: i32, why: &str| {
+    let assert_upgrade_fails = |weir: &Weir, code: i32, message: &str| {
         let mut process = weir.config.run(&["run", "--upgrade"], &sim);
         assert_eq!(process.wait().code(), Some(code));
-        until(why, || process.stderr.lock().unwrap().join("\n").contains(why));
+        wait_until(message, || process.stderr.lock().unwrap().join("\n").contains(message));
         assert_eq!(weir.get(VECTARA).status, 200);
         assert_eq!(weir.admin("GET", "/readyz").status, 200);
     };
-    // It is not even asked.
+    // The new process fails before it contacts the old one.
     let good = weir.config.read("weir.yaml");
     weir.config.write("weir.yaml", &good.replace("grace: 10s", "grace: soon"));
-    fails(&weir, 78, "\"soon\" is not a duration");
-    assert!(!weir.process.stderr.lock().unwrap().join("\n").contains("upgrade"), "it was not asked");
-    // It has given its sockets when the new one finds that it cannot have another.
+    assert_upgrade_fails(&weir, 78, "\"soon\" is not a duration");
+    assert!(!weir.process.stderr.lock().unwrap().join("\n").contains("upgrade"), "the old process was not contacted");
+    // The old process has handed over its sockets when the new one fails to bind another address.
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
     let listen = format!("listen:\n  - address: {address}\n");
     let start = good.find("listen:").unwrap();
     let first = start + good[start..].find('\n').unwrap() + 1;
     weir.config.write("weir.yaml", &format!("{listen}{}", &good[first..]));
-    fails(&weir, 1, &format!("cannot listen on {address}"));
-    line_with(&weir.process.stderr, "weir: warn: an upgrade began and came to nothing");
-    // What connects and says something else is nobody to leave for.
+    assert_upgrade_fails(&weir, 1, &format!("cannot listen on {address}"));
+    wait_for_log(&weir.process.stderr, "WARN", "upgrade failed; still serving");
     weir.config.write("weir.yaml", &good);
-    successor(&mut weir, &sim);
+    take_over(&mut weir, &sim);
     assert_ne!(weir.process.id(), id);
     assert_eq!(weir.get(VECTARA).status, 200);
 }
 
 #[test]
-fn addresses_that_are_new_are_bound_and_those_no_longer_wanted_are_closed() {
+fn an_upgrade_binds_new_addresses_and_closes_removed_ones() {
     let sim = Sim::start();
     let config = Config::shipped();
     let yaml = config.read("weir.yaml");
     let listen = "  - address: ${WEIR_LISTEN:-127.0.0.1:8080}\n";
     assert!(yaml.contains(listen));
-    let mut weir = config.edit("weir.yaml", listen, &format!("{listen}  - address: 127.0.0.2:0\n")).run_two(&sim);
+    let mut weir =
+        config.edit("weir.yaml", listen, &format!("{listen}  - address: 127.0.0.2:0\n")).start_with_listeners(&sim);
     let (kept, old) = (weir.http[0], weir.http[1]);
     assert_eq!(send(old, "GET", VECTARA, &[("X-API-Key", "open")]).status, 200);
-    // By the address it is bound to, which is not the one that was written.
+    // The kept listener is found by its bound address, which differs from the configured one (port 0).
     weir.config.write("weir.yaml", &yaml.replace(listen, &format!("  - address: 127.0.0.3:0\n  - address: {kept}\n")));
     let process = weir.config.run(&["run", "--upgrade"], &sim);
-    let now = addresses(&line_with(&process.stderr, "listening http="));
+    let now = parse_addresses(&wait_for_line(&process.stderr, "listening http="));
     assert_eq!(weir.process.wait().code(), Some(0));
     assert_eq!((now.0[0].ip().to_string(), now.0[1], now.1), ("127.0.0.3".to_owned(), kept, weir.admin));
     for address in &now.0 {
@@ -215,13 +215,13 @@ fn addresses_that_are_new_are_bound_and_those_no_longer_wanted_are_closed() {
     assert!(TcpStream::connect(old).is_err());
 }
 
-fn addresses(line: &str) -> (Vec<SocketAddr>, SocketAddr) {
+fn parse_addresses(line: &str) -> (Vec<SocketAddr>, SocketAddr) {
     let (http, admin) = line.split_once(" admin=").unwrap();
     (http.split(" http=").map(|http| http.parse().unwrap()).collect(), admin.parse().unwrap())
 }
 
 /// A gateway with several listeners.
-struct Several {
+struct WeirWithListeners {
     process: Process,
     http: Vec<SocketAddr>,
     admin: SocketAddr,
@@ -229,65 +229,63 @@ struct Several {
 }
 
 impl Config {
-    fn run_two(self, sim: &Sim) -> Several {
+    fn start_with_listeners(self, sim: &Sim) -> WeirWithListeners {
         let process = self.run(&["run"], sim);
-        let (http, admin) = addresses(&line_with(&process.stderr, "listening http="));
-        Several { process, http, admin, config: self }
+        let (http, admin) = parse_addresses(&wait_for_line(&process.stderr, "listening http="));
+        WeirWithListeners { process, http, admin, config: self }
     }
 }
 
 #[test]
-fn a_page_token_is_good_in_the_next_process() {
+fn a_page_token_stays_valid_after_an_upgrade() {
     let sim = Sim::start();
     let mut weir = Config::shipped().start(&sim);
     let page = |weir: &Weir, token: &str| weir.get(&format!("/v1/agents/agt_load_1/sessions?limit=1{token}"));
     let first = page(&weir, "");
     let token = first.json()["next_page_token"].as_str().unwrap_or_else(|| panic!("{}", first.json())).to_owned();
-    successor(&mut weir, &sim);
+    take_over(&mut weir, &sim);
     let second = page(&weir, &format!("&page_token={token}"));
     assert_eq!(second.status, 200, "{}", second.json());
     assert_ne!(second.json()["sessions"][0]["id"], first.json()["sessions"][0]["id"]);
 }
 
 #[test]
-fn where_two_processes_meet_is_configured_and_told_when_nobody_is_there() {
+fn the_upgrade_socket_is_configurable_and_a_missing_or_disabled_one_is_reported() {
     let sim = Sim::start();
     let config = Config::shipped();
     let path = config.path("next.sock").display().to_string();
-    // One that a process left behind when it was killed.
+    // A socket file that a killed process left behind.
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
     config.change("weir.yaml", "socket: auto", &format!("socket: {path}"));
     let mut weir = config.start(&sim);
     use std::os::unix::fs::PermissionsExt;
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     let mut second = Process::start(&mut weir.config.command(&["run"]));
-    line_with(
-        &second.stderr,
-        &format!("weir: warn: no upgrade without a gap: nobody can come to upgrade.socket ({path})"),
-    );
+    let text = format!("upgrades are not possible: cannot listen on upgrade.socket ({path})");
+    wait_for_log(&second.stderr, "WARN", &text);
     second.signal("TERM");
     assert_eq!(second.wait().code(), Some(0));
-    successor(&mut weir, &sim);
-    successor(&mut weir, &sim);
+    take_over(&mut weir, &sim);
+    take_over(&mut weir, &sim);
     weir.process.signal("TERM");
     assert_eq!(weir.process.wait().code(), Some(0));
-    assert!(!std::path::Path::new(&path).exists(), "it is put away at the end");
-    let alone = |expected: &str| {
+    assert!(!std::path::Path::new(&path).exists(), "the process removes the socket when it ends");
+    let assert_upgrade_refused = |expected: &str| {
         let output = weir.config.command(&["run", "--upgrade"]).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.code() == Some(1) && said.contains(expected), "{said}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(1) && stderr.contains(expected), "{stderr}");
     };
-    alone(&format!("no sockets were handed over at {path}: no running Weir can be reached there"));
+    assert_upgrade_refused(&format!("cannot take over from {path}: cannot connect to a running Weir"));
     weir.config.change("weir.yaml", &format!("socket: {path}"), "socket: off");
-    alone("upgrade.socket is off");
+    assert_upgrade_refused("upgrade.socket is off");
 }
 
 #[test]
-fn a_process_of_another_user_is_given_nothing() {
+fn a_process_of_another_user_gets_no_sockets() {
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::process::CommandExt;
     if Command::new("id").arg("-u").output().unwrap().stdout != b"0\n" {
-        eprintln!("SKIPPED: only root can be another user");
+        eprintln!("SKIPPED: only root can start a process as another user");
         return;
     }
     let sim = Sim::start();
@@ -296,7 +294,7 @@ fn a_process_of_another_user_is_given_nothing() {
     config.change("weir.yaml", "socket: auto", &format!("socket: \"{name}\""));
     let weir = config.start(&sim);
     std::fs::set_permissions(weir.config.directory.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-    // The program may lie where another user cannot come.
+    // The other user may have no access to the directory of the program.
     let program = weir.config.path("weir");
     std::fs::copy(env!("CARGO_BIN_EXE_weir"), &program).unwrap();
     let mut command = Command::new(program);
@@ -306,45 +304,46 @@ fn a_process_of_another_user_is_given_nothing() {
         .args(["run", "--upgrade"])
         .env("WEIR_LISTEN", "127.0.0.1:0");
     let output = command.env("WEIR_ADMIN", "127.0.0.1:0").uid(65534).gid(65534).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.code() == Some(1) && said.contains("it runs as user 0, and not as 65534"), "{said}");
-    // And one that does not mind who it is.
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.code() == Some(1) && stderr.contains("the other process runs as user 0, not as user 65534"),
+        "{stderr}"
+    );
+    // This process does not check the user of the other side itself.
     let talk = "import socket,sys; s=socket.socket(socket.AF_UNIX); s.connect('\\0'+sys.argv[1]); s.send(b'weir 1 sockets\\n'); print(len(s.recv(100)))";
     let output = Command::new("python3").args(["-c", talk, &name[1..]]).uid(65534).gid(65534).output().unwrap();
-    let got = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-    assert!(got == "0" || got.is_empty(), "{got} {}", String::from_utf8_lossy(&output.stderr));
-    line_with(
-        &weir.process.stderr,
-        "weir: warn: an upgrade began and came to nothing (it runs as user 65534, and not as 0)",
-    );
+    let received = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    assert!(received == "0" || received.is_empty(), "{received} {}", String::from_utf8_lossy(&output.stderr));
+    let text = "upgrade failed; still serving: the other process runs as user 65534, not as user 0";
+    wait_for_log(&weir.process.stderr, "WARN", text);
     assert_eq!(weir.get(VECTARA).status, 200);
 }
 
 #[test]
-fn the_service_manager_is_told() {
+fn systemd_is_notified_of_start_reload_upgrade_and_stop() {
     let sim = Sim::start();
     let config = Config::shipped();
     let path = config.directory.path().with_extension("notify");
     let manager = UnixDatagram::bind(&path).unwrap();
-    manager.set_read_timeout(Some(PATIENCE)).unwrap();
-    let hear = || {
+    manager.set_read_timeout(Some(MAX_WAIT)).unwrap();
+    let receive = || {
         let mut bytes = [0; 1024];
         let length = manager.recv(&mut bytes).unwrap();
         String::from_utf8(bytes[..length].to_vec()).unwrap()
     };
     let mut weir = config.env("NOTIFY_SOCKET", path.to_str().unwrap()).start(&sim);
-    assert_eq!(hear(), "READY=1\n");
+    assert_eq!(receive(), "READY=1\n");
     weir.process.signal("HUP");
-    let told = hear();
-    let now = told.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap_or_else(|| panic!("{told}"));
+    let message = receive();
+    let now = message.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap_or_else(|| panic!("{message}"));
     assert!(now.trim_end().parse::<u64>().unwrap() > 0);
-    assert_eq!(hear(), "READY=1\n");
-    successor(&mut weir, &sim);
-    // Of two processes, in either order.
-    let mut told = [hear(), hear()];
-    told.sort();
-    assert_eq!(told, [format!("MAINPID={}\nREADY=1\n", weir.process.id()), "READY=1\n".to_owned()]);
+    assert_eq!(receive(), "READY=1\n");
+    take_over(&mut weir, &sim);
+    // The two processes send their messages in any order.
+    let mut messages = [receive(), receive()];
+    messages.sort();
+    assert_eq!(messages, [format!("MAINPID={}\nREADY=1\n", weir.process.id()), "READY=1\n".to_owned()]);
     weir.process.signal("TERM");
-    assert_eq!(hear(), "STOPPING=1\n");
+    assert_eq!(receive(), "STOPPING=1\n");
     std::fs::remove_file(path).unwrap();
 }

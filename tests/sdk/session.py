@@ -1,7 +1,7 @@
-"""The providers' official SDKs against Weir: only base URL and key are changed.
+"""Runs the providers' official SDKs against Weir; only base URL and key differ from normal use.
 
-Called by a process test with WEIR and WEIR_ADMIN (host:port of a gateway) and SIM (of the simulator behind it). Ends with
-`ok` or a traceback.
+A process test sets WEIR and WEIR_ADMIN (host:port of a gateway) and SIM (host:port of its simulator). Prints `ok` at the
+end, or fails with a traceback.
 """
 
 import json
@@ -45,46 +45,49 @@ def raised(kind, call):
 
 def sim(method, path, body=None):
     data = None if body is None else json.dumps(body).encode()
-    with urllib.request.urlopen(urllib.request.Request(f"http://{os.environ['SIM']}/_sim/{path}", data, method=method)) as answer:
-        return json.load(answer)
+    with urllib.request.urlopen(urllib.request.Request(f"http://{os.environ['SIM']}/_sim/{path}", data, method=method)) as response:
+        return json.load(response)
 
 
 def calls(method, path):
-    """How often the provider was asked."""
+    """Returns how many such requests the provider received."""
     return sum(n for target, n in sim("GET", "calls")["calls"].items() if target.split("?")[0] == f"{method} {path}")
 
 
 def metric(series):
-    with urllib.request.urlopen(f"http://{os.environ['WEIR_ADMIN']}/metrics") as answer:
-        lines = answer.read().decode().splitlines()
+    with urllib.request.urlopen(f"http://{os.environ['WEIR_ADMIN']}/metrics") as response:
+        lines = response.read().decode().splitlines()
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(series))
 
 
 def recovers_from_weir(call, method, path):
-    """An SDK as it is, over its limit at Weir: it waits and is served, and the provider is asked no more than it is served."""
+    """Checks that an unmodified SDK recovers from Weir's 429: it waits, retries and gets its result.
+
+    Returns how many calls succeeded and how many requests the provider received.
+    """
     sim("DELETE", "calls")
     before, served = metric(LIMITED), 0
     while metric(LIMITED) == before:
         assert served < 20, "never limited"
         call()
         served += 1
-    print(f"{method} {path}: {metric(LIMITED) - before:.0f} x 429 of Weir's, {served} served, {calls(method, path)} calls")
+    print(f"{method} {path}: {metric(LIMITED) - before:.0f} x 429 from Weir, {served} served, {calls(method, path)} provider calls")
     return served, calls(method, path)
 
 
 def recovers_from_provider(call, method, path):
-    """An SDK as it is, throttled by the provider once: it waits and is served by the second call."""
+    """Checks that an unmodified SDK recovers from one 429 of the provider: the second provider call succeeds."""
     sim("DELETE", "calls")
-    answer = {"kind": "answer", "status": 429, "headers": {"retry-after": "1"}, "body": {"messages": ["slow"]}}
-    sim("POST", "faults", {"path": path, "times": 1, "fault": answer})
+    fault = {"kind": "answer", "status": 429, "headers": {"retry-after": "1"}, "body": {"messages": ["slow"]}}
+    sim("POST", "faults", {"path": path, "times": 1, "fault": fault})
     begun = time.monotonic()
     call()
-    print(f"{method} {path}: served {time.monotonic() - begun:.2f} s after a 429 of the provider's, {calls(method, path)} calls")
+    print(f"{method} {path}: served {time.monotonic() - begun:.2f} s after a 429 from the provider, {calls(method, path)} provider calls")
     assert calls(method, path) == 2, sim("GET", "calls")
 
 
-class Steady:
-    """In place of the Foundry SDK's random backoff: the middle of it (0.25, 0.5 and 1 s)."""
+class FixedBackoff:
+    """Replaces the random backoff of the Foundry SDK by its middle (0.25, 0.5 and 1 s)."""
 
     def random(self):
         return 0.5
@@ -94,10 +97,10 @@ def vectara_retries():
     sessions = vectara().agent_sessions
     path = "/v2/agents/agt_load_1/sessions/ase_agt_load_1_{}".format
     brisk = vectara("brisk").agent_sessions
-    _, asked = recovers_from_weir(lambda: brisk.get("agt_load_1", "ase_agt_load_1_7"), "GET", path(7))
-    assert asked <= 1, "what is stored was not asked for again"
-    served, asked = recovers_from_weir(lambda: brisk.update("agt_load_1", "ase_agt_load_1_7", name="n"), "PATCH", path(7))
-    assert asked == served, "what Weir refused did not reach the provider"
+    _, provider_calls = recovers_from_weir(lambda: brisk.get("agt_load_1", "ase_agt_load_1_7"), "GET", path(7))
+    assert provider_calls <= 1, "a cached session was fetched again"
+    served, provider_calls = recovers_from_weir(lambda: brisk.update("agt_load_1", "ase_agt_load_1_7", name="n"), "PATCH", path(7))
+    assert provider_calls == served, "a request that Weir refused reached the provider"
     recovers_from_provider(lambda: sessions.get("agt_load_1", "ase_agt_load_1_8"), "GET", path(8))
     recovers_from_provider(lambda: sessions.update("agt_load_1", "ase_agt_load_1_8", name="n"), "PATCH", path(8))
     assert sessions.get("agt_load_1", "ase_agt_load_1_8").name == "n"
@@ -107,29 +110,29 @@ def vectara_stream():
     request = CreateAgentEventsStreamRequestBody_InputMessage(messages=[AgentInput_Text(content="?")])
     options = {"additional_headers": {"x-sim-stream": "6,400"}}
     events = vectara().agent_events.create_stream("agt_load_1", "ase_agt_load_1_3", request=request, request_options=options)
-    begun, came = time.monotonic(), []
+    begun, received = time.monotonic(), []
     for event in events:
-        came.append((event, time.monotonic() - begun))
+        received.append((event, time.monotonic() - begun))
     output = ["streaming_agent_output"] * 4
-    assert [event.type for event, _ in came] == [*output, "streaming_agent_output_end", "end"], came
-    assert "".join(event.content for event, _ in came[:4]) == "word0 word1 word2 word3 "
-    at = [at for _, at in came]
-    print("events of create_stream after " + ", ".join(f"{one:.2f}" for one in at) + " s, sent 400 ms apart")
-    # Held back until the end, all would come at once.
-    assert at[-1] - at[0] > 1 and sum(after - before > 0.15 for before, after in zip(at, at[1:])) >= 3, at
+    assert [event.type for event, _ in received] == [*output, "streaming_agent_output_end", "end"], received
+    assert "".join(event.content for event, _ in received[:4]) == "word0 word1 word2 word3 "
+    times = [at for _, at in received]
+    print("events of create_stream after " + ", ".join(f"{at:.2f}" for at in times) + " s, sent 400 ms apart")
+    # If Weir buffered the stream, all events would arrive at once.
+    assert times[-1] - times[0] > 1 and sum(after - before > 0.15 for before, after in zip(times, times[1:])) >= 3, times
 
 
 def foundry_retries():
-    api_client.SystemRandom = Steady
+    api_client.SystemRandom = FixedBackoff
     path = f"/api/v2/aipAgents/agents/{AGENT}/sessions/{SESSION}"
     brisk, session = foundry("brisk").aip_agents.Agent.Session, foundry().aip_agents.Agent.Session
-    _, asked = recovers_from_weir(lambda: brisk.get(AGENT, SESSION, preview=True), "GET", path)
-    assert asked <= 1, "what is stored was not asked for again"
+    _, provider_calls = recovers_from_weir(lambda: brisk.get(AGENT, SESSION, preview=True), "GET", path)
+    assert provider_calls <= 1, "a cached session was fetched again"
     rename = lambda by: lambda: by.update_title(AGENT, SESSION, title="retried", preview=True)
-    served, asked = recovers_from_weir(rename(brisk), "PUT", f"{path}/updateTitle")
-    assert asked == served, "what Weir refused did not reach the provider"
+    served, provider_calls = recovers_from_weir(rename(brisk), "PUT", f"{path}/updateTitle")
+    assert provider_calls == served, "a request that Weir refused reached the provider"
     recovers_from_provider(rename(session), "PUT", f"{path}/updateTitle")
-    # The write above made it be asked for anew.
+    # The write above removed the cache entry, so the session is fetched again.
     recovers_from_provider(lambda: session.get(AGENT, SESSION, preview=True), "GET", path)
 
 
@@ -148,7 +151,7 @@ def vectara_session():
     sessions.delete("agt_load_1", "ase_by_sdk")
     missing = raised(NotFoundError, lambda: sessions.get("agt_load_1", "ase_by_sdk"))
     assert missing.status_code == 404
-    # Get or create: what was not there a moment ago is found once it was made.
+    # Create after a 404: the cached 404 must not hide the new session.
     sessions.create("agt_load_1", key="ase_by_sdk", name="made again")
     assert sessions.get("agt_load_1", "ase_by_sdk").name == "made again"
     sessions.delete("agt_load_1", "ase_by_sdk")
@@ -184,7 +187,7 @@ def foundry_session():
     denied = foundry("plain").aip_agents.Agent.Session
     raised(errors.PermissionDeniedError, lambda: denied.get(AGENT, SESSION, preview=True))
     once = foundry("once").aip_agents.Agent.Session
-    # `once` has spent its one request already; a retry is pointless, and the SDK is told so.
+    # `once` has used its only request. A retry is pointless, and a response header stops the SDK from retrying.
     begun = time.monotonic()
     raised(errors.RateLimitError, lambda: once.get(AGENT, SESSION, preview=True))
     print(f"RateLimitError after {time.monotonic() - begun:.3f} s")

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Checks Kubernetes manifests offline: Kubernetes' own kinds against its published schemas, strictly; a
-ServiceMonitor against the operator's custom resource, whose model drops what it does not know: what is not
-there afterwards was not known. Prints every fault; exit 1 if there is one.
+"""Validates Kubernetes manifests offline and prints every fault. Exits with 1 if there is one.
+
+Kubernetes' own kinds are validated strictly against its published schemas. A ServiceMonitor is parsed by the model of
+the Prometheus operator, which drops unknown keys: a key that the parsed model lacks is reported as unknown.
 
 Usage: kubernetes.py FILE...
 """
@@ -13,17 +14,17 @@ import yaml
 from cloudcoil.models.prometheus_operator import v1 as operator
 
 
-def lost(before, after, path=""):
-    """Members of one that the other has not."""
+def dropped_keys(before, after, path=""):
+    """Yields a fault for each key of `before` that `after` lacks."""
     if isinstance(before, dict):
         for key, value in before.items():
             if not isinstance(after, dict) or key not in after:
-                yield f"{path}.{key} is not known"
+                yield f"{path}.{key} is an unknown key"
             else:
-                yield from lost(value, after[key], f"{path}.{key}")
+                yield from dropped_keys(value, after[key], f"{path}.{key}")
     elif isinstance(before, list):
         for at, value in enumerate(before):
-            yield from lost(value, after[at], f"{path}[{at}]")
+            yield from dropped_keys(value, after[at], f"{path}[{at}]")
 
 
 def faults(document):
@@ -32,10 +33,10 @@ def faults(document):
             model = getattr(operator, document["kind"]).model_validate(document)
         except (AttributeError, ValueError) as error:
             return [str(error)]
-        return list(lost(document, model.model_dump(by_alias=True, exclude_unset=True, mode="json")))
+        return list(dropped_keys(document, model.model_dump(by_alias=True, exclude_unset=True, mode="json")))
     try:
         kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
-    except Exception as error:  # each of its exceptions is a fault of the manifest; its first line says which
+    except Exception as error:  # every exception of the library is a fault of the manifest; its first line names it
         return [str(error).splitlines()[0]]
     return []
 
@@ -45,9 +46,9 @@ def main():
     for file in sys.argv[1:]:
         for document in yaml.safe_load_all(open(file)):
             name = f"{file}: {document['kind']} {document['metadata']['name']}"
-            wrong = faults(document)
-            found += len(wrong)
-            print(f"{name}: {'; '.join(wrong) or 'ok'}")
+            messages = faults(document)
+            found += len(messages)
+            print(f"{name}: {'; '.join(messages) or 'ok'}")
     return int(found > 0)
 
 

@@ -1,0 +1,93 @@
+//! Runs `weir map`: prints the unified session of a provider's response body, and the source of each field.
+
+use super::{print, print_faults, print_stderr};
+use crate::base::json;
+use crate::base::model::Show;
+use crate::base::typo::unknown;
+use crate::config::load::ConfigSource;
+use crate::rules::mapping::{FieldSource, FieldTrace};
+use crate::runtime;
+use crate::runtime::snapshot::{Provider, Snapshot};
+use serde_json::Value;
+use std::io::Read;
+use std::path::Path;
+use std::process::ExitCode;
+
+/// The most bytes of a body that are read.
+const MAX_BODY: u64 = 64 << 20;
+
+pub(super) fn map(source: &ConfigSource, provider: &str, file: &Path, reveal_secrets: bool) -> ExitCode {
+    let snapshot = match Snapshot::load(source, None, &[0; 32], runtime::now()) {
+        Ok(snapshot) => snapshot,
+        Err(faults) => {
+            print_faults(&faults);
+            return ExitCode::FAILURE;
+        }
+    };
+    let Some(provider) = snapshot.provider(provider) else {
+        let known = snapshot.providers.iter().map(|provider| &*provider.name);
+        print_stderr(&format!("weir: {}", unknown("provider", provider, known)));
+        return ExitCode::from(2);
+    };
+    let result = read(file).and_then(|body| mapped(provider, &body, reveal_secrets));
+    match result {
+        Ok(unified) => {
+            print(&unified);
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            print_stderr(&format!("weir: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn read(file: &Path) -> Result<Value, String> {
+    let mut text = String::new();
+    let read = if file == Path::new("-") {
+        std::io::stdin().take(MAX_BODY).read_to_string(&mut text)
+    } else {
+        std::fs::File::open(file).and_then(|file| file.take(MAX_BODY).read_to_string(&mut text))
+    };
+    read.map_err(|error| format!("{}: {error}", file.display()))?;
+    json::parse(text.as_bytes()).map_err(|error| format!("{}: not JSON: {error}", file.display()))
+}
+
+/// Maps a body that is one session or a page of sessions: the first operation that can read it is used.
+fn mapped(provider: &Provider, body: &Value, secrets: bool) -> Result<String, String> {
+    // If no operation can read the body, the error of the first one is the most useful: it reads one session.
+    let mut first_error = None;
+    for (_, operation) in provider.operations.iter() {
+        match operation.read(&provider.name, &provider.mapping, body, runtime::now()) {
+            Ok(parsed) => {
+                let view = parsed.view(&provider.mapping, Show { secrets, ..Show::default() });
+                let mut out = String::new();
+                for (item, native) in view.items.iter().zip(&parsed.native_objects) {
+                    coverage(provider, native);
+                    let unified = json::parse(&view.body[item.start..item.end]).unwrap_or_default();
+                    out += &format!("{unified:#}\n");
+                }
+                return Ok(out);
+            }
+            Err(error) => {
+                first_error.get_or_insert_with(|| error.to_string());
+            }
+        }
+    }
+    Err(first_error.unwrap_or_else(|| "the provider has no operations".to_owned()))
+}
+
+/// Prints a table of the fields: `+` found, `=` default, `!` unusable, `-` missing.
+fn coverage(provider: &Provider, native: &Value) {
+    for FieldTrace { field, source, .. } in provider.mapping.trace(native) {
+        let (mark, how) = match source {
+            FieldSource::Path(path) => ("+", path.as_str().to_owned()),
+            FieldSource::Constant => ("+", "constant".into()),
+            FieldSource::Default => ("=", "default".into()),
+            FieldSource::NoRule => ("-", "no rule".into()),
+            FieldSource::Nothing => ("-", "not in the body".into()),
+            FieldSource::Unusable(reason) => ("!", format!("unusable: {}", reason.as_str())),
+        };
+        print_stderr(&format!("{mark} {:<20} {how}", field.name()));
+    }
+}

@@ -1,0 +1,17 @@
+//! Contains everything with state or IO: cache, rate limits, breaker, credentials, provider connections, budgets, trace
+//! export.
+
+pub(crate) mod body_deadline;
+pub(crate) mod breaker;
+pub(crate) mod cache;
+pub(crate) mod client_address;
+pub(crate) mod coalesce;
+pub(crate) mod credential;
+pub(crate) mod fair_queue;
+pub(crate) mod memory_budget;
+pub(crate) mod otlp;
+pub(crate) mod rate_limit;
+pub(crate) mod request_record;
+pub(crate) mod tls;
+pub(crate) mod token_bucket;
+pub(crate) mod upstream;

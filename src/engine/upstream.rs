@@ -1,0 +1,482 @@
+//! Sends requests to providers: resolves names, pools connections (Pingora), and enforces deadlines and size limits.
+//!
+//! Only this module opens connections to providers. It returns complete responses, and does not interpret them.
+
+use crate::base::request_reply::{FailureKind, ProviderFailure, ProviderReply, ProviderRequest};
+use crate::engine::memory_budget::{MemoryBudget, Reservation};
+use bytes::{Bytes, BytesMut};
+use http::Uri;
+use http::header;
+use pingora::connectors::http::Connector;
+use pingora::http::RequestHeader;
+use pingora::protocols::ALPN;
+use pingora::protocols::TcpKeepalive;
+use pingora::protocols::http::client::HttpSession;
+use pingora::upstreams::peer::{H1UpgradePolicy, HttpPeer};
+use pingora::{Error, ErrorType};
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
+
+/// How long a resolved name is used before it is resolved again.
+const NAME_TTL: Duration = Duration::from_secs(30);
+/// How long the old addresses are used after a failed resolution, before the next one.
+const NAME_RETRY: Duration = Duration::from_secs(5);
+/// How long an idle connection stays open.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// The most interim (1xx) responses read before the final one.
+const MAX_INTERIM: usize = 8;
+const USER_AGENT: &str = concat!("weir/", env!("CARGO_PKG_VERSION"));
+
+/// The compiled `base_url` and `upstream` settings of a provider.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    tls: bool,
+    host: String,
+    port: u16,
+    /// Host and port as in the `Host` header.
+    authority: String,
+    /// The path before every request path, without a slash at its end.
+    prefix: String,
+    /// The timeout for TCP and TLS together.
+    pub connect_timeout: Duration,
+    /// The timeout of a call, retries included.
+    pub timeout: Duration,
+    /// The longest response body in bytes.
+    pub max_body: usize,
+    /// The most retries of a request that failed before its response.
+    pub retries: u32,
+}
+
+impl Target {
+    /// Compiles a base URL (`http(s)://host[:port][/prefix]`) and its settings.
+    ///
+    /// # Errors
+    /// The fault of the base URL, as text.
+    pub fn compile(base_url: &str, config: &crate::config::upstream::Upstream) -> Result<Self, String> {
+        // A URL that may contain credentials is not printed.
+        let printed = if base_url.contains('@') { "the value".to_owned() } else { format!("{base_url:?}") };
+        let invalid = |why: &str| format!("{printed} is not a base URL ({why}); write https://HOST[:PORT][/PREFIX]");
+        let uri: Uri = base_url.parse().map_err(|_| invalid("it cannot be parsed"))?;
+        let tls = match uri.scheme_str() {
+            Some("https") => true,
+            Some("http") => false,
+            _ => return Err(invalid("it must begin with https:// or http://")),
+        };
+        let authority = uri.authority().ok_or_else(|| invalid("it has no host"))?;
+        if authority.as_str().contains('@') {
+            return Err(invalid("credentials belong under credentials:"));
+        }
+        if uri.query().is_some() {
+            return Err(invalid("query parameters belong under query:"));
+        }
+        if authority.host().is_empty() {
+            return Err(invalid("it has no host"));
+        }
+        Ok(Self {
+            tls,
+            host: authority.host().trim_matches(['[', ']']).to_owned(),
+            port: authority.port_u16().unwrap_or(if tls { 443 } else { 80 }),
+            authority: authority.as_str().to_owned(),
+            prefix: uri.path().trim_end_matches('/').to_owned(),
+            connect_timeout: config.connect_timeout,
+            timeout: config.timeout,
+            max_body: usize::try_from(config.max_body).unwrap_or(usize::MAX),
+            retries: config.retries,
+        })
+    }
+
+    /// Returns scheme, authority and prefix.
+    #[must_use]
+    pub fn base_url(&self) -> String {
+        self.origin() + &self.prefix
+    }
+
+    /// Returns scheme and authority.
+    #[must_use]
+    pub fn origin(&self) -> String {
+        format!("{}://{}", if self.tls { "https" } else { "http" }, self.authority)
+    }
+
+    /// Returns the path and query at the provider, including the base URL's prefix.
+    #[must_use]
+    pub fn path(&self, path_and_query: &str) -> String {
+        format!("{}{path_and_query}", self.prefix)
+    }
+
+    /// Returns the part of a `Location` after the base URL, with a slash before it; `None` if the location is not below
+    /// the base URL.
+    #[must_use]
+    pub fn strip_base_url(&self, location: &str) -> Option<String> {
+        let base_url = self.base_url();
+        let is_path = location.starts_with('/') && !location.starts_with("//");
+        let base = if is_path { self.prefix.as_str() } else { base_url.as_str() };
+        let rest = location.strip_prefix(base)?;
+        match rest.chars().next() {
+            None => Some("/".to_owned()),
+            Some('/') => Some(rest.to_owned()),
+            Some('?' | '#') => Some(format!("/{rest}")),
+            Some(_) => None,
+        }
+    }
+
+    /// Returns host and port as in the `Host` header.
+    #[must_use]
+    pub fn authority(&self) -> &str {
+        &self.authority
+    }
+
+    fn peer(&self, address: SocketAddr) -> HttpPeer {
+        let mut peer = HttpPeer::new(address, self.tls, self.host.clone());
+        peer.options.connection_timeout = Some(self.connect_timeout);
+        peer.options.total_connection_timeout = Some(self.connect_timeout);
+        peer.options.idle_timeout = Some(IDLE_TIMEOUT);
+        peer.options.max_h2_streams = 100;
+        // These detect a dead connection long before the kernel would.
+        peer.options.h2_ping_interval = Some(Duration::from_secs(5));
+        peer.options.tcp_keepalive = Some(TcpKeepalive {
+            idle: Duration::from_secs(15),
+            interval: Duration::from_secs(5),
+            count: 3,
+            #[cfg(target_os = "linux")]
+            user_timeout: Duration::from_secs(30),
+        });
+        peer.options.alpn = if self.tls { ALPN::H2H1 } else { ALPN::H1 };
+        peer
+    }
+}
+
+/// Address and options of a connection.
+pub(crate) type Peer = HttpPeer;
+
+/// The connections to all providers and the resolved names. Reloads keep it.
+pub struct UpstreamClient {
+    connector: Connector,
+    names: Mutex<HashMap<(String, u16), ResolvedName>>,
+    /// The limit on buffered response bodies.
+    pub budget: Arc<MemoryBudget>,
+}
+
+#[derive(Clone)]
+struct ResolvedName {
+    addresses: Arc<[SocketAddr]>,
+    resolved_at: Instant,
+}
+
+fn failure(kind: FailureKind, detail: impl Into<String>) -> ProviderFailure {
+    ProviderFailure { kind, detail: detail.into() }
+}
+
+impl UpstreamClient {
+    /// Makes a client without connections. `max_buffered` limits the bytes of all response bodies that are buffered at
+    /// the same time.
+    #[must_use]
+    pub fn new(max_buffered: u64) -> Self {
+        Self { connector: Connector::new(None), names: Mutex::default(), budget: MemoryBudget::new(max_buffered) }
+    }
+
+    /// Sends a request and returns the complete response. Retries a request that failed before its response if
+    /// `may_retry` allows it. The deadline includes the retries.
+    ///
+    /// # Errors
+    /// Why there is no complete response.
+    pub async fn send(
+        &self,
+        target: &Target,
+        request: &ProviderRequest,
+        deadline: Instant,
+        may_retry: impl Fn(&ProviderFailure) -> bool,
+    ) -> Result<ProviderReply, ProviderFailure> {
+        let mut retries_left = target.retries;
+        loop {
+            let attempt = timeout_at(deadline, self.attempt(target, request)).await;
+            match attempt {
+                Ok(Ok(reply)) => return Ok(reply),
+                Ok(Err((failure, true))) if retries_left > 0 && Instant::now() < deadline && may_retry(&failure) => {
+                    retries_left -= 1;
+                }
+                Ok(Err((failure, _))) => return Err(failure),
+                Err(_) => {
+                    let detail = format!("no complete response within {} ms", target.timeout.as_millis());
+                    return Err(failure(FailureKind::Timeout, detail));
+                }
+            }
+        }
+    }
+
+    /// Returns the peer for a forwarded request, and the number of the name's addresses. Each value of `tried` selects
+    /// the next address. `idle_timeout` limits the time without data from or to the provider.
+    ///
+    /// Uses HTTP/1.1: on a shared HTTP/2 connection one stalled download would block all others, the idle timeout would
+    /// run during an upload, and interim responses would be lost (`read_response_header` and the windows in
+    /// pingora-core's `protocols/http/v2/client.rs` and `connectors/http/v2.rs`).
+    ///
+    /// # Errors
+    /// The name cannot be resolved.
+    pub async fn peer(
+        &self,
+        target: &Target,
+        tried: usize,
+        idle_timeout: Duration,
+    ) -> Result<(Peer, usize), ProviderFailure> {
+        let addresses = self.resolve(target).await?;
+        let mut peer = target.peer(addresses[tried % addresses.len()]);
+        peer.options.alpn = ALPN::H1;
+        (peer.options.read_timeout, peer.options.write_timeout) = (Some(idle_timeout), Some(idle_timeout));
+        peer.options.http_upstream_request_policy.h1_upgrade = H1UpgradePolicy::Deny;
+        Ok((peer, addresses.len()))
+    }
+
+    /// Sends the request once. The flag of an error says that the call failed before any part of the response arrived,
+    /// so a GET may be sent again (RFC 9110, section 9.2.2).
+    async fn attempt(
+        &self,
+        target: &Target,
+        request: &ProviderRequest,
+    ) -> Result<ProviderReply, (ProviderFailure, bool)> {
+        let addresses = self.resolve(target).await.map_err(|failure| (failure, true))?;
+        let (mut session, peer) = self.connect(target, &addresses).await?;
+        let result = send_and_receive(&mut session, target, request, self.budget.reservation()).await;
+        if result.is_ok() {
+            if let HttpSession::H1(h1) = &mut session {
+                h1.respect_keepalive();
+            }
+            self.connector.release_http_session(session, &peer, Some(IDLE_TIMEOUT)).await;
+        } else {
+            session.shutdown().await;
+        }
+        result
+    }
+
+    /// Returns a pooled or new connection to the first address that accepts one.
+    async fn connect(
+        &self,
+        target: &Target,
+        addresses: &[SocketAddr],
+    ) -> Result<(HttpSession, HttpPeer), (ProviderFailure, bool)> {
+        let mut last = failure(FailureKind::Connect, format!("{} has no address", target.host));
+        for address in addresses {
+            let peer = target.peer(*address);
+            match self.connector.get_http_session(&peer).await {
+                Ok((session, _)) => return Ok((session, peer)),
+                Err(error) => last = connect_failure(target, &error),
+            }
+        }
+        let retryable = last.kind == FailureKind::Connect;
+        Err((last, retryable))
+    }
+
+    /// Returns the name's addresses. Caches them for [`NAME_TTL`], and uses them longer while resolution fails.
+    async fn resolve(&self, target: &Target) -> Result<Arc<[SocketAddr]>, ProviderFailure> {
+        if let Ok(address) = target.host.parse::<IpAddr>() {
+            return Ok(Arc::from([SocketAddr::new(address, target.port)]));
+        }
+        let name = (target.host.clone(), target.port);
+        let known = self.names.lock().unwrap_or_else(PoisonError::into_inner).get(&name).cloned();
+        if let Some(known) = known.as_ref().filter(|known| known.resolved_at.elapsed() < NAME_TTL) {
+            return Ok(known.addresses.clone());
+        }
+        let lookup = timeout_at(Instant::now() + target.connect_timeout, tokio::net::lookup_host(name.clone())).await;
+        let found: Vec<SocketAddr> = match lookup {
+            Ok(Ok(addresses)) => addresses.collect(),
+            _ => Vec::new(),
+        };
+        match (found.is_empty(), known) {
+            (false, _) => {
+                let resolved = ResolvedName { addresses: found.into(), resolved_at: Instant::now() };
+                let addresses = resolved.addresses.clone();
+                self.names.lock().unwrap_or_else(PoisonError::into_inner).insert(name, resolved);
+                Ok(addresses)
+            }
+            (true, Some(known)) => {
+                // Without this pause every call would wait for the same failure.
+                let resolved_at = Instant::now().checked_sub(NAME_TTL - NAME_RETRY).unwrap_or(known.resolved_at);
+                let extended = ResolvedName { addresses: known.addresses.clone(), resolved_at };
+                self.names.lock().unwrap_or_else(PoisonError::into_inner).insert(name, extended);
+                Ok(known.addresses)
+            }
+            (true, None) => {
+                Err(failure(FailureKind::Connect, format!("the host name {} cannot be resolved", target.host)))
+            }
+        }
+    }
+}
+
+/// Sends the request over a connection and receives the response. The flag of an error is as for `attempt`.
+async fn send_and_receive(
+    session: &mut HttpSession,
+    target: &Target,
+    request: &ProviderRequest,
+    reservation: Reservation,
+) -> Result<ProviderReply, (ProviderFailure, bool)> {
+    let header = request_header(target, request, matches!(session, HttpSession::H2(_))).map_err(|error| {
+        (failure(FailureKind::Malformed, format!("cannot build the request: {}", error.etype().as_str())), false)
+    })?;
+    let send_failure = |error: Box<Error>| (transfer_failure(&error, "while Weir sent the request"), true);
+    session.write_request_header(Box::new(header)).await.map_err(send_failure)?;
+    if let Some(form) = &request.form {
+        session.write_request_body(form.clone(), true).await.map_err(send_failure)?;
+    }
+    session.finish_request_body().await.map_err(send_failure)?;
+    let (status, headers) = final_header(session).await.map_err(|error| {
+        let failure = transfer_failure(&error, "while Weir waited for the response");
+        let retryable = failure.kind == FailureKind::Reset;
+        (failure, retryable)
+    })?;
+    let body = read_body(session, target.max_body, reservation).await.map_err(|failure| (failure, false))?;
+    Ok(ProviderReply { status, headers, body })
+}
+
+fn request_header(target: &Target, request: &ProviderRequest, h2: bool) -> Result<RequestHeader, Box<Error>> {
+    let path = format!("{}{}", target.prefix, request.path_and_query);
+    let method = if request.form.is_some() { "POST" } else { "GET" };
+    let mut header = RequestHeader::build(method, path.as_bytes(), Some(8))?;
+    if let Some(form) = &request.form {
+        header.insert_header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")?;
+        header.insert_header(header::CONTENT_LENGTH, form.len())?;
+    }
+    if h2 {
+        // In HTTP/2 the URI's scheme and authority replace `Host` (:scheme and :authority, RFC 9113, section 8.3.1).
+        let uri = Uri::builder().scheme(if target.tls { "https" } else { "http" });
+        let uri = uri.authority(target.authority.as_str()).path_and_query(path);
+        header.set_uri(uri.build().map_err(|e| Error::because(ErrorType::InvalidHTTPHeader, "uri", e))?);
+        header.set_version(http::Version::HTTP_2);
+    } else {
+        header.insert_header(header::HOST, target.authority.as_str())?;
+    }
+    header.insert_header(header::ACCEPT, "application/json")?;
+    header.insert_header(header::ACCEPT_ENCODING, "identity")?;
+    header.insert_header(header::USER_AGENT, USER_AGENT)?;
+    for (name, value) in request.credential.iter().chain(&request.conditions) {
+        header.insert_header(name.clone(), value.clone())?;
+    }
+    Ok(header)
+}
+
+/// Reads the header of the final response and skips interim ones (RFC 9110, section 15.2).
+async fn final_header(session: &mut HttpSession) -> Result<(u16, http::HeaderMap), Box<Error>> {
+    for _ in 0..MAX_INTERIM {
+        session.read_response_header().await?;
+        let Some(header) = session.response_header() else { break };
+        if !header.status.is_informational() {
+            return Ok((header.status.as_u16(), header.headers.clone()));
+        }
+    }
+    Error::e_explain(ErrorType::InvalidHTTPHeader, "no final response")
+}
+
+async fn read_body(
+    session: &mut HttpSession,
+    max: usize,
+    mut reservation: Reservation,
+) -> Result<Bytes, ProviderFailure> {
+    let too_large =
+        || failure(FailureKind::TooLarge, format!("the response body is larger than max_body ({max} bytes)"));
+    let content_length: Option<usize> = session
+        .response_header()
+        .and_then(|header| header.headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok());
+    if content_length.is_some_and(|length| length > max) {
+        return Err(too_large());
+    }
+    let mut body = BytesMut::new();
+    loop {
+        match session.read_response_body().await {
+            Ok(Some(chunk)) => {
+                if body.len() + chunk.len() > max {
+                    return Err(too_large());
+                }
+                if !reservation.grow(chunk.len()) {
+                    let detail = "response buffer limit reached (overload.max_buffered)";
+                    return Err(failure(FailureKind::Overloaded, detail));
+                }
+                body.extend_from_slice(&chunk);
+            }
+            // Copied without spare capacity, because the cache counts a body by its length.
+            Ok(None) => return Ok(Bytes::copy_from_slice(&body)),
+            Err(error) => return Err(transfer_failure(&error, "while Weir read the response body")),
+        }
+    }
+}
+
+/// Returns the failure of a forwarded request.
+#[must_use]
+pub(crate) fn forward_failure(target: &Target, error: &Error, connected: bool) -> ProviderFailure {
+    if connected { transfer_failure(error, "while Weir forwarded the request") } else { connect_failure(target, error) }
+}
+
+fn connect_failure(target: &Target, error: &Error) -> ProviderFailure {
+    let (kind, detail) = match error.etype() {
+        ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => (
+            FailureKind::Timeout,
+            format!("no connection to {} within {} ms", target.authority, target.connect_timeout.as_millis()),
+        ),
+        ErrorType::TLSHandshakeFailure
+        | ErrorType::InvalidCert
+        | ErrorType::HandshakeError
+        | ErrorType::TLSWantX509Lookup => {
+            (FailureKind::Tls, format!("the TLS handshake with {} failed", target.authority))
+        }
+        other => (FailureKind::Connect, format!("no connection to {} ({})", target.authority, other.as_str())),
+    };
+    failure(kind, detail)
+}
+
+fn transfer_failure(error: &Error, when: &str) -> ProviderFailure {
+    match error.etype() {
+        // The peer refused the stream or closed the connection gracefully: it has not processed the request.
+        ErrorType::H2Error if error.retry() => {
+            failure(FailureKind::Reset, format!("the provider refused the stream {when}"))
+        }
+        ErrorType::InvalidHTTPHeader | ErrorType::H1Error | ErrorType::H2Error => {
+            failure(FailureKind::Malformed, format!("the provider sent invalid HTTP {when}"))
+        }
+        ErrorType::ReadTimedout | ErrorType::WriteTimedout => {
+            failure(FailureKind::Timeout, format!("the connection stalled {when}"))
+        }
+        other => failure(FailureKind::Reset, format!("the connection broke {when} ({})", other.as_str())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::upstream;
+
+    fn compile(url: &str) -> Result<Target, String> {
+        let config = upstream::Upstream {
+            connect_timeout: Duration::from_secs(1),
+            timeout: Duration::from_secs(1),
+            max_body: 1000,
+            retries: 0,
+            capacity: None,
+            breaker: None,
+        };
+        Target::compile(url, &config)
+    }
+
+    #[test]
+    fn base_urls_are_parsed_and_invalid_ones_rejected() {
+        let target = compile("https://example.com/prefix/").unwrap();
+        assert_eq!(
+            (target.tls, target.port, target.prefix.as_str(), target.authority.as_str()),
+            (true, 443, "/prefix", "example.com")
+        );
+        let target = compile("http://[::1]:8080").unwrap();
+        assert_eq!(
+            (target.host.as_str(), target.port, target.authority.as_str(), target.prefix.as_str()),
+            ("::1", 8080, "[::1]:8080", "")
+        );
+        let below = |location| compile("http://h:1/a").unwrap().strip_base_url(location);
+        assert_eq!(below("http://h:1/a/x?y").as_deref(), Some("/x?y"));
+        assert_eq!(below("/a/x").as_deref(), Some("/x"));
+        assert_eq!((below("http://h:1/a").as_deref(), below("http://h:1/a?b").as_deref()), (Some("/"), Some("/?b")));
+        for elsewhere in ["/ab/x", "http://h:1/ab", "http://h:12/a", "//h:1/a", "/x", "x", "https://h:1/a/x"] {
+            assert_eq!(below(elsewhere), None, "{elsewhere}");
+        }
+        for invalid in ["example.com", "ftp://x", "https://", "https://u:p@x", "https://x/?a=b", "not a url", ""] {
+            assert!(compile(invalid).unwrap_err().contains("is not a base URL"), "{invalid}");
+        }
+    }
+}

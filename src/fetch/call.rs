@@ -1,0 +1,422 @@
+//! Makes one call to a provider: waits for admission, gets the credential, sends the request, and maps and stores the
+//! response.
+//!
+//! Several client requests can share a call, so nothing here depends on one of them.
+
+use crate::base::json;
+use crate::base::model::{Show, Time};
+use crate::base::request_reply::{CallStats, ProviderFailure, ProviderReply, ProviderRequest};
+use crate::base::trace_context::{Side, TraceAttribute, TraceSteps};
+use crate::engine::breaker::ProviderQuota;
+use crate::engine::cache::{CachedView, Entry, EntryKind};
+use crate::engine::credential::CredentialHeader;
+use crate::engine::request_record::StoreOutcome;
+use crate::fetch::error::{FetchCause, FetchError};
+use crate::fetch::provider_admission;
+use crate::fetch::provider_query::{CallResult, ProviderQuery, SharedState};
+use crate::rules::cache_control::{self, Directives};
+use crate::rules::error_rules::ProviderError;
+use crate::rules::freshness::{self, UpstreamLimit};
+use crate::rules::provider_body::{BodyFault, CompiledOperation, UnreadableBody};
+use crate::runtime::snapshot::Provider;
+use prometheus::{Histogram, IntCounter};
+use serde_json::Value;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use tokio::time::Instant;
+
+/// Why a response is not stored: the provider forbids it.
+const NO_STORE: &str = "upstream-no-store";
+/// Why a response is not stored: the provider requires revalidation each time, but sends no validator.
+const NO_CACHE: &str = "upstream-no-cache";
+/// Why a response is not stored: a purge or a write came after the call had begun.
+const PURGED: &str = "purged";
+/// Why a response is not stored: it is stale at once.
+const NO_LIFETIME: &str = "no-lifetime";
+/// Why a response is not stored: the client forbids it.
+const CLIENT_NO_STORE: &str = "request-no-store";
+
+/// Makes the call, and stores the response unless `store` is false.
+///
+/// # Errors
+/// The provider's failure, or why the provider was not called.
+pub(crate) async fn call(
+    shared: &SharedState,
+    query: &ProviderQuery,
+    store: bool,
+    mut steps: TraceSteps,
+) -> CallResult {
+    let result = run(shared, query, store, &mut steps).await;
+    shared.spans.emit(steps.end(Side::Inside, result.is_err(), || {
+        let stored = matches!(result, Ok((_, StoreOutcome::Yes)));
+        let mut attributes = vec![
+            ("weir.provider", TraceAttribute::Text(query.provider().name.clone())),
+            ("weir.stored", TraceAttribute::Static(if stored { "yes" } else { "no" })),
+        ];
+        let operation = query.operation().ok();
+        attributes.extend(operation.map(|operation| ("weir.operation", TraceAttribute::Static(operation.name()))));
+        let code = result.as_ref().err().map(|error| error.code().as_str());
+        attributes.extend(code.map(|code| ("error.type", TraceAttribute::Static(code))));
+        ("call".into(), attributes)
+    }));
+    result
+}
+
+async fn run(shared: &SharedState, query: &ProviderQuery, store: bool, steps: &mut TraceSteps) -> CallResult {
+    let provider = query.provider();
+    let _in_flight = provider_admission::count_call(&shared.metrics.upstream, &provider.name, query.max_calls())?;
+    let ticket = shared.cache.ticket();
+    let previous = shared.cache.get(&query.key).filter(|previous| !previous.conditions.is_empty());
+    let mut call_stats = CallStats::default();
+    let reply = request(shared, query, previous.as_deref(), steps, &mut call_stats).await;
+    steps.step("judge and map");
+    let now = shared.now();
+    let judged = match reply {
+        Ok(reply) => entry_from_reply(shared, query, &reply, previous.as_deref(), now),
+        Err(error) => entry_from_error(query, error.cause, now),
+    };
+    let JudgedReply { mut entry, not_stored } = judged.map_err(|mut error| {
+        error.call_stats = (call_stats.tries > 0).then_some(call_stats);
+        error
+    })?;
+    entry.call_stats = call_stats;
+    steps.step("store");
+    let entry = Arc::new(entry);
+    let no_lifetime = (entry.life.last() <= now && !entry.always_revalidate).then_some(NO_LIFETIME);
+    let client_no_store = (!store).then_some(CLIENT_NO_STORE);
+    let stored = match not_stored.or(client_no_store).or(no_lifetime) {
+        Some(reason) => {
+            // If the client sent no-store, the stored entry stays valid. Otherwise the new response outdates it.
+            if client_no_store.is_none() {
+                shared.cache.supersede(query.key.clone(), ticket);
+            }
+            StoreOutcome::No(reason)
+        }
+        None if shared.cache.store(query.key.clone(), entry.clone(), ticket, now) => {
+            let ttl = shared.metrics.cache.ttl.with_label_values(&[&*provider.name, entry.life.source.as_str()]);
+            ttl.observe(entry.life.total().as_secs_f64());
+            StoreOutcome::Yes
+        }
+        None => StoreOutcome::No(PURGED),
+    };
+    Ok((entry, stored))
+}
+
+/// Waits for admission and sends the request, with retries. Sets `call_stats` also if it fails.
+///
+/// # Errors
+/// The provider's error, or why the request was not sent.
+async fn request(
+    shared: &SharedState,
+    query: &ProviderQuery,
+    previous: Option<&Entry>,
+    steps: &mut TraceSteps,
+    call_stats: &mut CallStats,
+) -> Result<ProviderReply, Box<FetchError>> {
+    let (provider, operation, credential) = (query.provider(), query.operation()?, &query.identity.credential);
+    let metrics = &shared.metrics.upstream;
+    let started = Instant::now();
+    let deadline = started + provider.target.timeout;
+    // The queue may use half of the timeout, so that enough time is left for the response.
+    let latest = deadline - provider.target.timeout / 2;
+    let quota = query.identity.quota(provider);
+    steps.step("gate");
+    let _permit = provider_admission::admit(metrics, provider, &quota, query.client_id(), latest, shared.clock).await?;
+    call_stats.queue_time = started.elapsed();
+    let attempts = Attempts::new(shared, query, operation, quota, deadline);
+    let mut may_renew_token = true;
+    loop {
+        steps.step("credential");
+        let header = credential.header(&shared.upstream, metrics, deadline).await?;
+        steps.client_step("upstream");
+        let reply = attempts.send(previous, &header, steps).await;
+        call_stats.tries = attempts.tries.load(Ordering::Relaxed);
+        call_stats.response_time = started.elapsed() - call_stats.queue_time;
+        let result = attempts.judge(reply, previous, steps);
+        // A token may have become invalid before its expiry: send the request once more, with a new token.
+        if may_renew_token
+            && result.as_ref().is_err_and(|error| error.status() == Some(401))
+            && credential.invalidate(&header)
+            && provider_admission::admit_retry(provider, &attempts.quota, shared.now())
+        {
+            may_renew_token = false;
+            continue;
+        }
+        return result.map_err(Into::into);
+    }
+}
+
+/// The requests of one call: the first one and its retries.
+struct Attempts<'c> {
+    shared: &'c SharedState,
+    query: &'c ProviderQuery,
+    operation: &'c CompiledOperation,
+    quota: Arc<ProviderQuota>,
+    deadline: Instant,
+    /// The number of requests sent.
+    tries: AtomicU32,
+    /// Counts responses with status 200.
+    ok_responses: &'c IntCounter,
+    durations: &'c Histogram,
+}
+
+impl<'c> Attempts<'c> {
+    fn new(
+        shared: &'c SharedState,
+        query: &'c ProviderQuery,
+        operation: &'c CompiledOperation,
+        quota: Arc<ProviderQuota>,
+        deadline: Instant,
+    ) -> Self {
+        let (metrics, provider, name) = (&shared.metrics.upstream, query.provider(), operation.name());
+        let (ok_responses, durations) = provider.call_metrics[operation.operation].get_or_init(|| {
+            let responses = metrics.requests.with_label_values(&[&provider.name, name, "200"]);
+            (responses, metrics.duration.with_label_values(&[&*provider.name, name]))
+        });
+        Self { shared, query, operation, quota, deadline, tries: AtomicU32::new(0), ok_responses, durations }
+    }
+
+    /// Sends the request. Sends it again if it fails and the retry budget and the quota permit it.
+    async fn send(
+        &self,
+        previous: Option<&Entry>,
+        header: &CredentialHeader,
+        steps: &TraceSteps,
+    ) -> Result<ProviderReply, ProviderFailure> {
+        let (provider, metrics) = (self.query.provider(), &self.shared.metrics.upstream);
+        let mut conditions = previous.map(|previous| previous.conditions.clone()).unwrap_or_default();
+        conditions.extend(steps.headers());
+        let request = ProviderRequest {
+            path_and_query: self.query.path_and_query.clone(),
+            credential: header.header.clone(),
+            conditions,
+            form: None,
+        };
+        provider.retry_budget.earn();
+        self.tries.fetch_add(1, Ordering::Relaxed);
+        let may_retry = |failure: &ProviderFailure| {
+            let admitted = provider_admission::admit_retry(provider, &self.quota, self.shared.now());
+            let may_retry = admitted && provider.retry_budget.take();
+            let outcome = if may_retry { "made" } else { "refused" };
+            metrics.retries.with_label_values(&[&*provider.name, outcome]).inc();
+            if may_retry {
+                self.tries.fetch_add(1, Ordering::Relaxed);
+                self.count(failure.kind.as_str());
+            }
+            may_retry
+        };
+        let timer = self.durations.start_timer();
+        let reply = self.shared.upstream.send(&provider.target, &request, self.deadline, may_retry).await;
+        timer.observe_duration();
+        reply
+    }
+
+    /// Translates an error by the provider's rules. Records the result in metrics, in the trace, and for the admission of
+    /// later calls. `previous` is the stored entry that a 304 revalidates.
+    ///
+    /// # Errors
+    /// The provider's error.
+    fn judge(
+        &self,
+        reply: Result<ProviderReply, ProviderFailure>,
+        previous: Option<&Entry>,
+        steps: &mut TraceSteps,
+    ) -> Result<ProviderReply, ProviderError> {
+        match &reply {
+            Ok(reply) => {
+                match reply.status {
+                    200 => self.ok_responses.inc(),
+                    other => self.count(&other.to_string()),
+                }
+                steps.attribute("http.response.status_code", || TraceAttribute::Number(reply.status.into()));
+            }
+            Err(failure) => {
+                self.count(failure.kind.as_str());
+                steps.attribute("error.type", || TraceAttribute::Static(failure.kind.as_str()));
+                steps.failed();
+            }
+        }
+        let provider = self.query.provider();
+        steps.attribute("http.request.method", || TraceAttribute::Static("GET"));
+        steps.attribute("server.address", || TraceAttribute::Text(provider.target.authority().into()));
+        let (errors, now) = (&provider.errors, self.shared.now());
+        let result = match reply {
+            Ok(reply) if reply.status == 200 || (reply.status == 304 && previous.is_some()) => Ok(reply),
+            Ok(reply) => Err(errors.judge(reply, self.query.identity.credential.is_forwarded(), now)),
+            Err(failure) => Err(errors.judge_failure(failure)),
+        };
+        provider_admission::record_result(provider, &self.quota, result.as_ref().err(), now);
+        result
+    }
+
+    fn count(&self, status: &str) {
+        let labels = [&*self.query.provider().name, self.operation.name(), status];
+        self.shared.metrics.upstream.requests.with_label_values(&labels).inc();
+    }
+}
+
+/// The entry made from a reply or from an error.
+struct JudgedReply {
+    entry: Entry,
+    /// Why Weir must not store the entry; `None` if it may.
+    not_stored: Option<&'static str>,
+}
+
+/// Makes an entry from a reply with status 200, or 304 for the stored entry `previous`.
+///
+/// # Errors
+/// The body is unreadable.
+fn entry_from_reply(
+    shared: &SharedState,
+    query: &ProviderQuery,
+    reply: &ProviderReply,
+    previous: Option<&Entry>,
+    now: Time,
+) -> Result<JudgedReply, Box<FetchError>> {
+    let confirmed = previous.filter(|_| reply.status == 304);
+    let directives = cache_directives(reply);
+    // A 304 without Cache-Control leaves the stored directives in force (RFC 9111, section 4.3.4).
+    let unchanged = confirmed.filter(|_| !reply.headers.contains_key(http::header::CACHE_CONTROL));
+    let upstream = upstream_limit(reply, &directives, unchanged, now);
+    if confirmed.is_none() {
+        refuse_encoding(query.provider(), &reply.headers)
+            .map_err(|error| Box::<FetchError>::from(error).with_reply(reply))?;
+    }
+    let body = confirmed.map_or_else(|| reply.body.clone(), |previous| previous.body.clone());
+    let count = |field: &str, reason: &str| {
+        let labels = [&*query.provider().name, field, reason];
+        shared.metrics.upstream.mapping_failures.with_label_values(&labels).inc();
+    };
+    let (mut entry, unmapped) = entry_from_body(query, body, upstream, now).map_err(|error| {
+        if let Some(failure) = error.mapping_failure() {
+            count(&failure.field.name(), failure.reason.as_str());
+        }
+        error.with_reply(reply)
+    })?;
+    unmapped.iter().for_each(|(field, reason)| count(field, reason));
+    entry.conditions = cache_control::conditions(&reply.headers);
+    if let Some(previous) = confirmed.filter(|_| entry.conditions.is_empty()) {
+        entry.conditions.clone_from(&previous.conditions);
+    }
+    if directives.no_cache || directives.no_store || unchanged.is_some_and(|previous| previous.always_revalidate) {
+        entry.require_revalidation();
+    }
+    let cannot_revalidate = directives.no_cache && entry.conditions.is_empty();
+    let not_stored = directives.no_store.then_some(NO_STORE).or(cannot_revalidate.then_some(NO_CACHE));
+    Ok(JudgedReply { entry, not_stored })
+}
+
+/// Makes the entry of an error that says "not found".
+///
+/// # Errors
+/// Any other error.
+fn entry_from_error(query: &ProviderQuery, cause: FetchCause, now: Time) -> Result<JudgedReply, Box<FetchError>> {
+    let error = match cause {
+        FetchCause::Provider(error) if error.code().is_not_found() => error,
+        other => return Err(other.into()),
+    };
+    let provider = query.provider();
+    let no_store = error.reply.as_ref().is_some_and(|reply| cache_directives(reply).no_store);
+    // The body counts towards the entry's weight, although only native clients receive it.
+    let body = error.reply.as_ref().map(|reply| reply.body.clone()).unwrap_or_default();
+    let life = freshness::of_not_found(&provider.freshness, now).life;
+    let kind = EntryKind::NotFound(Box::new(for_cache(error)));
+    let entry = Entry::new(query.subject.clone(), kind, body, provider.rules, life);
+    Ok(JudgedReply { entry, not_stored: no_store.then_some(NO_STORE) })
+}
+
+/// Returns the directives of a reply's `Cache-Control`.
+fn cache_directives(reply: &ProviderReply) -> Directives {
+    let values = reply.headers.get_all(http::header::CACHE_CONTROL);
+    cache_control::directives(values.iter().map(http::HeaderValue::as_bytes))
+}
+
+/// Returns how the provider's caching headers limit the lifetime. If `unchanged` is given, the directives of that stored
+/// entry stay in force.
+fn upstream_limit(
+    reply: &ProviderReply,
+    directives: &Directives,
+    unchanged: Option<&Entry>,
+    now: Time,
+) -> UpstreamLimit {
+    let age = cache_control::age_header(&reply.headers);
+    let from_reply = || UpstreamLimit {
+        max_age: directives.max_age.map(|max_age| max_age.saturating_sub(cache_control::age(&reply.headers, now))),
+        must_revalidate: directives.must_revalidate,
+        age,
+    };
+    unchanged.map_or_else(from_reply, |previous| UpstreamLimit { age, ..previous.upstream })
+}
+
+/// The limit of a provider's error reply, headers and body, that is stored for native clients. In bytes.
+const MAX_STORED_ERROR: usize = 64 << 10;
+
+/// Prepares an error for the cache: copies the reply's headers out of the connection's buffer, and drops a reply above
+/// the limit.
+fn for_cache(mut error: ProviderError) -> ProviderError {
+    error.reply = error.reply.and_then(|reply| {
+        let headers = reply.headers.iter().map(|(name, value)| (name.clone(), cache_control::copied(value)));
+        let headers: http::HeaderMap = headers.collect();
+        let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+        let body = reply.body.clone();
+        let fits = bytes + body.len() <= MAX_STORED_ERROR;
+        fits.then(|| Arc::new(ProviderReply { status: reply.status, headers, body }))
+    });
+    error
+}
+
+/// Refuses a body with a content encoding: Weir requests none, and a small compressed body can become a large one.
+fn refuse_encoding(provider: &Provider, headers: &http::HeaderMap) -> Result<(), UnreadableBody> {
+    let encoding =
+        headers.get(http::header::CONTENT_ENCODING).filter(|e| !e.as_bytes().eq_ignore_ascii_case(b"identity"));
+    let Some(encoding) = encoding else { return Ok(()) };
+    let fault = BodyFault::Encoded { encoding: format!("{encoding:?}") };
+    Err(UnreadableBody { provider: provider.name.clone(), fault })
+}
+
+/// Optional fields that could not be mapped: name and reason.
+pub type UnmappedFields = Vec<(String, &'static str)>;
+
+/// Makes an entry from a body that arrived at `now`, with the view that most clients receive.
+///
+/// # Errors
+/// The body is unreadable.
+pub fn entry_from_body(
+    query: &ProviderQuery,
+    body: bytes::Bytes,
+    upstream: UpstreamLimit,
+    now: Time,
+) -> Result<(Entry, UnmappedFields), Box<FetchError>> {
+    let (provider, operation) = (query.provider(), query.operation()?);
+    let (kind, life, view, unmapped) = {
+        let native = parse(provider, &body)?;
+        let parsed = operation.read(&provider.name, &provider.mapping, &native, now)?;
+        let life = parsed.freshness(&provider.freshness, now, upstream).life;
+        let kind = match &parsed.page {
+            None => EntryKind::Session,
+            Some(page) => EntryKind::Page { next: page.next.clone(), total: page.total },
+        };
+        let view = parsed.view(&provider.mapping, Show::default());
+        let unmapped =
+            parsed.mapping_failures.iter().map(|failure| (failure.field.name(), failure.reason.as_str())).collect();
+        (kind, life, view, unmapped)
+    };
+    let views = vec![CachedView { show: Show::default(), view: Arc::new(view) }];
+    let entry = Entry::new(query.subject.clone(), kind, body, provider.rules, life);
+    Ok((Entry { upstream, views, ..entry }, unmapped))
+}
+
+/// Parses a provider's body.
+///
+/// # Errors
+/// The body is not JSON.
+pub(crate) fn parse(provider: &Provider, body: &[u8]) -> Result<Value, UnreadableBody> {
+    json::parse(body).map_err(|error| {
+        let bytes = body.len();
+        let fault = match error.classify() {
+            serde_json::error::Category::Eof => BodyFault::Incomplete { bytes },
+            _ => BodyFault::NotJson { bytes },
+        };
+        UnreadableBody { provider: provider.name.clone(), fault }
+    })
+}

@@ -1,0 +1,401 @@
+//! Obtains a provider response: from the cache, from a call in flight, or from a new call.
+//!
+//! Nothing here knows the format of responses to clients: the pipeline makes them from entries and views.
+
+pub(crate) mod call;
+pub(crate) mod error;
+pub(crate) mod explain;
+pub(crate) mod provider_admission;
+pub(crate) mod provider_query;
+pub(crate) mod rate_limit_cost;
+
+use crate::base::model::{Form, Show, Time, View};
+use crate::base::trace_context::{TraceContext, TraceSteps};
+use crate::engine::cache::{CachedView, Entry, EntryKind, Key};
+use crate::engine::coalesce::{CallGuard, JoinTerms, Joined, shared_result_and_trace};
+use crate::engine::request_record::{CacheOutcome, CacheStatus, ForwardReason, RequestRecord, StoreOutcome};
+use crate::fetch::call::{call, entry_from_body, parse};
+use crate::fetch::error::{FetchCause, FetchError};
+use crate::fetch::provider_query::{CallResult, ProviderQuery, SharedState};
+use crate::rules::cache_control::Directives;
+use crate::rules::provider_body::{BodyFault, UnreadableBody, etag};
+use crate::rules::purge::Subject;
+use crate::runtime::snapshot::Provider;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::time::timeout_at;
+
+/// The result of a cache lookup.
+pub(crate) struct CacheLookup {
+    entry: Option<Arc<Entry>>,
+    /// The outcome if the entry is served as it is; `None` if the provider must be called.
+    outcome: Option<CacheOutcome>,
+    /// The client's directives.
+    directives: Directives,
+}
+
+impl CacheLookup {
+    /// Returns the stored entry, fresh or not.
+    #[must_use]
+    pub(crate) fn entry(&self) -> Option<&Arc<Entry>> {
+        self.entry.as_ref()
+    }
+
+    /// Returns whether the entry can be served without a call to the provider.
+    #[must_use]
+    pub(crate) fn is_hit(&self) -> bool {
+        self.outcome.is_some()
+    }
+}
+
+/// An entry to serve.
+pub(crate) struct Served {
+    /// The entry.
+    pub entry: Arc<Entry>,
+    /// Where it comes from.
+    pub status: CacheStatus,
+}
+
+/// Looks a query up in the cache. Maps the entry again if a reload has replaced the rules that made it.
+#[must_use]
+pub(crate) fn look_up(shared: &SharedState, query: &ProviderQuery, directives: Directives, now: Time) -> CacheLookup {
+    let entry = shared.cache.get(&query.key).and_then(|entry| with_current_rules(shared, query, entry, now));
+    let outcome = entry.as_ref().and_then(|entry| outcome_without_call(entry, &directives, now));
+    CacheLookup { entry, outcome, directives }
+}
+
+/// Returns the outcome of serving the entry as it is; `None` if the lifetime or the client's directives do not permit
+/// it (RFC 9111, sections 4.2 and 5.2.1).
+fn outcome_without_call(entry: &Entry, directives: &Directives, now: Time) -> Option<CacheOutcome> {
+    let life = &entry.life;
+    if directives.no_cache || directives.max_age.is_some_and(|max| life.age(now) > max) {
+        return None;
+    }
+    let fresh_for = life.fresh_until.since(now);
+    if !fresh_for.is_zero() {
+        return directives.min_fresh.is_none_or(|min| fresh_for >= min).then_some(CacheOutcome::Hit);
+    }
+    let staleness = now.since(life.fresh_until);
+    if now >= life.last() {
+        return None;
+    }
+    if directives.max_stale.is_some_and(|max| max.is_none_or(|max| staleness <= max)) {
+        return Some(CacheOutcome::Stale("max-stale"));
+    }
+    // A client that limits age or staleness does not accept more (RFC 9111, section 5.2.1).
+    let limited = directives.max_stale.is_some() || directives.min_fresh.is_some() || directives.max_age.is_some();
+    (now < life.revalidate_until && !limited).then_some(CacheOutcome::Stale("stale-while-revalidate"))
+}
+
+/// Returns whether the client accepts this stale entry after the provider has failed. The client does not accept it if it
+/// requires validation or sets a limit that the entry exceeds (RFC 9111, section 5.2.1).
+fn accepts_stale(directives: &Directives, entry: &Entry, now: Time) -> bool {
+    let staleness = now.since(entry.life.fresh_until);
+    match (directives.max_stale, directives.max_age) {
+        _ if directives.no_cache => false,
+        (Some(most), _) => most.is_none_or(|most| staleness <= most),
+        (None, Some(max_age)) => entry.life.age(now) <= max_age,
+        (None, None) => directives.min_fresh.is_none(),
+    }
+}
+
+/// Returns the entry if the current rules made it. Otherwise maps its body again; `None` if that fails.
+fn with_current_rules(shared: &SharedState, query: &ProviderQuery, entry: Arc<Entry>, now: Time) -> Option<Arc<Entry>> {
+    if entry.rules == query.provider().rules || matches!(entry.kind, EntryKind::NotFound(_)) {
+        return Some(entry);
+    }
+    let (mut mapped, _) = entry_from_body(query, entry.body.clone(), entry.upstream, entry.life.stored_at).ok()?;
+    mapped.conditions.clone_from(&entry.conditions);
+    mapped.call_stats = entry.call_stats;
+    if entry.always_revalidate {
+        mapped.require_revalidation();
+    }
+    if let Some(since) = entry.soft_purged_at {
+        mapped = mapped.stale_since(since);
+    }
+    let mapped = Arc::new(mapped);
+    shared.cache.replace(query.key.clone(), &entry, mapped.clone(), now);
+    Some(mapped)
+}
+
+/// Obtains the response to a query: the entry from `lookup` if it can be served, else the result of a call, else a
+/// stale entry if the call fails. Waits at most until `latest`; without it, until the call's own deadline.
+///
+/// # Errors
+/// The provider's failure, or why Weir did not call the provider.
+pub(crate) async fn obtain(
+    shared: &Arc<SharedState>,
+    query: &ProviderQuery,
+    lookup: CacheLookup,
+    latest: Option<tokio::time::Instant>,
+    received_at: Time,
+    record: &mut RequestRecord,
+) -> Result<Served, Box<FetchError>> {
+    if let (Some(entry), Some(outcome)) = (&lookup.entry, lookup.outcome) {
+        if matches!(outcome, CacheOutcome::Stale("stale-while-revalidate")) && !lookup.directives.only_if_cached {
+            refresh(shared, query, &record.steps);
+        }
+        return Ok(serve(shared, query, entry.clone(), outcome));
+    }
+    if lookup.directives.only_if_cached {
+        return Err(FetchCause::NotCached.into());
+    }
+    let CallOutcome { result, collapsed, .. } = wait_for_call(shared, query, &lookup.directives, latest, record).await;
+    // Read again after the wait, because a stale entry may have become unusable meanwhile.
+    let now = shared.now();
+    let reason = forward_reason(&lookup, received_at);
+    let forwarded = |stored| CacheOutcome::Forwarded { reason, stored, collapsed };
+    let error = match result {
+        Ok((entry, stored)) => {
+            // None: a reload has replaced the rules, and the new ones cannot map the response.
+            let entry = with_current_rules(shared, query, entry, now).ok_or(FetchCause::Outdated)?;
+            return Ok(serve(shared, query, entry, forwarded(stored)));
+        }
+        Err(error) => error,
+    };
+    if let Some((entry, outcome)) = entry_after_failure(shared, query, lookup.directives, &error, now) {
+        return Ok(serve(shared, query, entry, outcome));
+    }
+    let outcome = match error.is_refusal() {
+        true => CacheOutcome::Refused(error.code().as_str()),
+        false => forwarded(StoreOutcome::Failed(error.provider_status())),
+    };
+    record.cache = Some(CacheStatus { outcome, life: None });
+    count(shared, query.provider(), outcome);
+    Err(error)
+}
+
+/// Returns why the request needs a call, for `Cache-Status`.
+fn forward_reason(lookup: &CacheLookup, received_at: Time) -> ForwardReason {
+    let CacheLookup { entry, directives, .. } = lookup;
+    let client_refuses_fresh = entry.as_ref().is_some_and(|entry| entry.life.fresh_until > received_at);
+    match entry {
+        _ if directives.no_cache || directives.no_store || client_refuses_fresh => ForwardReason::Request,
+        Some(_) => ForwardReason::Stale,
+        None => ForwardReason::Miss,
+    }
+}
+
+/// Returns an entry to serve in place of the error, if there is one. Looks the query up again: the entry may have been
+/// purged or refreshed during the call.
+fn entry_after_failure(
+    shared: &SharedState,
+    query: &ProviderQuery,
+    directives: Directives,
+    error: &FetchError,
+    now: Time,
+) -> Option<(Arc<Entry>, CacheOutcome)> {
+    let CacheLookup { entry, outcome, directives } = look_up(shared, query, directives, now);
+    let entry = entry.filter(|_| error.code().permits_stale_response())?;
+    if let Some(outcome) = outcome {
+        return Some((entry, outcome));
+    }
+    let usable = now < entry.life.error_until && accepts_stale(&directives, &entry, now);
+    let outcome = match error.is_refusal() {
+        true => CacheOutcome::Stale("stale-if-error"),
+        false => CacheOutcome::StaleOnError { status: error.provider_status() },
+    };
+    usable.then_some((entry, outcome))
+}
+
+fn serve(shared: &SharedState, query: &ProviderQuery, entry: Arc<Entry>, outcome: CacheOutcome) -> Served {
+    count(shared, query.provider(), outcome);
+    Served { status: CacheStatus { outcome, life: Some(entry.life) }, entry }
+}
+
+fn count(shared: &SharedState, provider: &Provider, outcome: CacheOutcome) {
+    let (cache, label) = (&shared.metrics.cache, outcome.label());
+    let counters = || {
+        let saved =
+            matches!(label, "hit" | "collapsed" | "stale") && !matches!(outcome, CacheOutcome::StaleOnError { .. });
+        let requests = cache.requests.with_label_values(&[&provider.name, label]);
+        (requests, saved.then(|| cache.saved.with_label_values(&[&provider.name, label])))
+    };
+    let other;
+    let (requests, saved) = match outcome {
+        CacheOutcome::Hit => provider.hits.get_or_init(counters),
+        _ => {
+            other = counters();
+            &other
+        }
+    };
+    requests.inc();
+    if let Some(saved) = saved {
+        saved.inc();
+    }
+}
+
+/// The result of waiting for a call.
+struct CallOutcome {
+    result: CallResult,
+    /// Whether another request started the call.
+    collapsed: bool,
+    /// The trace context of the call, if it is traced.
+    trace_context: Option<TraceContext>,
+}
+
+/// Waits for a call, at most until `latest`. Records the wait and the link to a shared call.
+async fn wait_for_call(
+    shared: &Arc<SharedState>,
+    query: &ProviderQuery,
+    directives: &Directives,
+    latest: Option<tokio::time::Instant>,
+    record: &mut RequestRecord,
+) -> CallOutcome {
+    #[allow(clippy::disallowed_methods)] // measures the wait
+    let started = Instant::now();
+    record.steps.step("fetch");
+    let call = join_or_call(shared, query, directives, &record.steps);
+    let outcome = match latest {
+        None => call.await,
+        // The call continues after the deadline, for other requests and for the cache.
+        Some(latest) => timeout_at(latest, call).await.unwrap_or_else(|_| {
+            let result = Err(FetchCause::Deadline { provider: query.provider().name.clone() }.into());
+            CallOutcome { result, collapsed: false, trace_context: None }
+        }),
+    };
+    if let Some(context) = outcome.trace_context.as_ref().filter(|_| outcome.collapsed) {
+        record.steps.link(context);
+    }
+    record.provider_wait += started.elapsed();
+    outcome
+}
+
+/// Joins the call in flight for this key, or starts one.
+async fn join_or_call(
+    shared: &Arc<SharedState>,
+    query: &ProviderQuery,
+    directives: &Directives,
+    steps: &TraceSteps,
+) -> CallOutcome {
+    let lost_call = || Err(FetchCause::LostCall.into());
+    if directives.no_store {
+        // A response that must not be stored must not be shared either.
+        let (shared, query, steps) = (shared.clone(), query.clone(), steps.call(&shared.spans));
+        #[allow(clippy::disallowed_methods)] // a task of its own, like every call, so that a panic becomes `LostCall`
+        let call_task = tokio::spawn(async move { Box::pin(call(&shared, &query, false, steps)).await });
+        return CallOutcome {
+            result: call_task.await.unwrap_or_else(|_| lost_call()),
+            collapsed: false,
+            trace_context: None,
+        };
+    }
+    // Times are in milliseconds, so a call that started in the same millisecond may have started before the write.
+    let after_write = shared.cache.last_write_at(&query.subject).map(|at| at.plus(Duration::from_millis(1)));
+    let not_before = after_write.unwrap_or(Time(i64::MIN));
+    let terms = JoinTerms { max_waiters: query.max_waiters(), not_before, start_after_join: directives.no_cache };
+    let fresh = || fresh_result(shared, query, directives);
+    let (waiter, collapsed) = match shared.coalescer.join(&query.key, query.subject.clone(), &terms, fresh) {
+        Joined::Found(result) => return CallOutcome { result, collapsed: true, trace_context: None },
+        Joined::Waiting(waiter) => (waiter, true),
+        Joined::Full => {
+            return CallOutcome {
+                result: Err(FetchCause::TooManyWaiters.into()),
+                collapsed: true,
+                trace_context: None,
+            };
+        }
+        Joined::Leading(guard, waiter) => {
+            let steps = steps.call(&shared.spans);
+            steps.context().into_iter().for_each(|context| waiter.set_trace_context(context));
+            start_call(shared, query, guard, steps);
+            (waiter, false)
+        }
+    };
+    let (result, trace_context) = shared_result_and_trace(waiter).await;
+    CallOutcome { result: result.unwrap_or_else(lost_call), collapsed, trace_context }
+}
+
+/// Returns the cache entry if it is fresh by now: another call may have stored it since the lookup.
+fn fresh_result(shared: &SharedState, query: &ProviderQuery, directives: &Directives) -> Option<CallResult> {
+    let entry = shared.cache.get(&query.key)?;
+    let has_current_rules = entry.rules == query.provider().rules;
+    let is_fresh =
+        has_current_rules && outcome_without_call(&entry, directives, shared.now()) == Some(CacheOutcome::Hit);
+    is_fresh.then_some(Ok((entry, StoreOutcome::Yes)))
+}
+
+/// Starts a call that refreshes the entry, unless one is in flight. Does not wait for it.
+fn refresh(shared: &Arc<SharedState>, query: &ProviderQuery, steps: &TraceSteps) {
+    let terms = JoinTerms { max_waiters: usize::MAX, not_before: Time(i64::MIN), start_after_join: false };
+    let fresh = || fresh_result(shared, query, &Directives::default());
+    if let Joined::Leading(guard, waiter) = shared.coalescer.join(&query.key, query.subject.clone(), &terms, fresh) {
+        let steps = steps.call(&shared.spans);
+        steps.context().into_iter().for_each(|context| waiter.set_trace_context(context));
+        start_call(shared, query, guard, steps);
+    }
+}
+
+/// Starts the call in a task of its own, because it outlives the request that starts it. The call has a deadline.
+#[allow(clippy::disallowed_methods)]
+fn start_call(
+    shared: &Arc<SharedState>,
+    query: &ProviderQuery,
+    mut guard: CallGuard<Key, CallResult, Subject>,
+    steps: TraceSteps,
+) {
+    let (shared, query) = (shared.clone(), query.clone());
+    tokio::spawn(async move {
+        guard.start(shared.clock).await;
+        // Boxed, because the future is large and the runtime moves tasks.
+        let result = Box::pin(call(&shared, &query, true, steps)).await;
+        guard.finish(result);
+    });
+}
+
+/// Returns a view of an entry. Makes it from the body if the entry does not have it yet, and stores it there.
+///
+/// # Errors
+/// The body is unreadable.
+pub(crate) fn view(
+    shared: &SharedState,
+    query: &ProviderQuery,
+    entry: &Arc<Entry>,
+    show: Show,
+    now: Time,
+) -> Result<Arc<View>, Box<FetchError>> {
+    if let Some(view) = entry.view(show) {
+        return Ok(view.clone());
+    }
+    let provider = query.provider();
+    if show.form == Form::Native {
+        return native_view(shared, query, entry, show, now);
+    }
+    let native = parse(provider, &entry.body)?;
+    // Mapped with the time of its arrival, so that all views of an entry agree.
+    let parsed = query.operation()?.read(&provider.name, &provider.mapping, &native, entry.life.stored_at)?;
+    let view = Arc::new(parsed.view(&provider.mapping, show));
+    store_view(shared, query, entry, CachedView { show, view: view.clone() }, now);
+    Ok(view)
+}
+
+/// Returns the provider's body, without secret fields unless `show` includes them.
+fn native_view(
+    shared: &SharedState,
+    query: &ProviderQuery,
+    entry: &Arc<Entry>,
+    show: Show,
+    now: Time,
+) -> Result<Arc<View>, Box<FetchError>> {
+    let provider = query.provider();
+    let body = match show.secrets {
+        true => entry.body.clone(),
+        false => query
+            .operation()?
+            .without_secrets(&provider.mapping, &entry.body)
+            .ok_or_else(|| UnreadableBody { provider: provider.name.clone(), fault: BodyFault::NoSessions })?,
+    };
+    let view = Arc::new(View { etag: etag(&body), body, items: Vec::new() });
+    store_view(shared, query, entry, CachedView { show, view: view.clone() }, now);
+    Ok(view)
+}
+
+/// Adds a view to the stored entry, if the cache still has this entry and the current rules made it.
+fn store_view(shared: &SharedState, query: &ProviderQuery, entry: &Arc<Entry>, view: CachedView, now: Time) {
+    if entry.rules == query.provider().rules {
+        let mut views = entry.views.clone();
+        views.push(view);
+        let extended = Entry { views, ..Entry::clone(entry) };
+        shared.cache.replace(query.key.clone(), entry, Arc::new(extended), now);
+    }
+}

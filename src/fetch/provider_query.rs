@@ -1,0 +1,314 @@
+//! Defines provider queries: requests to a provider on behalf of a client. Also defines the state that requests share.
+//!
+//! Nothing here sends a request.
+
+use crate::base::ids::{ClientId, ProviderId};
+use crate::base::metrics::Metrics;
+use crate::base::model::Time;
+use crate::base::operation::Operation;
+use crate::base::request_headers::RequestHeaders;
+use crate::base::request_reply::Request;
+use crate::base::trace_context::Spans;
+use crate::engine::breaker::ProviderQuota;
+use crate::engine::cache::{Cache, Entry, Key, KeyParts};
+use crate::engine::coalesce::Coalescer;
+use crate::engine::credential::{ClientCredentialError, Credential};
+use crate::engine::request_record::StoreOutcome;
+use crate::engine::upstream::UpstreamClient;
+use crate::fetch::error::{FetchError, NoOperation};
+use crate::rules::provider_body::CompiledOperation;
+use crate::rules::purge::{Mode, Scope, Subject};
+use crate::rules::route::SessionName;
+use crate::rules::template::{DotSegment, Values};
+use crate::runtime;
+use crate::runtime::snapshot::{Access, Provider, Snapshot};
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+
+/// The result of a call, shared by all requests that wait for it.
+pub(crate) type CallResult = Result<(Arc<Entry>, StoreOutcome), Box<FetchError>>;
+
+/// The client may not use the provider.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("client {client:?} may not use {provider}; its providers are listed in clients.yaml")]
+pub struct NotPermitted {
+    /// The client's id.
+    pub client: Arc<str>,
+    /// The provider.
+    pub provider: Arc<str>,
+}
+
+/// Why a client has no identity at a provider.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum IdentityError {
+    /// It may not use the provider.
+    #[error(transparent)]
+    NotPermitted(#[from] NotPermitted),
+    /// Its request does not contain the credential.
+    #[error(transparent)]
+    Credential(#[from] ClientCredentialError),
+}
+
+/// Why a query cannot be made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ProviderQueryError {
+    /// The client has no identity at the provider.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The provider has no such operation.
+    #[error(transparent)]
+    NoOperation(#[from] NoOperation),
+    /// No path can contain the id.
+    #[error(transparent)]
+    Id(#[from] DotSegment),
+}
+
+/// The state that all requests share.
+pub struct SharedState {
+    /// The metrics.
+    pub metrics: Metrics,
+    /// The cache of provider responses.
+    pub cache: Cache,
+    /// Sends requests to providers.
+    pub upstream: Arc<UpstreamClient>,
+    /// The calls in flight.
+    pub coalescer: Coalescer<Key, CallResult, Subject>,
+    /// The spans of distributed traces.
+    pub spans: Spans,
+    /// Reads the time. For steps that wait and need the time afterwards.
+    pub clock: fn() -> Time,
+    /// Cancelled when Weir shuts down. Ends responses that have no end of their own.
+    pub stopping: CancellationToken,
+}
+
+impl SharedState {
+    /// Creates the state with an empty cache. `max_bytes` limits the cache; for `max_buffered`, see
+    /// [`UpstreamClient::new`].
+    #[must_use]
+    pub fn new(metrics: Metrics, max_bytes: u64, max_buffered: u64) -> Self {
+        let cache = Cache::new(max_bytes, metrics.cache.clone());
+        let (upstream, spans) = (Arc::new(UpstreamClient::new(max_buffered)), Spans::default());
+        Self {
+            metrics,
+            cache,
+            upstream,
+            coalescer: Coalescer::default(),
+            spans,
+            clock: runtime::now,
+            stopping: CancellationToken::new(),
+        }
+    }
+
+    /// Returns the time.
+    #[must_use]
+    pub fn now(&self) -> Time {
+        (self.clock)()
+    }
+
+    /// Purges the entries in the scope and returns their number. Calls in flight still serve the requests that wait for
+    /// them, but no later request.
+    pub fn purge(&self, scope: &Scope, mode: Mode, now: Time) -> u64 {
+        let count = self.cache.purge(scope, mode, now);
+        self.coalescer.detach(|subject| scope.covers(subject));
+        count
+    }
+}
+
+/// The identity under which Weir sends one request to a provider.
+#[derive(Clone)]
+pub struct ProviderIdentity {
+    /// The credential that Weir sends.
+    pub credential: Credential,
+    /// The quota of the credential; `None` if the client sent the credential.
+    quota: Option<Arc<ProviderQuota>>,
+}
+
+impl ProviderIdentity {
+    /// Returns the quota of the credential.
+    #[must_use]
+    pub fn quota(&self, provider: &Provider) -> Arc<ProviderQuota> {
+        self.quota.clone().unwrap_or_else(|| provider.quotas.forwarded(&self.credential))
+    }
+
+    /// Returns the identity of a client at a provider, for a request with these headers.
+    ///
+    /// # Errors
+    /// The client may not use the provider, or its request lacks the credential.
+    pub fn of(
+        snapshot: &Snapshot,
+        client: ClientId,
+        provider: ProviderId,
+        headers: &RequestHeaders,
+    ) -> Result<Self, IdentityError> {
+        let access = permitted(snapshot, client, provider)?;
+        if !access.credential.is_forwarded() {
+            return Ok(Self { credential: access.credential.clone(), quota: Some(access.quota.clone()) });
+        }
+        Ok(Self { credential: access.credential.for_request(headers, &snapshot.keys)?, quota: None })
+    }
+}
+
+/// The client, the provider and the operation of a query.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueryTarget {
+    /// The client on whose behalf the provider is called.
+    pub client: ClientId,
+    /// The provider.
+    pub provider: ProviderId,
+    /// The operation.
+    pub operation: Operation,
+}
+
+/// A request to a provider on behalf of a client, and the cache key of its response.
+#[derive(Clone)]
+pub struct ProviderQuery {
+    snapshot: Arc<Snapshot>,
+    target: QueryTarget,
+    /// The client's identity at the provider.
+    pub identity: ProviderIdentity,
+    /// The path and query, relative to the provider's base URL.
+    pub path_and_query: String,
+    /// The cache key of the response.
+    pub key: Key,
+    /// What the response is about, for purges.
+    pub subject: Subject,
+}
+
+impl ProviderQuery {
+    /// Makes the query of an operation from the values of its template.
+    ///
+    /// # Errors
+    /// The provider has no such operation, or no path can contain the id.
+    pub fn new(
+        snapshot: &Arc<Snapshot>,
+        target: QueryTarget,
+        identity: ProviderIdentity,
+        values: &Values<'_>,
+    ) -> Result<Self, ProviderQueryError> {
+        let provider = &snapshot.providers[target.provider];
+        let operation = operation(provider, target.operation)?;
+        let path_and_query = operation.template.render(values)?;
+        let key = Key::of(parts(provider, &identity, operation, &path_and_query));
+        let subject = Subject {
+            provider: provider.name.clone(),
+            credential: identity.credential.identity.clone(),
+            agent: values.agent.map(Into::into),
+            session: values.session.map(Into::into),
+        };
+        Ok(Self { snapshot: snapshot.clone(), target, identity, path_and_query, key, subject })
+    }
+
+    /// Replaces the query string.
+    ///
+    /// # Errors
+    /// The provider has no such operation.
+    pub fn with_query(self, query: &str) -> Result<Self, NoOperation> {
+        let path = self.path_and_query.split('?').next().unwrap_or_default();
+        let path_and_query = format!("{path}?{query}");
+        let key = Key::of(parts(self.provider(), &self.identity, self.operation()?, &path_and_query));
+        Ok(Self { path_and_query, key, ..self })
+    }
+
+    /// Returns the parts of the cache key.
+    ///
+    /// # Errors
+    /// The provider has no such operation.
+    pub fn key_parts(&self) -> Result<KeyParts<'_>, NoOperation> {
+        Ok(parts(self.provider(), &self.identity, self.operation()?, &self.path_and_query))
+    }
+
+    /// Returns where the credential is configured, in words.
+    #[must_use]
+    pub fn credential_from(&self) -> &'static str {
+        match &self.snapshot.clients[self.target.client].access[self.target.provider] {
+            _ if self.identity.quota.is_none() => "the request",
+            Some(access) if access.is_clients_own => "the client, in clients.yaml",
+            _ => "the provider's file",
+        }
+    }
+
+    /// Returns the provider's id in the snapshot of this query.
+    #[must_use]
+    pub fn provider_id(&self) -> ProviderId {
+        self.target.provider
+    }
+
+    /// Returns the provider.
+    #[must_use]
+    pub fn provider(&self) -> &Provider {
+        &self.snapshot.providers[self.target.provider]
+    }
+
+    /// Returns the client's id.
+    #[must_use]
+    pub fn client_id(&self) -> &Arc<str> {
+        &self.snapshot.clients[self.target.client].id
+    }
+
+    /// Returns the limit of requests that wait for one call.
+    #[must_use]
+    pub fn max_waiters(&self) -> usize {
+        self.snapshot.weir.overload.max_waiters as usize
+    }
+
+    /// Returns the limit of calls in flight.
+    #[must_use]
+    pub fn max_calls(&self) -> i64 {
+        i64::from(self.snapshot.weir.overload.max_in_flight)
+    }
+
+    /// Returns the operation.
+    ///
+    /// # Errors
+    /// The provider has no such operation.
+    pub fn operation(&self) -> Result<&CompiledOperation, NoOperation> {
+        operation(self.provider(), self.target.operation)
+    }
+}
+
+fn parts<'k>(
+    provider: &'k Provider,
+    identity: &'k ProviderIdentity,
+    operation: &'k CompiledOperation,
+    path_and_query: &'k str,
+) -> KeyParts<'k> {
+    KeyParts {
+        provider: &provider.name,
+        base_url: &provider.base_url,
+        credential: &identity.credential.identity,
+        operation: operation.name(),
+        path_and_query,
+    }
+}
+
+/// Returns a client's access to a provider.
+///
+/// # Errors
+/// The client may not use the provider.
+pub(crate) fn permitted(snapshot: &Snapshot, client: ClientId, provider: ProviderId) -> Result<&Access, NotPermitted> {
+    snapshot.clients[client].access[provider].as_ref().ok_or_else(|| {
+        let (client, provider) = (&snapshot.clients[client].id, &snapshot.providers[provider].name);
+        NotPermitted { client: client.clone(), provider: provider.clone() }
+    })
+}
+
+fn operation(provider: &Provider, operation: Operation) -> Result<&CompiledOperation, NoOperation> {
+    let compiled = provider.operations.get(operation);
+    compiled.ok_or_else(|| NoOperation { provider: provider.name.clone(), operation })
+}
+
+/// Makes the query of one session.
+///
+/// # Errors
+/// The client may not use the provider, or no path can contain the id.
+pub(crate) fn session_query(
+    snapshot: &Arc<Snapshot>,
+    client: ClientId,
+    name: &SessionName,
+    request: &Request,
+) -> Result<ProviderQuery, ProviderQueryError> {
+    let values = Values { agent: name.agent.as_deref(), session: Some(&name.session), ..Values::default() };
+    let identity = ProviderIdentity::of(snapshot, client, name.provider, &request.headers)?;
+    let target = QueryTarget { client, provider: name.provider, operation: Operation::GetSession };
+    ProviderQuery::new(snapshot, target, identity, &values)
+}

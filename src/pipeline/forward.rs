@@ -1,0 +1,352 @@
+//! Forwards a native request: admits it, rewrites the heads of request and response, and marks the changed cache entries
+//! as stale.
+//!
+//! A [`Forward`] lives as long as the stream and keeps the provider's permits until then. Pingora transports the bytes.
+
+use crate::base::ids::{ClientId, ProviderId};
+use crate::base::problem::{Outcome, Problem};
+use crate::base::request_reply::{ProviderFailure, ProviderReply, Response};
+use crate::base::trace_context::TraceAttribute;
+use crate::engine::body_deadline::BodyDeadline;
+use crate::engine::cache::WriteScope;
+use crate::engine::credential::CredentialHeader;
+use crate::engine::request_record::RequestRecord;
+use crate::engine::upstream::Peer;
+use crate::fetch::provider_admission::{self, CallInFlight};
+use crate::fetch::provider_query::{ProviderIdentity, ProviderQuery, SharedState};
+use crate::pipeline::{problems, respond};
+use crate::rules::hop_by_hop;
+use crate::rules::purge::Subject;
+use crate::runtime::snapshot::{Provider, Snapshot};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::OwnedSemaphorePermit;
+
+/// The cached data that a request makes stale if it succeeds.
+pub enum Change {
+    /// None.
+    Nothing,
+    /// A session, and the lists that contain it.
+    Session {
+        /// The query for the session.
+        session: Box<ProviderQuery>,
+        /// A query for the lists, if the provider has any.
+        lists: Option<Box<ProviderQuery>>,
+    },
+    /// Lists: a query for them, if the provider has any.
+    Lists(Option<Box<ProviderQuery>>),
+    /// An agent, with all its sessions and lists.
+    Agent(Subject),
+}
+
+/// A request that is being forwarded.
+pub struct Forward {
+    /// The record of the request.
+    pub record: RequestRecord,
+    /// The CORS headers of the response.
+    pub cors_headers: Vec<(HeaderName, HeaderValue)>,
+    shared: Arc<SharedState>,
+    snapshot: Arc<Snapshot>,
+    client: ClientId,
+    provider: ProviderId,
+    identity: ProviderIdentity,
+    request: ForwardRequest,
+    credential_header: CredentialHeader,
+    /// How many of the provider's addresses were tried.
+    tries: usize,
+    /// How many addresses the provider has.
+    addresses: usize,
+    /// The provider refused the token once, so Weir fetches a new one.
+    renewed: bool,
+    /// The status of the provider's response.
+    status: Option<u16>,
+    /// The response has no `Content-Length`: the provider may change data until the stream ends.
+    streams: bool,
+    /// A connection to the provider was established.
+    connected: bool,
+    failed: bool,
+    started: Instant,
+    /// The deadline of the client's body.
+    pub body_deadline: Arc<BodyDeadline>,
+    /// The permits of the client's share and of the provider.
+    _permits: [OwnedSemaphorePermit; 2],
+    _call: CallInFlight,
+}
+
+/// The changes to the request's head that make it a request to the provider.
+pub struct ProviderHead {
+    /// The path and query at the provider, with the prefix of its base URL.
+    pub path_and_query: String,
+    /// `Host`.
+    pub authority: String,
+    /// Headers to remove.
+    pub drop: Vec<HeaderName>,
+    /// The provider's credential.
+    pub credential: Option<(HeaderName, HeaderValue)>,
+    /// Trace context headers, if the request is traced.
+    pub trace: Vec<(HeaderName, HeaderValue)>,
+}
+
+/// What to do with the provider's response.
+pub enum ResponseAction {
+    /// Forward it, with these changes to its headers.
+    Forward {
+        /// Headers to remove.
+        drop: Vec<HeaderName>,
+        /// Weir's headers, which replace those of the same name.
+        set: Vec<(HeaderName, HeaderValue)>,
+        /// Weir's headers, in addition to those of the same name.
+        add: Vec<(HeaderName, HeaderValue)>,
+    },
+    /// Discard it and send the request again with a new token: the provider refused the token.
+    RetryWithNewToken,
+    /// Discard it and respond with this problem.
+    Refuse(Box<Problem>),
+}
+
+/// A request to forward.
+pub struct ForwardRequest {
+    /// What it changes.
+    pub change: Change,
+    /// The part of the client's path before the provider's path.
+    pub prefix: String,
+    /// The provider's path and query.
+    pub path_and_query: String,
+    /// Its method.
+    pub method: http::Method,
+    /// It comes from a proxy whose `Forwarded` headers Weir trusts.
+    pub from_trusted_proxy: bool,
+}
+
+impl Forward {
+    /// Waits until Weir may call the provider, and gets the credential.
+    ///
+    /// # Errors
+    /// Weir may not call the provider before the deadline, or there is no credential.
+    pub async fn start(
+        shared: &Arc<SharedState>,
+        snapshot: &Arc<Snapshot>,
+        client: ClientId,
+        provider: ProviderId,
+        identity: ProviderIdentity,
+        request: ForwardRequest,
+    ) -> Outcome<Box<Self>> {
+        let (metrics, config) = (&shared.metrics.upstream, &snapshot.providers[provider]);
+        let call =
+            provider_admission::count_call(metrics, &config.name, i64::from(snapshot.weir.overload.max_in_flight))?;
+        #[allow(clippy::disallowed_methods)] // measures how long the provider takes
+        let started = Instant::now();
+        let deadline = tokio::time::Instant::now() + config.target.timeout;
+        let latest = deadline - config.target.timeout / 2;
+        let (quota, id, limits) = (identity.quota(config), &snapshot.clients[client].id, &snapshot.weir.limits);
+        let share = provider_admission::acquire_client_share(metrics, config, &quota, id, latest).await?;
+        let permit = provider_admission::admit(metrics, config, &quota, id, latest, shared.clock).await?;
+        let credential_header = identity.credential.header(&shared.upstream, metrics, deadline).await?;
+        Ok(Box::new(Self {
+            record: RequestRecord::new(String::new(), ""),
+            cors_headers: Vec::new(),
+            shared: shared.clone(),
+            snapshot: snapshot.clone(),
+            client,
+            provider,
+            identity,
+            request,
+            credential_header,
+            tries: 0,
+            addresses: 0,
+            renewed: false,
+            status: None,
+            streams: false,
+            connected: false,
+            failed: false,
+            started,
+            body_deadline: Arc::new(BodyDeadline::new(
+                limits.stall_timeout,
+                limits.body_timeout,
+                tokio::time::Instant::now(),
+            )),
+            _permits: [share, permit],
+            _call: call,
+        }))
+    }
+
+    /// Returns the provider.
+    #[must_use]
+    pub fn provider(&self) -> &Provider {
+        &self.snapshot.providers[self.provider]
+    }
+
+    /// Starts the trace step of the provider call.
+    pub fn start_upstream_step(&mut self) {
+        let target = &self.snapshot.providers[self.provider].target;
+        self.record.steps.client_step("upstream");
+        self.record.steps.attribute("server.address", || TraceAttribute::Text(target.authority().into()));
+    }
+
+    /// Returns the next address to connect to. Fetches a new token first if the provider refused the last one.
+    ///
+    /// # Errors
+    /// The provider has no address, or Weir gets no new token.
+    pub async fn peer(&mut self) -> Outcome<Peer> {
+        let metrics = &self.shared.metrics.upstream;
+        if self.renewed {
+            let deadline = tokio::time::Instant::now() + self.provider().target.timeout;
+            self.credential_header = self.identity.credential.header(&self.shared.upstream, metrics, deadline).await?;
+        }
+        let provider = self.provider();
+        let peer = self.shared.upstream.peer(&provider.target, self.tries, provider.idle_timeout).await;
+        self.tries += 1;
+        let (peer, addresses) = peer.map_err(|failure| self.record_failure(failure))?;
+        self.addresses = addresses;
+        Ok(peer)
+    }
+
+    /// Returns whether there is an address that was not tried yet.
+    #[must_use]
+    pub fn has_more_addresses(&self) -> bool {
+        self.tries < self.addresses
+    }
+
+    /// Returns the changes to the head of the client's request.
+    #[must_use]
+    pub fn provider_head(&self, headers: &HeaderMap) -> ProviderHead {
+        let target = &self.provider().target;
+        ProviderHead {
+            path_and_query: target.path(&self.request.path_and_query),
+            authority: target.authority().to_owned(),
+            drop: hop_by_hop::of_request(headers, self.request.from_trusted_proxy).collect(),
+            credential: self.credential_header.header.clone(),
+            trace: if self.record.steps.context().is_some() { self.record.steps.headers() } else { Vec::new() },
+        }
+    }
+
+    /// Decides what to do with the provider's response. Updates the breaker, the quota and the cache from its status.
+    pub fn response_action(&mut self, status: u16, headers: &HeaderMap) -> ResponseAction {
+        self.count(&status.to_string());
+        if status == 401 && !self.renewed && self.identity.credential.invalidate(&self.credential_header) {
+            self.renewed = true;
+            return ResponseAction::RetryWithNewToken;
+        }
+        let (provider, is_forwarded) = (self.provider(), self.identity.credential.is_forwarded());
+        let error = (!matches!(status, 200..=399)).then(|| {
+            let reply = ProviderReply { status, headers: headers.clone(), body: Bytes::new() };
+            provider.errors.judge(reply, is_forwarded, self.shared.now())
+        });
+        let quota = self.identity.quota(provider);
+        provider_admission::record_result(provider, &quota, error.as_ref(), self.shared.now());
+        self.status = Some(status);
+        self.streams = !headers.contains_key(header::CONTENT_LENGTH);
+        // The client sees the refusal of its own credential, but not the refusal of Weir's.
+        if let Some(error) = error.filter(|_| status == 401 && !is_forwarded) {
+            return ResponseAction::Refuse(error.into());
+        }
+        if status < 400 {
+            self.mark_changed();
+        }
+        self.record.status = status;
+        self.record.steps.attribute("http.response.status_code", || TraceAttribute::Number(status.into()));
+        let drop = hop_by_hop::of_response(headers).collect();
+        ResponseAction::Forward { drop, set: self.headers_to_set(headers), add: self.cors_headers.clone() }
+    }
+
+    fn headers_to_set(&self, headers: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
+        let cache_status = if self.request.method.is_safe() { "weir; fwd=bypass" } else { "weir; fwd=method" };
+        let buckets = self.snapshot.buckets(Some(self.client), &[self.provider]);
+        let mut set = respond::forwarded_headers(&buckets, &self.record, cache_status);
+        let location = headers.get(header::LOCATION);
+        let location = location.and_then(|location| location_at_weir(self.provider(), &self.request.prefix, location));
+        set.extend(location.map(|location| (header::LOCATION, location)));
+        set
+    }
+
+    /// Records that a connection to the provider is established.
+    pub fn mark_connected(&mut self) {
+        self.connected = true;
+    }
+
+    /// Records that the provider did not respond, or not completely. Returns the problem.
+    pub fn record_failure(&mut self, failure: ProviderFailure) -> Box<Problem> {
+        self.failed = true;
+        self.count(failure.kind.as_str());
+        let provider = self.provider();
+        let error = provider.errors.judge_failure(failure);
+        let quota = self.identity.quota(provider);
+        provider_admission::record_result(provider, &quota, Some(&error), self.shared.now());
+        error.into()
+    }
+
+    /// Returns the response for a problem, in the format of the provider's errors.
+    #[must_use]
+    pub fn problem_response(&mut self, problem: &Problem) -> Response {
+        let (snapshot, now) = (self.snapshot.clone(), self.shared.now());
+        let buckets = snapshot.buckets(Some(self.client), &[self.provider]);
+        let native_errors = snapshot.providers[self.provider].native_errors.as_ref();
+        let mut response = respond::native(problem, native_errors, &buckets, &mut self.record, now);
+        response.headers.extend(self.cors_headers.iter().cloned());
+        response
+    }
+
+    fn count(&self, status: &str) {
+        let labels = [&*self.provider().name, "native", status];
+        self.shared.metrics.upstream.requests.with_label_values(&labels).inc();
+    }
+
+    /// Marks the cache entries that this request changes as stale.
+    fn mark_changed(&self) {
+        let (cache, now) = (&self.shared.cache, self.shared.now());
+        let lists = match &self.request.change {
+            Change::Nothing => return,
+            Change::Agent(agent) => return cache.record_write(WriteScope::Agent(agent.clone()), now),
+            Change::Session { session, lists } => {
+                cache.record_write(WriteScope::Subject(session.subject.clone()), now);
+                lists
+            }
+            Change::Lists(lists) => lists,
+        };
+        if let Some(lists) = lists {
+            cache.record_write(WriteScope::Subject(lists.subject.clone()), now);
+        }
+    }
+
+    /// Records the end of the request, complete or not, and returns its duration. A stream may have changed data until
+    /// its end; a request without a response may have changed data too.
+    pub fn finish(&mut self) -> Duration {
+        match self.status {
+            Some(status) if status < 400 && self.streams => self.mark_changed(),
+            None if self.connected => self.mark_changed(),
+            _ => {}
+        }
+        if self.status.is_none() && !self.failed {
+            // The client closed the connection.
+            self.count("cancelled");
+        }
+        let duration = self.started.elapsed();
+        self.record.provider_wait = duration;
+        let labels = [&*self.provider().name, "native"];
+        self.shared.metrics.upstream.duration.with_label_values(&labels).observe(duration.as_secs_f64());
+        duration
+    }
+
+    /// Returns the problem for a provider that refuses Weir's credential.
+    #[must_use]
+    pub fn credential_refused(&self) -> Box<Problem> {
+        problems::credential_refused(&self.provider().name)
+    }
+}
+
+/// Replaces a `Location` below the provider's base URL with the same location at Weir.
+pub(crate) fn rewrite_location(provider: &Provider, prefix: &str, response: &mut Response) {
+    let location = response.headers.get("location").and_then(|value| HeaderValue::from_bytes(value).ok());
+    if let Some(location) = location.and_then(|location| location_at_weir(provider, prefix, &location)) {
+        response.headers.retain(|name| name != "location");
+        response.headers.push("location", location);
+    }
+}
+
+/// Returns the URL at Weir for a URL at the provider; `None` if it is not below the provider's base URL.
+fn location_at_weir(provider: &Provider, prefix: &str, location: &HeaderValue) -> Option<HeaderValue> {
+    let path = provider.target.strip_base_url(location.to_str().ok()?)?;
+    HeaderValue::from_str(&format!("{prefix}{path}")).ok()
+}

@@ -1,0 +1,408 @@
+//! Merges the pages of several sources into one page of a list.
+//!
+//! Provider pages always have the provider's largest size, so that all clients share their cache entries. The page token
+//! stores the position in each source. The merge keeps the order of each source. A source that fails is reported in the
+//! page, and the next page continues it at the same position.
+
+use crate::base::ids::ClientId;
+use crate::base::model::{Time, View, write_json};
+use crate::base::operation::Operation;
+use crate::base::problem::{Code, Outcome};
+use crate::base::request_headers::RequestHeaders;
+use crate::base::request_reply::Body;
+use crate::engine::cache::EntryKind;
+use crate::engine::memory_budget::BudgetedBytes;
+use crate::engine::rate_limit::Cost;
+use crate::engine::request_record::{CacheOutcome, ProviderCost, RequestRecord};
+use crate::fetch::provider_query::{
+    IdentityError, ProviderIdentity, ProviderQuery, ProviderQueryError, QueryTarget, SharedState,
+};
+use crate::fetch::{self, Served};
+use crate::pipeline::obtain::LookedUpQuery;
+use crate::pipeline::respond::Content;
+use crate::pipeline::source_reader::{
+    NextSession, ProviderPage, SourceReader, check_any_succeeded, combined_status, newest,
+};
+use crate::pipeline::{cache_status, obtain, problems, representation};
+use crate::rules::cache_control::Directives;
+use crate::rules::fields::FieldSelection;
+use crate::rules::page_token::{Position, SourceProgress};
+use crate::rules::parameters::Page;
+use crate::rules::provider_body::etag;
+use crate::rules::route::ListSource;
+use crate::rules::template::Values;
+use crate::runtime::snapshot::Snapshot;
+use bytes::Bytes;
+use futures_util::future::join_all;
+use http::HeaderValue;
+use serde_json::{Value, json};
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// A list request of one client.
+pub(crate) struct List<'l> {
+    /// The state that all requests share.
+    pub shared: &'l Arc<SharedState>,
+    /// The configuration in force.
+    pub snapshot: &'l Arc<Snapshot>,
+    /// The client.
+    pub client: ClientId,
+    /// The route's template. A page token is valid for one route.
+    pub path: &'static str,
+    /// The page's size, token, filter and representation.
+    pub page: &'l Page,
+    /// The sources.
+    pub sources: Vec<IdentifiedSource<'l>>,
+    /// The request's cache directives.
+    pub directives: Directives,
+    /// When the request arrived.
+    pub now: Time,
+}
+
+/// A source, and the client's identity at its provider.
+pub(crate) struct IdentifiedSource<'l> {
+    source: &'l ListSource,
+    identity: ProviderIdentity,
+}
+
+impl<'l> IdentifiedSource<'l> {
+    /// Finds the client's identity at a source's provider.
+    ///
+    /// # Errors
+    /// The client may not use the provider, or its request lacks the credential.
+    pub(crate) fn of(
+        snapshot: &Snapshot,
+        client: ClientId,
+        source: &'l ListSource,
+        headers: &RequestHeaders,
+    ) -> Result<Self, IdentityError> {
+        Ok(Self { source, identity: ProviderIdentity::of(snapshot, client, source.provider, headers)? })
+    }
+}
+
+/// Consecutive sessions of one provider page.
+struct Run {
+    view: Arc<View>,
+    items: Range<usize>,
+}
+
+impl List<'_> {
+    /// Creates the readers, at the positions of the page token or at the start, and looks up their first pages.
+    ///
+    /// # Errors
+    /// 400 for the token of another list, or for an id that no path can contain.
+    pub(crate) fn start(&self) -> Outcome<Vec<SourceReader>> {
+        let positions = match &self.page.token {
+            None => self.sources.iter().map(|source| SourceProgress::At(self.start_position(source.source))).collect(),
+            Some(token) => self.snapshot.signer.open(&self.binding(), token)?,
+        };
+        if positions.len() != self.sources.len() {
+            return Err(problems::other_list());
+        }
+        let reader = |(source_index, progress): (usize, SourceProgress)| {
+            let first = match &progress {
+                SourceProgress::End { .. } => None,
+                SourceProgress::At(position) => {
+                    let query = self.query(source_index, position)?;
+                    Some(LookedUpQuery::new(self.shared, query, self.directives, self.now))
+                }
+            };
+            Ok(SourceReader::new(source_index, progress, first))
+        };
+        positions.into_iter().enumerate().map(reader).collect()
+    }
+
+    /// Returns the cost of the first page of a source; `None` if the source has ended.
+    #[must_use]
+    pub(crate) fn cost(&self, reader: &SourceReader) -> Option<ProviderCost> {
+        let hit = reader.first.as_ref()?.lookup.is_hit();
+        Some(ProviderCost { provider: Some(self.sources[reader.source_index].source.provider), cost: Cost::one(hit) })
+    }
+
+    fn start_position(&self, source: &ListSource) -> Position {
+        let size = self.snapshot.providers[source.provider]
+            .operations
+            .get(Operation::ListSessions)
+            .map_or(0, |op| op.max_limit);
+        Position { page_token: None, size, offset: 0 }
+    }
+
+    /// Returns the values that a page token of this list is bound to. With another client, route, filter or other sources, the
+    /// token is invalid.
+    fn binding(&self) -> Vec<String> {
+        let time = |at: Option<Time>| at.map(|at| at.0.to_string()).unwrap_or_default();
+        let filter = &self.page.filter;
+        let mut binding = vec![
+            self.snapshot.clients[self.client].id.to_string(),
+            self.path.to_owned(),
+            filter.status.map(|s| s.as_str().to_owned()).unwrap_or_default(),
+            self.page.enabled.map(|e| e.to_string()).unwrap_or_default(),
+            time(filter.created_after),
+            time(filter.created_before),
+        ];
+        for IdentifiedSource { source, .. } in &self.sources {
+            binding.push(self.snapshot.providers[source.provider].name.to_string());
+            binding.push(source.agent.clone().unwrap_or_default());
+        }
+        binding
+    }
+
+    /// Returns the query for the page of a source at a position.
+    fn query(&self, source_index: usize, position: &Position) -> Result<ProviderQuery, ProviderQueryError> {
+        let IdentifiedSource { source, identity } = &self.sources[source_index];
+        let values = Values {
+            agent: source.agent.as_deref(),
+            session: None,
+            limit: (position.size > 0).then_some(position.size),
+            page_token: position.page_token.as_deref(),
+            enabled: self.page.enabled,
+        };
+        let target = QueryTarget { client: self.client, provider: source.provider, operation: Operation::ListSessions };
+        ProviderQuery::new(self.snapshot, target, identity.clone(), &values)
+    }
+
+    /// Reads the page. The deadline of all sources counts from `started`.
+    ///
+    /// # Errors
+    /// The failure of a source, if every unfinished source failed or the request denies partial pages. The page token
+    /// stays valid. 503 if the response buffer limit is reached.
+    pub(crate) async fn read(
+        &self,
+        mut readers: Vec<SourceReader>,
+        started: Instant,
+        record: &mut RequestRecord,
+    ) -> Outcome<Content> {
+        let timeouts = self.sources.iter().map(|source| self.snapshot.providers[source.source.provider].target.timeout);
+        let deadline = started + timeouts.max().unwrap_or(Duration::ZERO);
+        let chosen = self.merge(&mut readers, deadline, record).await?;
+        record.cache = combined_status(&readers);
+        check_any_succeeded(&readers)?;
+        let sessions = self.sessions(&chosen)?;
+        let end = self.end_of_body(&readers);
+        let etag = page_etag(&chosen, self.page.shape.fields.as_ref(), &end);
+        // A slice of a stored page keeps the whole page in memory until the client has read the response. The budget counts
+        // these bytes for each response.
+        let bytes_kept = match (chosen.as_slice(), &self.page.shape.fields) {
+            ([run], None) => run.view.body.len(),
+            _ => sessions.len(),
+        };
+        let end = BudgetedBytes::reserve_with(end, bytes_kept, &self.shared.upstream.budget)
+            .ok_or_else(problems::buffer_limit)?;
+        let body = Body::of([Bytes::from_static(b"{\"sessions\":["), sessions, end]);
+        Ok(Content::json(body, Some(etag)))
+    }
+
+    /// Chooses the page's sessions, newest first, and moves the readers past them. Pages that are needed at the same time
+    /// are read at the same time.
+    async fn merge(
+        &self,
+        readers: &mut [SourceReader],
+        deadline: Instant,
+        record: &mut RequestRecord,
+    ) -> Outcome<Vec<Run>> {
+        let filter = &self.page.filter;
+        let (mut chosen, mut remaining) = (Vec::new(), self.page.limit);
+        let mut next: Vec<NextSession> = readers.iter_mut().map(|reader| reader.next(filter)).collect();
+        while remaining > 0 {
+            if next.contains(&NextSession::Unread) {
+                self.read_pages(readers, &next, deadline, record).await?;
+                next = readers.iter_mut().map(|reader| reader.next(filter)).collect();
+                continue;
+            }
+            // Without the next session of every source, the order is unknown.
+            if next.contains(&NextSession::PageLimit) {
+                break;
+            }
+            let Some(newest) = newest(&next) else { break };
+            let reader = &mut readers[newest.reader];
+            if let Some(page) = &reader.page {
+                choose(&mut chosen, &page.view, newest.item);
+                remaining -= 1;
+            }
+            reader.advance_past(newest.item);
+            next[newest.reader] = reader.next(filter);
+        }
+        Ok(chosen)
+    }
+
+    /// Reads the next page of each source whose next session is unread.
+    async fn read_pages(
+        &self,
+        readers: &mut [SourceReader],
+        next: &[NextSession],
+        deadline: Instant,
+        record: &mut RequestRecord,
+    ) -> Outcome<()> {
+        let unread = readers.iter_mut().zip(next).filter(|(_, next)| **next == NextSession::Unread);
+        let reads = unread.map(|(reader, _)| self.read_page(reader, deadline, record.part()));
+        let mut parts = join_all(reads).await;
+        record.provider_wait += parts.iter().map(|part| part.provider_wait).max().unwrap_or_default();
+        parts.iter_mut().for_each(|part| record.join(part));
+        match readers.iter().find_map(|reader| reader.failure.as_ref()).filter(|_| self.page.deny_partial) {
+            None => Ok(()),
+            Some(problem) => {
+                record.cache = combined_status(readers);
+                Err(problem.clone())
+            }
+        }
+    }
+
+    /// Reads the next page of a source, and returns the record of this read. A failure is stored in the reader.
+    async fn read_page(
+        &self,
+        reader: &mut SourceReader,
+        deadline: Instant,
+        mut record: RequestRecord,
+    ) -> RequestRecord {
+        reader.pages_left -= 1;
+        let result = self.fetch_page(reader, deadline, &mut record).await;
+        if let Some(status) = record.cache.take() {
+            reader.status = cache_status::of_all(reader.status.take().into_iter().chain([status]), false);
+        }
+        if let Err(problem) = result {
+            // The next page of the list does not retry a source that does not exist.
+            if problem.code.is_not_found() {
+                reader.progress = SourceProgress::End { total: None };
+            }
+            reader.failure = Some(problem);
+        }
+        record
+    }
+
+    async fn fetch_page(
+        &self,
+        reader: &mut SourceReader,
+        deadline: Instant,
+        record: &mut RequestRecord,
+    ) -> Outcome<()> {
+        let SourceProgress::At(position) = &reader.progress else { return Ok(()) };
+        let LookedUpQuery { query, lookup } = match reader.first.take() {
+            Some(first) => first,
+            None => {
+                let query = self.query(reader.source_index, position)?;
+                LookedUpQuery::new(self.shared, query, self.directives, self.shared.now())
+            }
+        };
+        let now = self.shared.now();
+        let Served { entry, status } = obtain::obtain(self.shared, &query, lookup, Some(deadline), now, record).await?;
+        record.cache = Some(status);
+        let (next, total) = match &entry.kind {
+            EntryKind::Page { next, total } => (next.clone(), *total),
+            EntryKind::NotFound(error) => return Err((&**error).into()),
+            EntryKind::Session => return Err(problems::not_a_list()),
+        };
+        let show = representation::show(self.snapshot, self.client, &self.page.shape);
+        let view = fetch::view(self.shared, &query, &entry, show, self.shared.now())?;
+        (reader.total, reader.page) = (total, Some(ProviderPage { view, next }));
+        Ok(())
+    }
+
+    /// Returns the sessions' JSON, separated by commas. Sessions of one run are a slice of the stored page.
+    fn sessions(&self, chosen: &[Run]) -> Outcome<Bytes> {
+        let fields = &self.page.shape.fields;
+        if let ([run], None) = (chosen, fields) {
+            return Ok(run.view.body.slice(run.byte_range()));
+        }
+        let mut out = Vec::with_capacity(chosen.iter().map(|run| run.byte_range().len() + 1).sum());
+        for run in chosen {
+            if !out.is_empty() {
+                out.push(b',');
+            }
+            match fields {
+                None => out.extend_from_slice(&run.view.body[run.byte_range()]),
+                Some(fields) => run.write_fields(fields, &mut out)?,
+            }
+        }
+        Ok(out.into())
+    }
+
+    /// Returns the end of the body, after the sessions.
+    fn end_of_body(&self, readers: &[SourceReader]) -> Vec<u8> {
+        let mut out = Vec::with_capacity(512);
+        out.extend_from_slice(b"],\"next_page_token\":");
+        write_json(&mut out, &self.next_token(readers));
+        out.extend_from_slice(b",\"total_count\":");
+        let total: Option<u64> = readers.iter().map(|reader| reader.total.filter(|_| reader.failure.is_none())).sum();
+        write_json(&mut out, &total.filter(|_| self.page.filter.is_empty()));
+        out.extend_from_slice(b",\"partial\":");
+        write_json(&mut out, &readers.iter().any(|reader| reader.failure.is_some()));
+        out.extend_from_slice(b",\"sources\":");
+        let now = self.shared.now();
+        write_json(&mut out, &readers.iter().map(|reader| self.source_report(reader, now)).collect::<Vec<_>>());
+        out.push(b'}');
+        out
+    }
+
+    fn next_token(&self, readers: &[SourceReader]) -> Option<String> {
+        let positions: Vec<SourceProgress> = readers.iter().map(|reader| reader.progress.clone()).collect();
+        let unfinished = positions.iter().any(|position| matches!(position, SourceProgress::At(_)));
+        unfinished.then(|| self.snapshot.signer.seal(&self.binding(), &positions))
+    }
+
+    /// Returns the item of `sources` in the response for one source.
+    fn source_report(&self, reader: &SourceReader, now: Time) -> Value {
+        let source = self.sources[reader.source_index].source;
+        let status = reader.status.as_ref().filter(|_| reader.failure.is_none());
+        let state = match (&reader.failure, status.map(|status| status.outcome)) {
+            (Some(problem), _) if problem.code == Code::ProviderRateLimited => "rate_limited",
+            (Some(_), _) => "failed",
+            (None, None) => "exhausted",
+            (None, Some(CacheOutcome::Hit)) => "cached",
+            (None, Some(CacheOutcome::Stale(_) | CacheOutcome::StaleOnError { .. })) => "stale",
+            (None, Some(_)) => "fresh",
+        };
+        json!({
+            "provider": &*self.snapshot.providers[source.provider].name,
+            "agent": source.agent,
+            "state": state,
+            "age_seconds": status.and_then(|status| status.life).map(|life| life.age(now).as_secs()),
+            "error": reader.failure.as_ref().map(|problem| problem.to_value(None)),
+        })
+    }
+}
+
+impl Run {
+    /// Returns the position of the sessions in the page's JSON.
+    fn byte_range(&self) -> Range<usize> {
+        let items = &self.view.items[self.items.clone()];
+        match (items.first(), items.last()) {
+            (Some(first), Some(last)) => first.start..last.end,
+            _ => 0..0,
+        }
+    }
+
+    /// Appends each session with these fields only.
+    fn write_fields(&self, fields: &FieldSelection, out: &mut Vec<u8>) -> Outcome<()> {
+        for (number, item) in self.view.items[self.items.clone()].iter().enumerate() {
+            if number > 0 {
+                out.push(b',');
+            }
+            fields.write_selected(&self.view.body[item.start..item.end], out)?;
+        }
+        Ok(())
+    }
+}
+
+/// Adds a session to the chosen ones.
+fn choose(chosen: &mut Vec<Run>, view: &Arc<View>, item: usize) {
+    match chosen.last_mut() {
+        Some(run) if run.items.end == item && Arc::ptr_eq(&run.view, view) => run.items.end += 1,
+        _ => chosen.push(Run { view: view.clone(), items: item..item + 1 }),
+    }
+}
+
+/// Returns the page's entity tag. It hashes the provider pages' tags, the positions of the chosen sessions, the fields and
+/// the rest of the body, which is cheaper than hashing the sessions again.
+fn page_etag(chosen: &[Run], fields: Option<&FieldSelection>, end_of_body: &[u8]) -> HeaderValue {
+    let mut input = Vec::with_capacity(48 * chosen.len() + end_of_body.len());
+    for Run { view, items } in chosen {
+        // All pages' tags have the same length, so the input is unambiguous.
+        input.extend_from_slice(view.etag.as_bytes());
+        input.extend([items.start, items.end].iter().flat_map(|position| position.to_le_bytes()));
+    }
+    input.extend(fields.iter().flat_map(|fields| format!("{fields:?}").into_bytes()));
+    input.extend_from_slice(end_of_body);
+    etag(&input)
+}

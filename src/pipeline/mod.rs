@@ -1,0 +1,227 @@
+//! Handles one request, from its head to its response.
+//!
+//! [`Pipeline::handle`] is the path of every request; the other files of this folder implement its steps. The pipeline
+//! opens no sockets.
+
+pub(crate) mod admission;
+pub(crate) mod batch;
+pub(crate) mod cache_status;
+pub(crate) mod context;
+pub(crate) mod dry_run;
+pub(crate) mod forward;
+pub(crate) mod merged_list;
+pub(crate) mod native;
+pub(crate) mod obtain;
+pub(crate) mod problems;
+pub(crate) mod representation;
+pub(crate) mod respond;
+pub(crate) mod routes;
+pub(crate) mod source_reader;
+pub(crate) mod watch;
+
+use crate::base::endpoints;
+use crate::base::problem::Outcome;
+use crate::base::request_reply::{Request, Response};
+use crate::base::trace_context::TraceSteps;
+use crate::engine::memory_budget::BudgetedBytes;
+use crate::engine::request_record::RequestRecord;
+use crate::fetch::explain;
+use crate::fetch::provider_query::{ProviderIdentity, SharedState};
+use crate::pipeline::context::RequestContext;
+use crate::pipeline::forward::Forward;
+use crate::pipeline::native::NativeAction;
+use crate::pipeline::respond::Content;
+use crate::pipeline::routes::RouteResult;
+use crate::pipeline::watch::{WatchRequest, WatchStream, WatchTopics};
+use crate::rules::cors;
+use crate::rules::native_routes::NativeMatch;
+use crate::rules::request_limits;
+use crate::rules::route::{NO_ROUTE, Route, RouteMatch};
+use crate::runtime::{self, Runtime};
+use serde_json::Value;
+use std::sync::Arc;
+
+/// Route label of CORS preflight requests.
+const PREFLIGHT: &str = "preflight";
+/// Route label of forwarded requests.
+const NATIVE: &str = "native";
+
+/// Handles requests.
+pub struct Pipeline {
+    /// The configuration in force, and its reloads.
+    pub runtime: Arc<Runtime>,
+    /// The cache, the connections to providers and the metrics.
+    pub shared: Arc<SharedState>,
+    topics: Arc<WatchTopics>,
+}
+
+/// What the server must do to respond to a request.
+pub enum Handled {
+    /// Write this response.
+    Respond(Response),
+    /// Forward the request to the provider, and the provider's response to the client.
+    Forward(Box<Forward>),
+    /// Write this response, with the events of the stream as its body.
+    Watch(Response, Box<WatchStream>),
+}
+
+impl Pipeline {
+    /// Creates a pipeline with this configuration and state.
+    #[must_use]
+    pub fn new(runtime: Arc<Runtime>, shared: Arc<SharedState>) -> Self {
+        Self { runtime, shared, topics: Arc::default() }
+    }
+
+    /// Handles a request: authenticate → route and permit → look up → admit → fetch → respond.
+    ///
+    /// A CORS preflight request has no key, so Weir responds to it before authentication. A native request that the cache
+    /// cannot serve is admitted and then forwarded, without a lookup.
+    pub async fn handle(&self, request: &Request, request_id: String) -> (Handled, RequestRecord) {
+        let (snapshot, now) = (self.runtime.snapshot(), self.shared.now());
+        let size = admission::check_size(&self.shared, request_limits::check_head(request, &snapshot.weir.limits));
+        let preflight = size.is_ok().then(|| cors::preflight(snapshot.weir.cors.as_ref(), request)).flatten();
+        if let Some(headers) = preflight {
+            let mut record = RequestRecord::new(request_id, PREFLIGHT);
+            record.responded_at = now;
+            let response = respond::preflight(headers, &mut record);
+            return (Handled::Respond(response), record);
+        }
+        let native_match = snapshot.native_routes.find(&request.headers, &request.path);
+        let mut record = RequestRecord::new(request_id, NO_ROUTE);
+        let sample_rate = snapshot.traces.as_ref().map(|traces| traces.sample);
+        record.steps = TraceSteps::begin(&request.headers, sample_rate, &self.shared.spans, runtime::clock);
+        let mut context = RequestContext::new(&self.shared, request, snapshot, now);
+        let result = match (size, &native_match) {
+            (Err(problem), _) => Err(problem),
+            (Ok(()), None) => self.unified(&mut context, &mut record).await,
+            (Ok(()), Some(native_match)) => self.native(&mut context, native_match, &mut record).await,
+        };
+        let handled = self.respond(&context, native_match.as_ref(), result, &mut record);
+        (handled, record)
+    }
+
+    /// Handles a request to Weir's own API.
+    async fn unified(&self, context: &mut RequestContext<'_>, record: &mut RequestRecord) -> Outcome<RouteResult> {
+        let request = context.request;
+        admission::check_size(&self.shared, request_limits::check_body(request, &context.snapshot.weir.limits))?;
+        if endpoints::is_public(&request.path) {
+            return self.public(context, record).map(RouteResult::Content);
+        }
+        let client = admission::authenticate(context, record)?;
+        record.steps.step("route and permit");
+        let RouteMatch { endpoint, route } = context.route(record)?;
+        match route {
+            Route::Document(kind) => Ok(RouteResult::Content(respond::document(&context.snapshot, kind))),
+            Route::Providers => routes::providers(context, client, record),
+            Route::Session { name, shape } => routes::session(context, client, &name, &shape, record).await,
+            Route::List { sources, page } => {
+                routes::list(context, client, endpoint.path, &sources, &page, record).await
+            }
+            Route::Batch { ids, shape } => routes::batch(context, client, &ids, &shape, record).await,
+            Route::Watch { name, shape } => {
+                let watch = WatchRequest {
+                    runtime: &self.runtime,
+                    shared: &self.shared,
+                    topics: &self.topics,
+                    snapshot: &context.snapshot,
+                    client,
+                    request,
+                    shape,
+                    now: context.now,
+                };
+                routes::watch(context, &name, watch, record).await
+            }
+        }
+    }
+
+    /// Handles a request to a public path. It reads no key, so that nobody can try keys on public paths.
+    fn public(&self, context: &mut RequestContext<'_>, record: &mut RequestRecord) -> Outcome<Content> {
+        record.steps.step("authenticate");
+        admission::check_host(context.request)?;
+        admission::check_in_flight(context)?;
+        record.steps.step("route and permit");
+        match context.route(record)?.route {
+            Route::Document(kind) => Ok(respond::document(&context.snapshot, kind)),
+            _ => Err(problems::not_public()),
+        }
+    }
+
+    /// Handles a request to a provider's native API.
+    async fn native(
+        &self,
+        context: &mut RequestContext<'_>,
+        native_match: &NativeMatch<'_>,
+        record: &mut RequestRecord,
+    ) -> Outcome<RouteResult> {
+        let provider = native_match.provider;
+        (record.route, record.provider) = (NATIVE, Some(context.snapshot.providers[provider].name.clone()));
+        let client = admission::authenticate(context, record)?;
+        native::check_permitted(&context.snapshot, client, provider)?;
+        context.providers = vec![provider];
+        let identity = ProviderIdentity::of(&context.snapshot, client, provider, &context.request.headers)?;
+        match native::action(&context.snapshot, client, &identity, native_match, context.request)? {
+            NativeAction::Read(query) => routes::native_read(context, client, &query, record).await,
+            NativeAction::Forward(change) => {
+                routes::forward(context, client, identity, native_match, change, record).await
+            }
+        }
+    }
+
+    /// Makes the response to the client, with CORS headers and the explanation.
+    fn respond(
+        &self,
+        context: &RequestContext<'_>,
+        native_match: Option<&NativeMatch<'_>>,
+        result: Outcome<RouteResult>,
+        record: &mut RequestRecord,
+    ) -> Handled {
+        if !matches!(result, Ok(RouteResult::Forward(_))) {
+            record.steps.step("respond");
+        }
+        let (snapshot, buckets) = (&context.snapshot, context.buckets());
+        // A request that did not wait needs no second clock read.
+        let now = if record.provider_wait.is_zero() { context.now } else { self.shared.now() };
+        record.responded_at = now;
+        let cors_headers = cors::headers(snapshot.weir.cors.as_ref(), context.request);
+        let response = match (result, native_match) {
+            (Ok(RouteResult::Forward(mut forward)), _) => {
+                forward.cors_headers = cors_headers;
+                return Handled::Forward(forward);
+            }
+            (Ok(RouteResult::Watch(mut stream)), _) => {
+                let mut response = respond::events(&buckets, record);
+                if let Some(explanation) = context.explanation(record) {
+                    stream.prepend_explanation(Value::Object(explanation).to_string().as_bytes());
+                }
+                response.headers.extend(cors_headers);
+                return Handled::Watch(response, stream);
+            }
+            (Ok(RouteResult::NoContent), _) => respond::no_content(&buckets, record),
+            (Ok(RouteResult::Content(content)), _) => respond::content(context.request, content, &buckets, record, now),
+            (Err(problem), None) => respond::problem(&problem, &buckets, record, now),
+            (Err(problem), Some(native_match)) => {
+                let provider = &snapshot.providers[native_match.provider];
+                let mut response = respond::native(&problem, provider.native_errors.as_ref(), &buckets, record, now);
+                forward::rewrite_location(provider, native_match.prefix, &mut response);
+                response
+            }
+        };
+        let mut response = self.with_explanation(context, response, record);
+        response.headers.extend(cors_headers);
+        Handled::Respond(response)
+    }
+
+    /// Puts the response and its explanation into one body, if the client wants an explanation.
+    fn with_explanation(
+        &self,
+        context: &RequestContext<'_>,
+        response: Response,
+        record: &mut RequestRecord,
+    ) -> Response {
+        let Some(explanation) = context.explanation(record) else { return response };
+        match BudgetedBytes::reserve(explain::wrap(&response, &explanation), &self.shared.upstream.budget) {
+            Some(body) => respond::explained(response, body, record),
+            None => respond::problem(&problems::buffer_limit(), &context.buckets(), record, self.shared.now()),
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! The steps of each route after authentication: look up → admit → fetch.
+
+use crate::base::ids::ClientId;
+use crate::base::problem::Outcome;
+use crate::engine::client_address;
+use crate::engine::rate_limit::Cost;
+use crate::engine::request_record::{ProviderCost, RequestRecord};
+use crate::fetch::provider_query::{self, ProviderIdentity, ProviderQuery};
+use crate::fetch::{self, Served};
+use crate::pipeline::admission::{admit, look_up_and_admit};
+use crate::pipeline::batch::{Batch, Job};
+use crate::pipeline::context::RequestContext;
+use crate::pipeline::forward::{Change, Forward, ForwardRequest};
+use crate::pipeline::merged_list::{IdentifiedSource, List};
+use crate::pipeline::representation::{self, SessionBody};
+use crate::pipeline::respond::{self, Content};
+use crate::pipeline::watch::{WatchRequest, WatchStart, WatchStream};
+use crate::pipeline::{native, obtain};
+use crate::rules::native_routes::NativeMatch;
+use crate::rules::parameters::{Page, Representation};
+use crate::rules::provider_body::etag;
+use crate::rules::route::{BatchId, ListSource, SessionName};
+use tokio::time::Instant;
+
+/// The result of a route.
+pub(crate) enum RouteResult {
+    /// A body.
+    Content(Content),
+    /// A request to forward.
+    Forward(Box<Forward>),
+    /// A stream of events.
+    Watch(Box<WatchStream>),
+    /// No body, because a watched session has ended and the client has its last state.
+    NoContent,
+}
+
+/// `GET /v1/providers`.
+pub(crate) fn providers(
+    context: &RequestContext<'_>,
+    client: ClientId,
+    record: &mut RequestRecord,
+) -> Outcome<RouteResult> {
+    admit(context, client, &[ProviderCost { provider: None, cost: Cost::one(true) }], record)?;
+    Ok(RouteResult::Content(respond::providers(&context.snapshot, client, context.now)))
+}
+
+/// One session.
+pub(crate) async fn session(
+    context: &RequestContext<'_>,
+    client: ClientId,
+    name: &SessionName,
+    shape: &Representation,
+    record: &mut RequestRecord,
+) -> Outcome<RouteResult> {
+    let query = provider_query::session_query(&context.snapshot, client, name, context.request)?;
+    record.steps.step("look up and admit");
+    let lookup = look_up_and_admit(context, client, &query, record)?;
+    let Served { entry, status } = obtain::obtain(context.shared, &query, lookup, None, context.now, record).await?;
+    record.cache = Some(status);
+    obtain::check_exists(&entry)?;
+    let show = representation::show(&context.snapshot, client, shape);
+    let view = fetch::view(context.shared, &query, &entry, show, context.now)?;
+    let SessionBody { body, etag } = representation::session_body(&view, shape)?;
+    Ok(RouteResult::Content(Content::json(body, Some(etag))))
+}
+
+/// A session as it changes.
+pub(crate) async fn watch(
+    context: &RequestContext<'_>,
+    name: &SessionName,
+    watch: WatchRequest<'_>,
+    record: &mut RequestRecord,
+) -> Outcome<RouteResult> {
+    let query = provider_query::session_query(&context.snapshot, watch.client, name, context.request)?;
+    let lookup = look_up_and_admit(context, watch.client, &query, record)?;
+    Ok(match watch.start(query, lookup, record).await? {
+        WatchStart::Stream(stream) => RouteResult::Watch(stream),
+        WatchStart::Ended => RouteResult::NoContent,
+    })
+}
+
+/// A page of sessions. `path` is the route's template.
+pub(crate) async fn list(
+    context: &RequestContext<'_>,
+    client: ClientId,
+    path: &'static str,
+    sources: &[ListSource],
+    page: &Page,
+    record: &mut RequestRecord,
+) -> Outcome<RouteResult> {
+    let identified = |source| IdentifiedSource::of(&context.snapshot, client, source, &context.request.headers);
+    let list = List {
+        shared: context.shared,
+        snapshot: &context.snapshot,
+        client,
+        now: context.now,
+        path,
+        page,
+        sources: sources.iter().map(identified).collect::<Result<_, _>>()?,
+        directives: context.directives,
+    };
+    record.steps.step("look up and admit");
+    let readers = list.start()?;
+    let costs: Vec<ProviderCost> = readers.iter().filter_map(|reader| list.cost(reader)).collect();
+    admit(context, client, &costs, record)?;
+    record.steps.step("fetch");
+    list.read(readers, Instant::now(), record).await.map(RouteResult::Content)
+}
+
+/// Sessions by their ids.
+pub(crate) async fn batch(
+    context: &mut RequestContext<'_>,
+    client: ClientId,
+    ids: &[BatchId],
+    shape: &Representation,
+    record: &mut RequestRecord,
+) -> Outcome<RouteResult> {
+    let snapshot = context.snapshot.clone();
+    let batch = Batch { shared: context.shared, snapshot: &snapshot, client, ids, shape, now: context.now };
+    record.steps.step("look up and admit");
+    let jobs = batch.jobs(&context.request.headers, context.directives);
+    let costs: Vec<ProviderCost> = jobs.jobs.iter().map(Job::cost).collect();
+    context.add_providers(costs.iter().filter_map(|cost| cost.provider), record);
+    admit(context, client, &costs, record)?;
+    record.steps.step("fetch");
+    let body = batch.read(jobs, Instant::now(), record).await?;
+    let etag = etag(&body);
+    Ok(RouteResult::Content(Content::json(body, Some(etag))))
+}
+
+/// A native read that the cache can serve.
+pub(crate) async fn native_read(
+    context: &RequestContext<'_>,
+    client: ClientId,
+    query: &ProviderQuery,
+    record: &mut RequestRecord,
+) -> Outcome<RouteResult> {
+    record.route = query.operation()?.name();
+    record.steps.step("look up and admit");
+    let lookup = look_up_and_admit(context, client, query, record)?;
+    let secrets = context.snapshot.clients[client].reveal_secrets;
+    native::read(context.shared, query, lookup, secrets, record).await.map(RouteResult::Content)
+}
+
+/// A native request that the cache cannot serve.
+pub(crate) async fn forward(
+    context: &RequestContext<'_>,
+    client: ClientId,
+    identity: ProviderIdentity,
+    native_match: &NativeMatch<'_>,
+    change: Change,
+    record: &mut RequestRecord,
+) -> Outcome<RouteResult> {
+    let (request, provider) = (context.request, native_match.provider);
+    record.steps.step("admit");
+    admit(context, client, &[ProviderCost { provider: Some(provider), cost: Cost::one(false) }], record)?;
+    record.steps.step("gate and credential");
+    let question_mark = if request.query.is_empty() { "" } else { "?" };
+    let forwarded = ForwardRequest {
+        change,
+        prefix: native_match.prefix.to_owned(),
+        path_and_query: format!("{}{question_mark}{}", native_match.path, request.query),
+        method: request.method.clone(),
+        from_trusted_proxy: client_address::is_from_trusted_proxy(request, &context.snapshot.weir.trusted_proxies),
+    };
+    let forward = Forward::start(context.shared, &context.snapshot, client, provider, identity, forwarded).await?;
+    Ok(RouteResult::Forward(forward))
+}

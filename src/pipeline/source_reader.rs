@@ -1,0 +1,152 @@
+//! Tracks one source of a list: its position, its current provider page, and its failure. `merged_list` reads the pages.
+
+use crate::base::model::{Time, View};
+use crate::base::problem::{Outcome, Problem};
+use crate::engine::request_record::CacheStatus;
+use crate::fetch::provider_query::ProviderQuery;
+use crate::pipeline::cache_status;
+use crate::pipeline::obtain::LookedUpQuery;
+use crate::rules::page_token::{Position, SourceProgress};
+use crate::rules::parameters::Filter;
+use std::sync::Arc;
+
+/// The limit of provider pages, after the first, that one page of the list reads from a source.
+const MAX_FURTHER_PAGES: usize = 5;
+
+/// The state of one source while one page of the list is made.
+pub(crate) struct SourceReader {
+    /// The position of the source in the list's sources.
+    pub source_index: usize,
+    /// How far the list has read the source.
+    pub progress: SourceProgress,
+    /// The provider page that `progress` is in, if it was read.
+    pub page: Option<ProviderPage>,
+    /// The query for the first page, until it is used.
+    pub first: Option<LookedUpQuery>,
+    /// How many more pages this reader may read.
+    pub pages_left: usize,
+    /// The number of the source's sessions, if the provider reports it.
+    pub total: Option<u64>,
+    /// The cache status of the pages that were read.
+    pub status: Option<CacheStatus>,
+    /// Why a read failed.
+    pub failure: Option<Box<Problem>>,
+}
+
+/// A page of a provider.
+pub(crate) struct ProviderPage {
+    /// Its sessions.
+    pub view: Arc<View>,
+    /// The provider's token of the next page.
+    pub next: Option<String>,
+}
+
+/// The next session of a source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NextSession {
+    /// The session at this position of the reader's page.
+    Known { item: usize, created_at: Option<Time> },
+    /// Unknown until the next page is read.
+    Unread,
+    /// Unknown, and the reader may read no more pages for this page of the list.
+    PageLimit,
+    /// The source has no next session, because it has ended or failed.
+    None,
+}
+
+/// The newest of the sources' next sessions.
+pub(crate) struct Newest {
+    /// The position of its reader.
+    pub reader: usize,
+    /// Its position in the reader's page.
+    pub item: usize,
+    pub created_at: Option<Time>,
+}
+
+impl SourceReader {
+    /// Creates a reader at this position. `first` is the query for its first page, unless the source has ended.
+    #[must_use]
+    pub(crate) fn new(source_index: usize, progress: SourceProgress, first: Option<LookedUpQuery>) -> Self {
+        let total = if let SourceProgress::End { total } = progress { total } else { None };
+        let pages_left = MAX_FURTHER_PAGES + 1;
+        Self { source_index, progress, page: None, first, pages_left, total, status: None, failure: None }
+    }
+
+    /// Returns the query for the first page; `None` if the source has ended.
+    #[must_use]
+    pub(crate) fn first_query(&self) -> Option<&ProviderQuery> {
+        self.first.as_ref().map(|first| &first.query)
+    }
+
+    /// Returns the next session that passes the filter, and moves to it. Moves to the next page at the end of a page.
+    pub(crate) fn next(&mut self, filter: &Filter) -> NextSession {
+        loop {
+            let SourceProgress::At(position) = &mut self.progress else { return NextSession::None };
+            let Some(ProviderPage { view, next }) = &self.page else {
+                return match self.pages_left {
+                    _ if self.failure.is_some() => NextSession::None,
+                    0 => NextSession::PageLimit,
+                    _ => NextSession::Unread,
+                };
+            };
+            let offset = position.offset as usize;
+            let mut rest = view.items.get(offset..).unwrap_or_default().iter().zip(offset..);
+            if let Some((session, item)) = rest.find(|(item, _)| filter.matches(item.status, item.created_at)) {
+                position.offset = u32::try_from(item).unwrap_or(u32::MAX);
+                return NextSession::Known { item, created_at: session.created_at };
+            }
+            self.progress = match next {
+                Some(token) => {
+                    SourceProgress::At(Position { page_token: Some(token.clone()), size: position.size, offset: 0 })
+                }
+                None => SourceProgress::End { total: self.total },
+            };
+            self.page = None;
+        }
+    }
+
+    /// Moves past a session of the current page.
+    pub(crate) fn advance_past(&mut self, item: usize) {
+        if let SourceProgress::At(position) = &mut self.progress {
+            position.offset = u32::try_from(item + 1).unwrap_or(u32::MAX);
+        }
+    }
+}
+
+/// Returns the newest of the sources' next sessions. A session without a creation time counts as newest, so that it does
+/// not block its source. Of equal times, the first source wins.
+pub(crate) fn newest(next: &[NextSession]) -> Option<Newest> {
+    let mut best: Option<Newest> = None;
+    for (reader, next) in next.iter().enumerate() {
+        let NextSession::Known { item, created_at } = *next else { continue };
+        let newer = best.as_ref().is_none_or(|best| match (created_at, best.created_at) {
+            (_, None) => false,
+            (None, Some(_)) => true,
+            (Some(time), Some(best)) => time > best,
+        });
+        if newer {
+            best = Some(Newest { reader, item, created_at });
+        }
+    }
+    best
+}
+
+/// Returns the cache status of all pages that were read.
+pub(crate) fn combined_status(readers: &[SourceReader]) -> Option<CacheStatus> {
+    let any_failed = readers.iter().any(|reader| reader.failure.is_some());
+    cache_status::of_all(readers.iter().filter_map(|reader| reader.status.clone()), any_failed)
+}
+
+/// Fails if a source failed and no other source was read successfully.
+///
+/// # Errors
+/// The failure of one source: a temporary failure (5xx) if there is one.
+pub(crate) fn check_any_succeeded(readers: &[SourceReader]) -> Outcome<()> {
+    let succeeded = readers.iter().any(|reader| reader.failure.is_none() && reader.status.is_some());
+    let mut failures: Vec<&Problem> = readers.iter().filter_map(|reader| reader.failure.as_deref()).collect();
+    failures.sort_by_key(|problem| problem.code.status() < 500);
+    match failures.first() {
+        Some(problem) if !succeeded => Err(Box::new(Problem::clone(problem))),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,288 @@
+//! Reads provider bodies into sessions, and writes sessions as the JSON that clients get.
+//!
+//! The cache, `weir map` and the check of the examples all read bodies here, so they all get the same sessions. Nothing
+//! here stores or fetches data.
+
+use crate::base::jsonpath::JsonPath;
+use crate::base::model::{Field, Form, Item, Session, Show, Time, View};
+use crate::base::operation::Operation;
+use crate::config::faults::{Faults, Located};
+use crate::config::freshness::Freshness;
+use crate::config::provider;
+use crate::rules::freshness::{self, FreshnessDecision, UpstreamLimit};
+use crate::rules::mapping::{Mapping, MappingFailure};
+use crate::rules::template::{Template, Variable};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
+use bytes::Bytes;
+use http::HeaderValue;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use std::sync::Arc;
+
+/// A compiled operation of a provider.
+#[derive(Debug)]
+pub struct CompiledOperation {
+    /// The operation.
+    pub operation: Operation,
+    /// Makes the operation's requests.
+    pub template: Template,
+    /// The most sessions on a page; 0 if the provider sends all at once.
+    pub max_limit: u32,
+    item: JsonPath,
+    /// `None` if the operation returns one session.
+    page: Option<PagePaths>,
+}
+
+/// The paths of the next page's token and the total number of sessions in the body of a page.
+#[derive(Debug)]
+struct PagePaths {
+    next: Option<JsonPath>,
+    total: Option<JsonPath>,
+}
+
+/// Information about the list in the body of a page.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PageInfo {
+    /// The provider's token for the next page; `None` on the last page.
+    pub next: Option<String>,
+    /// The total number of sessions, if the provider sends it.
+    pub total: Option<u64>,
+}
+
+/// A provider's body that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{provider}: {fault}")]
+pub struct UnreadableBody {
+    /// The provider.
+    pub provider: Arc<str>,
+    /// What is wrong with the body.
+    pub fault: BodyFault,
+}
+
+/// What is wrong with a provider's body.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs)] // the messages describe the variants
+pub enum BodyFault {
+    #[error("the response body ({bytes} bytes) is incomplete")]
+    Incomplete { bytes: usize },
+    #[error("the response body ({bytes} bytes) is not JSON")]
+    NotJson { bytes: usize },
+    #[error("the response body is encoded as {encoding}, which Weir did not request")]
+    Encoded { encoding: String },
+    #[error("the response body has no session at {path}")]
+    NoSession { path: String },
+    #[error("the response body has no list of sessions at {path}")]
+    NoList { path: String },
+    #[error("the response body has no sessions at the configured path")]
+    NoSessions,
+    #[error("{} is required and could not be taken from {}", failure.field.name(), failure.path)]
+    Required { failure: MappingFailure },
+    #[error(
+        "{} is required and could not be taken from {} in session {position} of the list",
+        failure.field.name(),
+        failure.path
+    )]
+    RequiredInList { failure: MappingFailure, position: usize },
+    #[error("the next page's token is neither text nor a number")]
+    PageToken,
+}
+
+impl BodyFault {
+    /// Returns the required field that could not be mapped, if that is the fault.
+    #[must_use]
+    pub fn mapping_failure(&self) -> Option<&MappingFailure> {
+        match self {
+            Self::Required { failure } | Self::RequiredInList { failure, .. } => Some(failure),
+            _ => None,
+        }
+    }
+}
+
+/// The sessions of a body.
+pub struct ParsedBody<'b> {
+    /// The mapped sessions.
+    pub sessions: Vec<Session>,
+    /// The provider's objects, in the order of the sessions.
+    pub native_objects: Vec<&'b Value>,
+    /// `None` for a single session.
+    pub page: Option<PageInfo>,
+    /// The optional fields that could not be mapped.
+    pub mapping_failures: Vec<MappingFailure>,
+}
+
+impl CompiledOperation {
+    /// Compiles an operation of a provider file.
+    #[must_use]
+    pub fn compile(
+        operation: Operation,
+        config: &provider::OperationConfig,
+        has_agents: bool,
+        faults: &mut Faults,
+    ) -> Option<Self> {
+        let mut template = faults.keep(&config.request.location, Template::compile(&config.request.value))?;
+        for (parameter, value) in &config.query {
+            faults.keep(&value.location, template.add_query(parameter, &value.value));
+        }
+        let name = operation.name();
+        let variables =
+            [(has_agents, Variable::Agent, "{agent}"), (!operation.is_page(), Variable::Session, "{session}")];
+        for (required, variable, text) in variables {
+            if required != template.uses(variable) {
+                let rule = if required { "must have" } else { "cannot have" };
+                faults.add(&config.request.location, format!("{name} {rule} {text} in its request"));
+            }
+        }
+        let mut path = |at: &Located<String>| faults.keep(&at.location, JsonPath::compile(&at.value));
+        let item = path(&config.item);
+        let next = config.next.as_ref().map(&mut path);
+        let total = config.total.as_ref().map(&mut path);
+        if operation.is_page() && config.next.is_some() && !template.uses(Variable::PageToken) {
+            faults
+                .add(&config.request.location, "next: names a page token, so a query parameter must send {page_token}");
+        }
+        let page = operation.is_page().then(|| PagePaths { next: next.flatten(), total: total.flatten() });
+        Some(Self {
+            operation,
+            template,
+            max_limit: config.max_limit.map_or(0, std::num::NonZeroU32::get),
+            item: item?,
+            page,
+        })
+    }
+
+    /// Returns the name in cache keys and metrics.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.operation.name()
+    }
+
+    /// Reads a body that arrived at `now`.
+    ///
+    /// # Errors
+    /// The body has no sessions at the configured path, or a required field cannot be mapped.
+    pub fn read<'b>(
+        &self,
+        provider: &Arc<str>,
+        mapping: &Mapping,
+        body: &'b Value,
+        now: Time,
+    ) -> Result<ParsedBody<'b>, UnreadableBody> {
+        let unreadable = |fault| UnreadableBody { provider: provider.clone(), fault };
+        let native_objects = self.native_objects(body).map_err(unreadable)?;
+        let mut mapping_failures = Vec::new();
+        let mut sessions = Vec::with_capacity(native_objects.len());
+        for (position, native) in native_objects.iter().enumerate() {
+            let session = mapping.map(native, now, &mut mapping_failures).map_err(|failure| {
+                unreadable(match native_objects.len() > 1 {
+                    true => BodyFault::RequiredInList { failure, position },
+                    false => BodyFault::Required { failure },
+                })
+            })?;
+            sessions.push(session);
+        }
+        let page = self.page(body, native_objects.len()).map_err(unreadable)?;
+        Ok(ParsedBody { sessions, native_objects, page, mapping_failures })
+    }
+
+    /// Returns the provider's objects of the sessions in a body.
+    ///
+    /// # Errors
+    /// The body has no session, or no list of sessions, at the configured path.
+    pub fn native_objects<'b>(&self, body: &'b Value) -> Result<Vec<&'b Value>, BodyFault> {
+        let path = || self.item.as_str().to_owned();
+        match (&self.page, self.item.first(body)) {
+            (None, Some(native @ Value::Object(_))) => Ok(vec![native]),
+            (None, _) => Err(BodyFault::NoSession { path: path() }),
+            (Some(_), Some(Value::Array(items))) => Ok(items.iter().collect()),
+            (Some(_), _) => Err(BodyFault::NoList { path: path() }),
+        }
+    }
+
+    /// Returns whether secrets can be removed from the operation's bodies.
+    #[must_use]
+    pub fn can_remove_secrets(&self) -> bool {
+        self.item.is_plain()
+    }
+
+    /// Returns the provider's body without its secret values, for a client without `reveal_secrets`. A body without
+    /// secret values is returned unchanged. `None` if the body has no sessions at the configured path: then Weir does not
+    /// know which values are secret.
+    #[must_use]
+    pub fn without_secrets(&self, mapping: &Mapping, body: &Bytes) -> Option<Bytes> {
+        if !mapping.has_secrets() {
+            return Some(body.clone());
+        }
+        let mut value = crate::base::json::parse(body).ok()?;
+        let removed = match self.item.first_mut(&mut value) {
+            Some(Value::Array(items)) => {
+                items.iter_mut().filter_map(|item| mapping.remove_secrets(item).then_some(())).count() > 0
+            }
+            Some(item) => mapping.remove_secrets(item),
+            None => return None,
+        };
+        Some(if removed { Bytes::from(value.to_string()) } else { body.clone() })
+    }
+
+    fn page(&self, body: &Value, items: usize) -> Result<Option<PageInfo>, BodyFault> {
+        let Some(PagePaths { next, total }) = &self.page else { return Ok(None) };
+        let token = match next.as_ref().and_then(|path| path.first(body)) {
+            None | Some(Value::Null) => None,
+            Some(Value::String(token)) => Some(token.clone()).filter(|token| !token.is_empty()),
+            Some(Value::Number(token)) => Some(token.to_string()),
+            Some(_) => return Err(BodyFault::PageToken),
+        };
+        let total = match (total, next) {
+            (Some(path), _) => path.first(body).and_then(Value::as_u64),
+            // Without pages, the body has all sessions.
+            (None, None) => u64::try_from(items).ok(),
+            (None, Some(_)) => None,
+        };
+        Ok(Some(PageInfo { next: token, total }))
+    }
+}
+
+impl ParsedBody<'_> {
+    /// Decides how long the body is fresh, and by which rule.
+    #[must_use]
+    pub fn freshness(&self, rules: &Freshness, now: Time, upstream: UpstreamLimit) -> FreshnessDecision {
+        match (&self.page, self.sessions.first()) {
+            (None, Some(session)) => freshness::of_session(rules, session, now, upstream),
+            _ => freshness::of_list(rules, &self.sessions, now, upstream),
+        }
+    }
+
+    /// Writes the sessions as JSON.
+    #[must_use]
+    pub fn view(&self, mapping: &Mapping, show: Show) -> View {
+        let mut body = Vec::with_capacity(1024 * self.sessions.len());
+        let mut items = Vec::with_capacity(self.sessions.len());
+        // A unified session has only the metadata of the provider's object.
+        let has_secrets = match show.form {
+            Form::Unified => mapping.has_secrets_in(Field::Metadata),
+            Form::WithNative | Form::Native => mapping.has_secrets(),
+        };
+        for (session, native) in self.sessions.iter().zip(&self.native_objects) {
+            let redacted = (!show.secrets && has_secrets).then(|| mapping.without_secrets(native));
+            let native = redacted.as_ref().unwrap_or(native);
+            if !items.is_empty() {
+                body.push(b',');
+            }
+            let start = body.len();
+            let metadata = mapping.object(Field::Metadata, native);
+            session.write(&mut body, show, mapping.secret_fields(), metadata, Some(native));
+            let (end, status, created_at) = (body.len(), session.status, session.created_at);
+            items.push(Item { start, end, status, created_at });
+        }
+        let body = Bytes::from(body.into_boxed_slice());
+        View { etag: etag(&body), body, items }
+    }
+}
+
+/// Returns a strong entity tag: the first 128 bits of the body's SHA-256.
+#[must_use]
+pub(crate) fn etag(body: &[u8]) -> HeaderValue {
+    let digest = Sha256::digest(body);
+    let text = format!("\"{}\"", BASE64.encode(&digest[..16]));
+    HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("\"\""))
+}

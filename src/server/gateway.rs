@@ -1,0 +1,324 @@
+//! Entry point for HTTP/1 and HTTP/2 requests: reads each, has the pipeline handle it, and writes the response.
+//!
+//! Requests that are forwarded go to Pingora's proxy. The gateway makes no decision about a request.
+
+use crate::base::metrics::EdgeMetrics;
+use crate::base::problem::{Code, Problem};
+use crate::base::request_headers::RequestHeaders;
+use crate::base::request_reply::{Request, Response};
+use crate::config::edge::Limits;
+use crate::engine::request_record::RequestRecord;
+use crate::pipeline::watch::WatchStream;
+use crate::pipeline::{Handled, Pipeline};
+use crate::runtime;
+use crate::server::access_log::AccessLogger;
+use crate::server::http1::{Http1Connection, NextHead};
+use crate::server::proxy::{self, PassThrough, ProxyContext};
+use crate::server::request_log::{Counters, InFlight, RequestLog};
+use crate::server::shutdown::ShutdownSignals;
+use futures_util::stream::StreamExt;
+use http::Method;
+use pingora::apps::HttpServerApp;
+use pingora::protocols::Stream;
+use pingora::protocols::http::ServerSession;
+use pingora::protocols::http::v1::server::HttpSession;
+use pingora::proxy::{HttpProxy, http_proxy};
+use pingora::server::configuration::ServerConf;
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+
+/// Serves requests.
+pub(crate) struct Gateway {
+    pass_through: PassThrough,
+    /// Streams forwarded requests.
+    proxy: Arc<HttpProxy<PassThrough>>,
+    metrics: EdgeMetrics,
+    /// Start of every request id that Weir makes. It is random, so that two processes make different ids.
+    id_prefix: String,
+    next_id: AtomicU64,
+}
+
+/// What to do with a request that the pipeline has handled.
+#[allow(clippy::large_enum_variant)] // nearly all are of the large variant; a box would cost more than it saves
+enum NextStep {
+    /// Write the response.
+    Respond(Response, ServedRequest),
+    /// Forward the request to the provider.
+    Forward(ProxyContext),
+    /// Write the response and then its events, until they end or the client closes the connection.
+    Watch(Response, Box<WatchStream>, RequestRecord, Duration),
+}
+
+/// A request whose response is ready to be written.
+struct ServedRequest {
+    started: Instant,
+    record: RequestRecord,
+    _in_flight: InFlight,
+}
+
+impl Gateway {
+    /// Creates a gateway in front of `pipeline`.
+    #[must_use]
+    pub(crate) fn new(pipeline: Arc<Pipeline>, logger: AccessLogger, id_prefix: String) -> Self {
+        let metrics = pipeline.shared.metrics.edge.clone();
+        let log = Arc::new(RequestLog::new(pipeline.clone(), logger));
+        let pass_through = PassThrough { pipeline, log };
+        let conf = Arc::new(ServerConf { max_retries: 8, ..ServerConf::default() });
+        let mut proxy = http_proxy(&conf, pass_through.clone());
+        proxy.handle_init_modules();
+        Self { pass_through, proxy: Arc::new(proxy), metrics, id_prefix, next_id: AtomicU64::new(1) }
+    }
+
+    /// Has the pipeline handle a request.
+    async fn handle(&self, request: &Request) -> NextStep {
+        let started = now();
+        let pipeline = &self.pass_through.pipeline;
+        let in_flight = InFlight::new(&pipeline.shared.metrics.http.in_flight);
+        let (handled, mut record) = pipeline.handle(request, self.request_id(&request.headers)).await;
+        match handled {
+            Handled::Respond(response) => {
+                if request.method == Method::HEAD {
+                    record.bytes = 0;
+                }
+                NextStep::Respond(response, ServedRequest { started, record, _in_flight: in_flight })
+            }
+            // A watch does not count as in flight: it has limits of its own.
+            Handled::Watch(response, events) if request.method != Method::HEAD => {
+                NextStep::Watch(response, events, record, started.elapsed())
+            }
+            Handled::Watch(response, _) => {
+                NextStep::Respond(response, ServedRequest { started, record, _in_flight: in_flight })
+            }
+            Handled::Forward(mut forward) => {
+                forward.record = record;
+                forward.start_upstream_step();
+                let context = ProxyContext::new(&self.pass_through, &request.method, started, in_flight, forward);
+                NextStep::Forward(context)
+            }
+        }
+    }
+
+    /// Records a request after its response was written or could not be written. Returns the time.
+    fn finish(&self, counters: &mut Counters, request: &Request, mut served: ServedRequest) -> Instant {
+        let ended = now();
+        self.pass_through.log.record(counters, &request.method, &mut served.record, ended - served.started);
+        ended
+    }
+
+    /// Returns the client's own request id if it is valid, otherwise a new one. A valid id has 1 to 128 characters that need
+    /// no quoting in headers, JSON and logs.
+    fn request_id(&self, headers: &RequestHeaders) -> String {
+        let sent = headers.text("x-request-id");
+        let valid = |id: &&str| {
+            (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~:+/=".contains(&b))
+        };
+        match sent.filter(valid) {
+            Some(id) => id.to_owned(),
+            None => self.new_request_id(),
+        }
+    }
+
+    /// Makes a request id: the prefix and a number in hexadecimal with at least 8 digits.
+    fn new_request_id(&self) -> String {
+        let number = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let digit = |shift: u32| char::from(b"0123456789abcdef"[(number >> shift) as usize & 15]);
+        let digits = 8.max(u64::BITS.div_ceil(4) - number.leading_zeros() / 4);
+        let mut id = String::with_capacity(self.id_prefix.len() + 17);
+        id.push_str(&self.id_prefix);
+        id.push('-');
+        id.extend((0..digits).rev().map(|position| digit(4 * position)));
+        id
+    }
+
+    /// Serves an HTTP/1 connection until it closes.
+    pub(crate) async fn serve(&self, stream: Stream, peer: IpAddr, limits: &Limits, signals: &ShutdownSignals) {
+        let mut connection = Http1Connection::new(stream, limits, signals);
+        let (mut counters, mut idle_since) = (Counters::default(), now());
+        for remaining in (0..limits.requests_per_connection).rev() {
+            let head = match connection.next_head(Some(peer), idle_since).await {
+                NextHead::Head(head) => head,
+                end => return self.end_without_request(connection, end).await,
+            };
+            let request = &head.request;
+            match self.handle(request).await {
+                NextStep::Respond(response, served) => {
+                    // Weir's own routes ignore a body. The next request would begin after it, so the connection closes.
+                    let keep_alive =
+                        head.keep_alive && !head.has_body && remaining > 0 && !connection.is_last_request();
+                    let now = served.record.responded_at;
+                    let written = connection.write_response(request, response, keep_alive, now).await;
+                    idle_since = self.finish(&mut counters, request, served);
+                    match written {
+                        Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                            return self.count_end("stall_timeout");
+                        }
+                        Err(_) => return,
+                        Ok(()) if keep_alive => connection.consume(head.length),
+                        Ok(()) => {
+                            if remaining == 0 && head.keep_alive {
+                                self.count_end("requests_per_connection");
+                            }
+                            return self.close(connection, head.has_body).await;
+                        }
+                    }
+                }
+                NextStep::Watch(response, events, mut record, took) => {
+                    record.bytes = connection.write_stream(request, response, events.parts(), runtime::now()).await;
+                    self.pass_through.log.record(&mut counters, &request.method, &mut record, took);
+                    return self.close(connection, head.has_body).await;
+                }
+                NextStep::Forward(context) => {
+                    match self.forward(connection, context, remaining, limits, signals).await {
+                        Some(next) => (connection, idle_since) = (next, now()),
+                        None => return,
+                    }
+                }
+            }
+        }
+    }
+
+    /// Ends an HTTP/1 connection on which no further request was read.
+    async fn end_without_request(&self, mut connection: Http1Connection, end: NextHead) {
+        let (reason, problem) = match end {
+            NextHead::Head(_) | NextHead::Closed => return,
+            NextHead::IdleTimeout => ("idle_timeout", None),
+            NextHead::HeaderTimeout => {
+                let detail = "the request head was not complete within limits.header_timeout";
+                ("header_timeout", Some(Box::new(Problem::new(Code::RequestTimeout, detail))))
+            }
+            NextHead::Malformed(problem) => ("malformed", Some(problem)),
+            NextHead::TooLarge(limit, problem) => {
+                self.count_limited(limit);
+                ("malformed", Some(problem))
+            }
+        };
+        self.count_end(reason);
+        if let Some(problem) = problem
+            && connection.write_problem(&problem).await.is_err()
+        {
+            return;
+        }
+        self.close(connection, reason == "malformed").await;
+    }
+
+    /// Closes a connection. Counts it if the client sent more of an unread body than is discarded.
+    async fn close(&self, connection: Http1Connection, unread: bool) {
+        if !connection.close(unread).await {
+            self.count_limited("body_bytes");
+        }
+    }
+
+    /// Has Pingora forward a request, which it parses again. Returns the connection if the client may use it again.
+    async fn forward(
+        &self,
+        connection: Http1Connection,
+        context: ProxyContext,
+        remaining: u32,
+        limits: &Limits,
+        signals: &ShutdownSignals,
+    ) -> Option<Http1Connection> {
+        let (stream, received) = connection.into_parts();
+        let mut session = HttpSession::new(stream);
+        session.set_pipelined_prefix(received);
+        session.set_read_timeout(Some(limits.stall_timeout.min(limits.body_timeout)));
+        session.set_write_timeout(Some(limits.stall_timeout));
+        session.set_keepalive_reuses_remaining(Some(remaining));
+        let process = self.proxy.process_new_http(ServerSession::H1(session), &signals.last_request);
+        let reused = context.scope(process).await?;
+        let (stream, _) = reused.consume();
+        Some(Http1Connection::new(stream, limits, signals))
+    }
+
+    /// Serves the request of an HTTP/2 stream.
+    pub(crate) async fn serve_stream(&self, mut session: ServerSession, stopping: &watch::Receiver<bool>) {
+        let stall_timeout = self.pass_through.pipeline.runtime.snapshot().weir.limits.stall_timeout;
+        session.set_write_timeout(Some(stall_timeout));
+        let request = to_request(&session);
+        match self.handle(&request).await {
+            NextStep::Respond(response, served) => {
+                let written = proxy::write_response(&mut session, &request.method, response).await;
+                self.finish(&mut Counters::default(), &request, served);
+                if written.is_ok() {
+                    let _ = session.finish().await;
+                }
+            }
+            NextStep::Watch(response, events, mut record, took) => {
+                record.bytes = write_events(&mut session, response, events).await;
+                self.pass_through.log.record(&mut Counters::default(), &request.method, &mut record, took);
+                let _ = session.finish().await;
+            }
+            NextStep::Forward(context) => {
+                let Some(body_deadline) = context.body_deadline() else { return };
+                if session.is_body_empty() {
+                    body_deadline.part_received(tokio::time::Instant::now(), true);
+                }
+                let forwarded = context.scope(self.proxy.process_new_http(session, stopping));
+                // Pingora has no deadline for the body of an HTTP/2 stream. Dropping the future resets the stream.
+                tokio::select! {
+                    _ = forwarded => {}
+                    late = body_deadline.wait_until_exceeded() => self.count_limited(late.limit()),
+                }
+            }
+        }
+    }
+
+    /// Counts a connection that Weir ended or refused.
+    pub(crate) fn count_end(&self, reason: &str) {
+        self.metrics.ended.with_label_values(&[reason]).inc();
+    }
+
+    fn count_limited(&self, limit: &str) {
+        self.metrics.limited.with_label_values(&[limit]).inc();
+    }
+}
+
+/// Reads the clock, for the duration of a request.
+#[allow(clippy::disallowed_methods)]
+fn now() -> Instant {
+    Instant::now()
+}
+
+/// Writes a response and then its events, until they end or the client closes the stream. Returns the number of body
+/// bytes written.
+async fn write_events(session: &mut ServerSession, response: Response, events: Box<WatchStream>) -> usize {
+    let mut parts = events.parts();
+    let mut written = 0;
+    if proxy::write_head(session, response).await.is_err() {
+        return written;
+    }
+    loop {
+        let part = tokio::select! {
+            part = parts.next() => part,
+            _ = session.read_body_or_idle(true) => return written,
+        };
+        let ended = part.is_none();
+        let part = part.unwrap_or_default();
+        let bytes = part.len();
+        if session.write_response_body(part, ended).await.is_err() || ended {
+            return written;
+        }
+        written += bytes;
+    }
+}
+
+/// Converts the head of an HTTP/2 request.
+fn to_request(session: &ServerSession) -> Request {
+    let header = session.req_header();
+    let mut headers = RequestHeaders::from(&header.headers);
+    // HTTP/2 has the host in `:authority` (RFC 9113, section 8.3.1).
+    if let (Some(authority), false) = (header.uri.authority(), headers.contains("host")) {
+        headers.append("host", authority.as_str().as_bytes());
+    }
+    Request {
+        method: header.method.clone(),
+        version: header.version,
+        path: header.uri.path().to_owned(),
+        query: header.uri.query().unwrap_or_default().to_owned(),
+        headers,
+        peer: session.client_addr().and_then(|address| address.as_inet()).map(std::net::SocketAddr::ip),
+    }
+}

@@ -1,0 +1,306 @@
+//! Serves one HTTP/1 connection: reads request heads and writes responses, within their timeouts.
+//!
+//! Enforces the idle, header and stall timeouts and the size limits of a head. It does not interpret requests.
+
+use crate::base::model::Time;
+use crate::base::problem::{Code, Problem};
+use crate::base::request_reply::{Request, Response};
+use crate::config::edge::Limits;
+use crate::server::deadline::Deadline;
+use crate::server::http1_head::{self, RequestHead};
+use crate::server::http1_response::{self, DateHeader, LAST_CHUNK};
+use crate::server::shutdown::{ShutdownSignals, SignalPoll, is_sent};
+use bytes::{Bytes, BytesMut};
+use futures_util::stream::{Stream as BodyParts, StreamExt};
+use http::{Method, Version};
+use pingora::protocols::Stream;
+use std::future::poll_fn;
+use std::io;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// Initial size of the read buffer in bytes. It grows for longer heads.
+const BUFFER_SIZE: usize = 4096;
+/// A body of at most this many bytes is copied behind its head, so that one write sends both.
+const MAX_COPIED_BODY: usize = 8192;
+/// Bytes allowed for the parts of a head that no limit counts: method, version, line ends.
+const UNLIMITED_PARTS: usize = 1024;
+/// Before an early close, Weir discards what the client still sends for this long. Without that, the system would reset
+/// the connection, and the client might lose the response.
+const DISCARD_TIME: Duration = Duration::from_secs(1);
+
+/// The result of waiting for a request.
+#[allow(clippy::large_enum_variant)] // nearly all are heads; a box would cost more than it saves
+pub(crate) enum NextHead {
+    /// A complete head. Its bytes stay in the buffer until `consume`.
+    Head(RequestHead),
+    /// No further request: the client closed the connection, or Weir is shutting down.
+    Closed,
+    /// No byte of a request within the idle timeout.
+    IdleTimeout,
+    /// The head was not complete within the header timeout.
+    HeaderTimeout,
+    /// The bytes are not a valid request.
+    Malformed(Box<Problem>),
+    /// The head is over the limit of this name.
+    TooLarge(&'static str, Box<Problem>),
+}
+
+/// An HTTP/1 connection.
+pub(crate) struct Http1Connection {
+    stream: Stream,
+    /// Received bytes that are not consumed yet are in front, `filled` of them.
+    buffer: Vec<u8>,
+    filled: usize,
+    /// The bytes to write next. Kept so that its memory is used again.
+    out: Vec<u8>,
+    date: DateHeader,
+    deadline: Deadline,
+    last_request: watch::Receiver<bool>,
+    close_idle: SignalPoll,
+    idle_timeout: Duration,
+    header_timeout: Duration,
+    stall_timeout: Duration,
+    /// The maximum length of a head in bytes, and of its first line.
+    max_head: usize,
+    max_first_line: usize,
+    /// The most bytes of an unread body that are discarded before the connection closes.
+    max_discarded: u64,
+}
+
+impl Http1Connection {
+    /// Wraps a connection on which no byte was read yet.
+    #[must_use]
+    pub(crate) fn new(stream: Stream, limits: &Limits, signals: &ShutdownSignals) -> Self {
+        Self {
+            stream,
+            buffer: vec![0; BUFFER_SIZE],
+            filled: 0,
+            out: Vec::new(),
+            date: DateHeader::default(),
+            deadline: Deadline::new(),
+            last_request: signals.last_request.clone(),
+            close_idle: SignalPoll::new(signals.close_idle.clone()),
+            idle_timeout: limits.idle_timeout,
+            header_timeout: limits.header_timeout,
+            stall_timeout: limits.stall_timeout,
+            max_head: limits.header_bytes + limits.url_bytes + UNLIMITED_PARTS,
+            max_first_line: limits.url_bytes + UNLIMITED_PARTS,
+            max_discarded: limits.body_bytes,
+        }
+    }
+
+    /// Returns whether the server is shutting down, so that the current request is the last one.
+    #[must_use]
+    pub(crate) fn is_last_request(&self) -> bool {
+        is_sent(&self.last_request)
+    }
+
+    /// Waits for the next request. The idle timeout counts from `idle_since`.
+    pub(crate) async fn next_head(&mut self, peer: Option<IpAddr>, idle_since: std::time::Instant) -> NextHead {
+        if self.filled > 0 {
+            // A pipelined request is in the buffer already. This lets other tasks run between two such requests.
+            tokio::task::consume_budget().await;
+        }
+        if self.filled == 0 {
+            self.deadline.set_from(idle_since.into(), self.idle_timeout);
+        }
+        let mut searched: usize = 0;
+        loop {
+            // A head that arrives in many small pieces is parsed again only when an empty line may have ended it.
+            let unsearched = searched.saturating_sub(3)..self.filled;
+            if searched == 0 && self.filled > 0 || has_empty_line(&self.buffer[unsearched]) {
+                match http1_head::parse(&self.buffer[..self.filled], peer) {
+                    Ok(Some(head)) => return NextHead::Head(head),
+                    Ok(None) => {}
+                    Err(problem) if problem.code == Code::HeadersTooLarge => {
+                        return NextHead::TooLarge("header_count", problem);
+                    }
+                    Err(problem) => return NextHead::Malformed(problem),
+                }
+            }
+            if searched == 0 && self.filled > 0 {
+                self.deadline.set(self.header_timeout);
+            }
+            searched = self.filled;
+            if self.filled >= self.max_head {
+                return self.too_large();
+            }
+            if let Err(end) = poll_fn(|cx| self.poll_read(cx)).await {
+                return end;
+            }
+        }
+    }
+
+    /// Returns the result for a head over its limit: either its first line or its header fields are too long.
+    fn too_large(&self) -> NextHead {
+        let max = self.max_head;
+        let (limit, code) = match self.buffer[..self.max_first_line].contains(&b'\n') {
+            true => ("header_bytes", Code::HeadersTooLarge),
+            false => ("url_bytes", Code::UrlTooLong),
+        };
+        let detail = format!("the request head is longer than {max} bytes (limits.{limit})");
+        NextHead::TooLarge(limit, Box::new(Problem::new(code, detail)))
+    }
+
+    /// Reads more bytes, until the deadline.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), NextHead>> {
+        if self.filled == self.buffer.len() {
+            self.buffer.resize((self.filled * 2).min(self.max_head.max(BUFFER_SIZE)), 0);
+        }
+        let mut free = ReadBuf::new(&mut self.buffer[self.filled..]);
+        match Pin::new(&mut self.stream).poll_read(cx, &mut free) {
+            Poll::Ready(Ok(())) if !free.filled().is_empty() => {
+                self.filled += free.filled().len();
+                Poll::Ready(Ok(()))
+            }
+            Poll::Ready(_) => Poll::Ready(Err(NextHead::Closed)),
+            // A request whose head is not complete does not count as in flight.
+            Poll::Pending if self.close_idle.poll(cx) => Poll::Ready(Err(NextHead::Closed)),
+            Poll::Pending => {
+                ready!(self.deadline.poll(cx));
+                Poll::Ready(Err(if self.filled == 0 { NextHead::IdleTimeout } else { NextHead::HeaderTimeout }))
+            }
+        }
+    }
+
+    /// Removes a head of `length` bytes, whose response was written, from the buffer.
+    pub(crate) fn consume(&mut self, length: usize) {
+        self.buffer.copy_within(length..self.filled, 0);
+        self.filled -= length;
+        if self.filled == 0 && self.buffer.len() > BUFFER_SIZE {
+            self.buffer = vec![0; BUFFER_SIZE];
+        }
+    }
+
+    /// Returns the stream, and the bytes that were read but not consumed.
+    #[must_use]
+    pub(crate) fn into_parts(self) -> (Stream, BytesMut) {
+        (self.stream, BytesMut::from(&self.buffer[..self.filled]))
+    }
+
+    /// Writes a response. `keep_alive` says whether the client may send another request.
+    ///
+    /// # Errors
+    /// The client closed the connection, or accepts no bytes within the stall timeout (`TimedOut`).
+    pub(crate) async fn write_response(
+        &mut self,
+        request: &Request,
+        response: Response,
+        keep_alive: bool,
+        now: Time,
+    ) -> io::Result<()> {
+        self.write_head(request.version, &response, keep_alive, now);
+        let body = if request.method == Method::HEAD { &[] } else { response.body.parts() };
+        if response.body.len() <= MAX_COPIED_BODY {
+            body.iter().for_each(|part| self.out.extend_from_slice(part));
+            self.write(&[]).await
+        } else {
+            self.write(body).await
+        }
+    }
+
+    /// Writes a response whose body comes in parts, until the last part or until the client closes the connection.
+    /// Returns the number of body bytes written. The connection cannot be used for another request after it.
+    pub(crate) async fn write_stream(
+        &mut self,
+        request: &Request,
+        mut response: Response,
+        mut parts: Pin<Box<dyn BodyParts<Item = Bytes> + Send>>,
+        now: Time,
+    ) -> usize {
+        // An HTTP/1.0 client reads the body to the end of the connection.
+        let chunked = request.version == Version::HTTP_11;
+        if chunked {
+            response.headers.push("transfer-encoding", "chunked");
+        }
+        self.write_head(request.version, &response, false, now);
+        let mut written = 0;
+        loop {
+            if self.write(&[]).await.is_err() {
+                return written;
+            }
+            // A read ends the stream: the client closed the connection, or sent bytes that belong to no request.
+            let mut unexpected = [0];
+            let part = tokio::select! {
+                part = parts.next() => part,
+                _ = self.stream.read(&mut unexpected) => return written,
+            };
+            self.out.clear();
+            let Some(part) = part else {
+                self.out.extend_from_slice(if chunked { LAST_CHUNK } else { b"" });
+                let _ = self.write(&[]).await;
+                return written;
+            };
+            match chunked {
+                true => http1_response::write_chunk(&mut self.out, &part),
+                false => self.out.extend_from_slice(&part),
+            }
+            written += part.len();
+        }
+    }
+
+    fn write_head(&mut self, version: Version, response: &Response, keep_alive: bool, now: Time) {
+        self.out.clear();
+        http1_response::write_head(&mut self.out, version, response, keep_alive, &mut self.date, now);
+    }
+
+    /// Writes the bytes in `out`, then a body of at most three parts.
+    async fn write(&mut self, body: &[Bytes]) -> io::Result<()> {
+        let mut written = 0;
+        let length = self.out.len() + body.iter().map(Bytes::len).sum::<usize>();
+        while written < length {
+            let mut stalled = false;
+            written += poll_fn(|cx| {
+                let stream = Pin::new(&mut self.stream);
+                let result = match body {
+                    [] => stream.poll_write(cx, &self.out[written..]),
+                    _ => stream.poll_write_vectored(cx, &http1_response::unwritten(&self.out, body, written)),
+                };
+                if result.is_pending() {
+                    if !std::mem::replace(&mut stalled, true) {
+                        self.deadline.set(self.stall_timeout);
+                    }
+                    ready!(self.deadline.poll(cx));
+                    return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+                }
+                match result {
+                    Poll::Ready(Ok(0)) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                    result => result,
+                }
+            })
+            .await?;
+        }
+        self.stream.flush().await
+    }
+
+    /// Writes a problem that belongs to no request.
+    pub(crate) async fn write_problem(&mut self, problem: &Problem) -> io::Result<()> {
+        self.out = http1_response::of_problem(problem);
+        self.write(&[]).await
+    }
+
+    /// Closes the connection. If `unread`, the client may still be sending; what it sends is discarded first. Returns
+    /// `false` if it sent more than the limit.
+    pub(crate) async fn close(mut self, unread: bool) -> bool {
+        if self.stream.shutdown().await.is_err() || !unread {
+            return true;
+        }
+        let (deadline, mut remaining) = (Instant::now() + DISCARD_TIME, self.max_discarded);
+        while let Ok(Ok(read @ 1..)) = tokio::time::timeout_at(deadline, self.stream.read(&mut self.buffer)).await {
+            let Some(less) = remaining.checked_sub(read as u64) else { return false };
+            remaining = less;
+        }
+        true
+    }
+}
+
+/// Returns whether `bytes` contain an empty line.
+fn has_empty_line(bytes: &[u8]) -> bool {
+    bytes.windows(2).any(|two| two == b"\n\n") || bytes.windows(3).any(|three| three == b"\n\r\n")
+}

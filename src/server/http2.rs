@@ -1,0 +1,119 @@
+//! Serves one HTTP/2 connection: accepts its streams and closes it, within timeouts and limits.
+//!
+//! Pingora parses the frames. The gateway handles the requests, one for each stream.
+
+use crate::config::edge::Limits;
+use crate::server::gateway::Gateway;
+use bytes::Bytes;
+use h2::server::Connection;
+use pingora::protocols::http::ServerSession;
+use pingora::protocols::http::v2::server::{H2Accept, H2Options, HttpSession, handshake};
+use pingora::protocols::{Digest, Stream};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::task::TaskTracker;
+
+/// How long new streams are accepted after GOAWAY: the client may have sent them before it received the frame.
+const GOAWAY_GRACE: Duration = Duration::from_secs(1);
+/// The number of malformed requests after which the connection closes.
+const MAX_MALFORMED: u32 = 32;
+/// The most response bytes that are buffered for one stream.
+const MAX_SEND_BUFFER: usize = 256 << 10;
+
+/// Serves a connection until it closes. Counts it if Weir closes it.
+pub(crate) async fn serve(gateway: &Arc<Gateway>, stream: Stream, limits: &Limits, stopping: &watch::Receiver<bool>) {
+    let digest = Arc::new(Digest {
+        ssl_digest: stream.get_ssl_digest(),
+        timing_digest: stream.get_timing_digest(),
+        proxy_digest: stream.get_proxy_digest(),
+        socket_digest: stream.get_socket_digest(),
+    });
+    let reason = match timeout(limits.header_timeout, handshake(stream, Some(options(limits)))).await {
+        Ok(Ok(connection)) => serve_streams(gateway, connection, digest, limits, stopping).await,
+        Ok(Err(error)) => end_reason(&error),
+        Err(_) => Some("header_timeout"),
+    };
+    if let Some(reason) = reason {
+        gateway.count_end(reason);
+    }
+}
+
+/// Serves the streams of a connection until it closes. Returns the metric's reason why Weir closed it; `None` if the
+/// client closed it, or if Weir has counted the reason already.
+async fn serve_streams(
+    gateway: &Arc<Gateway>,
+    mut connection: Connection<Stream, Bytes>,
+    digest: Arc<Digest>,
+    limits: &Limits,
+    stopping: &watch::Receiver<bool>,
+) -> Option<&'static str> {
+    let streams = TaskTracker::new();
+    streams.close();
+    let (mut accepted, mut malformed, mut accept_until) = (0, 0, None);
+    let mut stop = stopping.clone();
+    loop {
+        let next = tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop), if accept_until.is_none() => {
+                connection.graceful_shutdown();
+                accept_until = Some(Instant::now() + GOAWAY_GRACE);
+                continue;
+            }
+            next = HttpSession::from_h2_conn(&mut connection, digest.clone()) => next,
+            () = idle(&streams, limits.idle_timeout) => return Some("idle_timeout"),
+        };
+        match next {
+            Ok(Some(H2Accept::Session(_))) if accept_until.is_some_and(|until| Instant::now() > until) => return None,
+            Ok(Some(H2Accept::Session(session))) => {
+                let (gateway_of_stream, stopping) = (gateway.clone(), stopping.clone());
+                streams.spawn(async move {
+                    gateway_of_stream.serve_stream(ServerSession::new_http2(session), &stopping).await;
+                });
+                accepted += 1;
+                if accepted == limits.requests_per_connection && accept_until.is_none() {
+                    gateway.count_end("requests_per_connection");
+                    connection.graceful_shutdown();
+                    accept_until = Some(Instant::now() + GOAWAY_GRACE);
+                }
+            }
+            Ok(Some(H2Accept::Rejected)) => {
+                malformed += 1;
+                if malformed == MAX_MALFORMED {
+                    return Some("malformed");
+                }
+            }
+            Ok(None) => return None,
+            Err(error) => return end_reason(&error),
+        }
+    }
+}
+
+/// Returns once no stream has been open for `limit`.
+async fn idle(streams: &TaskTracker, limit: Duration) {
+    streams.wait().await;
+    sleep(limit).await;
+}
+
+/// Returns the metric's reason why Weir closed the connection; `None` if the client closed it.
+fn end_reason(error: &pingora::Error) -> Option<&'static str> {
+    let error = error.root_cause().downcast_ref::<h2::Error>().filter(|error| error.is_library())?;
+    Some(if error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM) { "h2_resets" } else { "malformed" })
+}
+
+/// Limits on streams, header lists and resets. A client that resets requests faster than Weir can serve them
+/// (CVE-2023-44487), or makes Weir reset them (CVE-2025-8671), loses its connection.
+fn options(limits: &Limits) -> H2Options {
+    let mut options = H2Options::default();
+    // Weir itself responds 431 to a list over the limit. Only a list over twice the limit is refused by the library.
+    let max_header_list = u32::try_from(2 * limits.h2_header_list).unwrap_or(u32::MAX);
+    options
+        .max_concurrent_streams(limits.h2_streams)
+        .max_header_list_size(max_header_list)
+        .max_pending_accept_reset_streams(limits.h2_resets as usize)
+        .max_concurrent_reset_streams(limits.h2_streams as usize)
+        .max_local_error_reset_streams(Some(limits.h2_resets as usize))
+        .max_send_buffer_size(MAX_SEND_BUFFER);
+    options
+}
