@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""The dashboards as code, made with Grafana's Foundation SDK into dashboards/*.json.
+"""Generates dashboards/*.json with Grafana's Foundation SDK.
 
-Usage: dashboards.py [--check]      --check: say what differs from what is written, change nothing
+Usage: dashboards.py [--check]      --check: prints the files that differ and changes nothing
 
-A variable stands in `=~` only: "All" and several values are then the same as one.
+Queries use variables only in `=~`, so that "All", one value and several values work alike.
 """
 
 import json
@@ -22,13 +22,13 @@ WIDTH, HEIGHT = 24, 8
 
 
 def selected(metric, *matchers, variables=("job", "instance")):
-    """A selector of what the dashboard's variables select."""
+    """A selector with the dashboard's variables."""
     chosen = [f'{name}=~"${name}"' for name in variables]
     return f"{metric}{{{','.join([*chosen, *matchers])}}}"
 
 
 class Board:
-    """A dashboard whose panels come in rows of their own widths."""
+    """A dashboard. Panels fill rows from left to right."""
 
     def __init__(self, uid, title, description, variables):
         self.names = ("job", "instance", *(name for name, _ in variables))
@@ -128,68 +128,68 @@ PROBLEMS = 'code=~"internal_error|overloaded|provider_.+"', 'code!="provider_not
 
 
 def overview():
-    b = Board("weir-overview", "Weir / Overview", "Traffic, errors, latency, what the cache spares the providers.", [])
+    b = Board("weir-overview", "Weir / Overview", "Traffic, errors, latency, and what the cache saves.", [])
     answered, asked = "weir_http_requests_total", "weir_cache_requests_total"
     hits = f'{b.sum("", asked, RESULT_HIT)} / {b.sum("", asked, RESULT_ASKED)}'
-    b.number("Requests", "Answered, of all kinds.", "reqps", b.sum("", answered))
+    b.number("Requests", "All requests.", "reqps", b.sum("", answered))
     b.number(
-        "Broken promises",
-        "Share of known clients' requests that ended in a problem of class 5xx. The promise: below 0.1 % in 30 days.",
+        "Error ratio",
+        "Share of known clients' requests that ended in a problem of class 5xx. The target is below 0.1 % in 30 days.",
         "percentunit",
         f'(sum({b.rate("weir_http_problems_total", *PROBLEMS)}) or vector(0)) / {b.sum("", answered, NAMED)}',
         SHARE,
     )
-    b.number("p99", "99 % of requests are answered within.", "s", b.quantile(0.99, "", "weir_http_request_duration_seconds_bucket"))
-    b.number("Hit ratio", "Share of requests that needed no call of their own: hit, collapsed, stale.", "percentunit", hits)
-    b.number("Calls saved", "Calls the providers were spared.", "reqps", b.sum("", "weir_upstream_requests_saved_total"))
-    b.number("Weirs up", "Instances that answer their scrape.", "short", f'sum({selected("up")})', (("red", None), ("green", 1)))
+    b.number("p99", "99 % of requests take at most this time.", "s", b.quantile(0.99, "", "weir_http_request_duration_seconds_bucket"))
+    b.number("Hit ratio", "Share of requests without a call of their own: hit, collapsed, stale. Without bypass.", "percentunit", hits)
+    b.number("Calls saved", "Provider calls that were not needed.", "reqps", b.sum("", "weir_upstream_requests_saved_total"))
+    b.number("Instances up", "Instances that Prometheus can scrape.", "short", f'sum({selected("up")})', (("red", None), ("green", 1)))
 
     b.row("Traffic and errors")
     b.lines("Requests by status", "", "reqps", ("{{status}}", b.sum("status", answered)), stacked=True)
-    b.lines("Problems by code", "Why requests were not answered as asked. docs/API.md lists the codes.", "reqps",
+    b.lines("Problems by code", "Requests that ended in a problem. docs/API.md lists the codes.", "reqps",
             ("{{code}}", b.sum("code", "weir_http_problems_total")), stacked=True)
     b.lines("Requests by route", "", "reqps", ("{{route}}", b.sum("route", answered)), stacked=True)
-    b.lines("Requests by provider", "`none`: before a provider was known.", "reqps",
+    b.lines("Requests by provider", "`none`: no provider. `several`: more than one.", "reqps",
             ("{{provider}}", b.sum("provider", answered)), stacked=True)
-    b.lines("Error budget burn", "1: spent exactly as fast as 30 days allow. The alerts look at 14.4 (1 h) and 6 (6 h).", "short",
+    b.lines("Error budget burn", "1: the budget lasts exactly 30 days. The alerts fire at 14.4 (1 h) and 6 (6 h).", "short",
             ("{{job}} 1 h", 'job:weir_broken_promises:ratio_rate1h{job=~"$job"} / 0.001'),
             ("{{job}} 6 h", 'job:weir_broken_promises:ratio_rate6h{job=~"$job"} / 0.001'))
     b.table("Alerts", "Pending and firing.", "short", ("", 'ALERTS{alertname=~"Weir.+"}'), hide=("Time", "__name__", "Value"))
 
     b.row("Latency")
     took = "weir_http_request_duration_seconds_bucket"
-    b.lines("Time to answer", "All requests.", "s",
+    b.lines("Time to respond", "All requests.", "s",
             *((f"p{q}", b.quantile(q / 100, "", took)) for q in (50, 90, 99)))
-    b.lines("p99 by what the cache did", "`hit` is Weir alone; `miss` is mostly the provider.", "s",
+    b.lines("p99 by cache result", "`hit`: Weir alone. `miss`: mostly the provider.", "s",
             ("{{cache}}", b.quantile(0.99, "cache", took)))
-    b.lines("Weir's own time", "The wait for the provider is taken out.", "s",
+    b.lines("Weir's own time", "Without the wait for the provider.", "s",
             *((f"p{q}", b.quantile(q / 100, "", "weir_overhead_seconds_bucket")) for q in (50, 99)))
-    b.lines("In flight", "Requests being answered, calls under way, connections open.", "short",
+    b.lines("In flight", "Requests, provider calls, and open connections.", "short",
             ("requests", f'sum({b.of("weir_http_requests_in_flight")})'),
             ("calls to providers", f'sum({b.of("weir_upstream_requests_in_flight")})'),
             ("connections", f'sum({b.of("weir_connections")})'))
 
-    b.lines("Sessions watched", "Clients that watch a session; they are not in flight.", "short",
+    b.lines("Sessions watched", "Clients that watch a session. They do not count as in flight.", "short",
             ("{{instance}}", b.of("weir_watchers")))
-    b.lines("Events to watchers", "`problem`: a provider began to fail, or a session is gone.", "cps",
+    b.lines("Events to watchers", "`problem`: a provider began to fail, a session is gone, or a client lost its permission.", "cps",
             ("{{provider}} {{event}}", b.sum("provider, event", "weir_watch_events_total")))
 
     b.row("Cache")
-    b.lines("Hit ratio by provider", "Hit, collapsed and stale, of all but bypass.", "percentunit",
+    b.lines("Hit ratio by provider", "Hit, collapsed and stale, as a share of all but bypass.", "percentunit",
             ("{{provider}}", f'{b.sum("provider", asked, RESULT_HIT)} / {b.sum("provider", asked, RESULT_ASKED)}'), most=1)
-    b.lines("What the cache had", "", "reqps", ("{{result}}", b.sum("result", asked)), stacked=True)
-    b.lines("Calls made and saved", "What the providers were asked, and what they were spared.", "reqps",
+    b.lines("Cache results", "", "reqps", ("{{result}}", b.sum("result", asked)), stacked=True)
+    b.lines("Calls made and saved", "Provider calls that were made, and calls that were not needed.", "reqps",
             ("made", b.sum("", "weir_upstream_requests_total")),
             ("saved: {{reason}}", b.sum("reason", "weir_upstream_requests_saved_total")), stacked=True)
     b.lines("Entries", "", "short", ("{{provider}}", f'sum by (provider) ({b.of("weir_cache_entries")})'), stacked=True)
-    b.lines("Bytes held", "By the cache's own weighing; at most cache.max_bytes an instance.", "bytes",
+    b.lines("Cache size", "Weighed bytes; at most cache.max_bytes per instance.", "bytes",
             ("{{instance}}", b.of("weir_cache_bytes")))
-    b.lines("Evictions", "`size` that lasts: the cache is too small.", "ops", ("{{cause}}", b.sum("cause", "weir_cache_evictions_total")))
+    b.lines("Evictions", "`size` all the time: the cache is too small.", "ops", ("{{cause}}", b.sum("cause", "weir_cache_evictions_total")))
 
     b.row("Edge and process")
     b.lines("Connections ended by Weir", "`connections` and `connections_per_address`: a flood, or limits too low.", "cps",
             ("{{reason}}", b.sum("reason", "weir_connections_ended_total")))
-    b.lines("Failed authentications", "`limited`: told 429 in place of 401.", "reqps",
+    b.lines("Failed authentications", "`told`: 401. `limited`: 429 instead.", "reqps",
             ("{{decision}}", b.sum("decision", "weir_auth_failures_total")))
     b.lines("Resident memory", "", "bytes", ("{{instance}}", b.of("process_resident_memory_bytes")), width=8)
     b.lines("CPU", "Cores.", "short", ("{{instance}}", b.rate("process_cpu_seconds_total")), width=8)
@@ -201,37 +201,37 @@ RESULT_HIT, RESULT_ASKED, NAMED = 'result=~"hit|collapsed|stale"', 'result!="byp
 
 
 def providers():
-    b = Board("weir-providers", "Weir / Providers", "Each provider: how it answers, what stands against it, what is left of it.",
+    b = Board("weir-providers", "Weir / Providers", "Each provider: its responses, its breaker and pauses, and the capacity that is left.",
               [("provider", 'label_values(weir_upstream_breaker_open{job=~"$job"}, provider)')])
     calls, took = "weir_upstream_requests_total", "weir_upstream_request_duration_seconds_bucket"
-    b.states("Breaker", "Open: it failed repeatedly and is not asked. The worst instance.",
+    b.states("Breaker", "Open: the provider failed repeatedly, and Weir does not call it. The worst instance.",
              ((0, "closed", "green"), (1, "open", "red")),
              ("{{provider}}", f'max by (provider) ({b.of("weir_upstream_breaker_open")})'))
-    b.states("Throttled", "It asked for a pause, under any credential. The worst instance.",
+    b.states("Throttled", "The provider requested a pause, under any credential. The worst instance.",
              ((0, "no", "green"), (1, "yes", "orange")),
              ("{{provider}}", f'max by (provider) ({b.of("weir_upstream_throttled")})'))
-    b.row("Answers")
-    b.lines("Calls by status", "Or by the kind of failure: connect, tls, timeout, reset, …", "reqps",
+    b.row("Responses")
+    b.lines("Calls by status", "HTTP status, or the kind of failure: connect, tls, timeout, reset, …", "reqps",
             ("{{provider}} {{status}}", b.sum("provider, status", calls)), stacked=True)
     failed = b.sum("provider", calls, 'status=~"5..|connect|tls|timeout|reset|malformed"', 'status!="503"')
-    b.lines("Calls that fail", "Share of calls. Throttling (429, 503) is not failing.", "percentunit",
+    b.lines("Failed calls", "Share of calls. Throttling (429, 503) does not count.", "percentunit",
             ("{{provider}}", f'{failed} / {b.sum("provider", calls)}'), most=1)
-    b.lines("Time to answer", "A call from its start to the end of the answer.", "s",
+    b.lines("Time to respond", "From the start of a call to the end of the response.", "s",
             *((f"{{{{provider}}}} p{q}", b.quantile(q / 100, "provider", took)) for q in (50, 90, 99)))
     b.lines("p99 by operation", "", "s", ("{{provider}} {{operation}}", b.quantile(0.99, "provider, operation", took)))
-    b.lines("Throttling", "Answers 429 and 503 of the provider.", "reqps",
+    b.lines("Throttling", "Responses 429 and 503 of the provider.", "reqps",
             ("{{provider}} {{status}}", b.sum("provider, status", calls, 'status=~"429|503"')))
-    b.lines("Problems told to clients", "", "reqps", ("{{provider}} {{code}}", b.sum("provider, code", "weir_http_problems_total")))
+    b.lines("Problems by code", "Problems that clients got.", "reqps", ("{{provider}} {{code}}", b.sum("provider, code", "weir_http_problems_total")))
 
     b.row("Capacity")
     left = f'{b.of("weir_upstream_capacity_left")} / {b.of("weir_upstream_capacity_limit")}'
-    b.lines("Capacity left", "Share of what the provider's file allows: calls by its rate, calls at the same time. The least instance and credential.",
+    b.lines("Capacity left", "Share of the capacity in the provider's file: rate and concurrency. The instance and credential with the least.",
             "percentunit", ("{{provider}} {{kind}}", f"min by (provider, kind) ({left})"), most=1)
-    b.lines("Calls not made", "What stood against them: pause, breaker, rate, concurrency, overload.", "reqps",
+    b.lines("Calls refused by Weir", "Reason: pause, breaker, rate, concurrency, share, overload.", "reqps",
             ("{{provider}} {{reason}}", b.sum("provider, reason", "weir_upstream_refused_total")))
-    b.lines("Retries", "Requests that broke before their answer: sent once more, or not.", "reqps",
+    b.lines("Retries", "Calls that failed before the response began: retried (made) or not (refused).", "reqps",
             ("{{provider}} {{result}}", b.sum("provider, result", "weir_upstream_retries_total")))
-    b.lines("Mapping failures", "Fields that do not look as the provider's file says. 0.", "short",
+    b.lines("Mapping failures", "Fields that do not fit the provider's file. Normally 0.", "short",
             ("{{provider}} {{field}} {{reason}}",
              f'sum by (provider, field, reason) (increase({b.of("weir_mapping_failures_total")}[$__range]))'))
 
@@ -239,33 +239,33 @@ def providers():
     asked = "weir_cache_requests_total"
     b.lines("Hit ratio", "", "percentunit",
             ("{{provider}}", f'{b.sum("provider", asked, RESULT_HIT)} / {b.sum("provider", asked, RESULT_ASKED)}'), most=1)
-    b.lines("Stale answers", "Given because the provider failed, or while it was asked in the background.", "reqps",
+    b.lines("Stale responses", "Served because the provider failed, or while Weir refreshes the entry.", "reqps",
             ("{{provider}}", b.sum("provider", asked, 'result="stale"')))
     b.lines("Calls saved", "", "reqps", ("{{provider}} {{reason}}", b.sum("provider, reason", "weir_upstream_requests_saved_total")), stacked=True)
-    b.lines("Lifetimes given", "The median, by where it came from.", "s",
+    b.lines("Lifetimes of new entries", "The median, by the rule that set it.", "s",
             ("{{provider}} {{source}}", b.quantile(0.5, "provider, source", "weir_cache_ttl_seconds_bucket")))
     return b.made
 
 
 def clients():
-    b = Board("weir-clients", "Weir / Clients", "Who uses what, who is limited, whose keys end.",
+    b = Board("weir-clients", "Weir / Clients", "Use, limits and key expiry by client.",
               [("client", 'label_values(weir_http_requests_total{job=~"$job"}, client)')])
     answered, limits = "weir_http_requests_total", "weir_rate_limit_requests_total"
     b.lines("Requests by client", "`none`: no valid key.", "reqps", ("{{client}}", b.sum("client", answered)), stacked=True)
     b.lines("Requests by client and provider", "", "reqps", ("{{client}} {{provider}}", b.sum("client, provider", answered)), stacked=True)
-    b.lines("Answers by status", "", "reqps", ("{{client}} {{status}}", b.sum("client, status", answered)), stacked=True)
+    b.lines("Responses by status", "", "reqps", ("{{client}} {{status}}", b.sum("client, status", answered)), stacked=True)
     b.lines("Problems by code", "", "reqps", ("{{client}} {{code}}", b.sum("client, code", "weir_http_problems_total")), stacked=True)
     b.row("Limits")
-    b.lines("Limited", "Requests told 429 by a policy.", "reqps",
+    b.lines("Limited", "Requests that a policy refused with 429.", "reqps",
             ("{{client}} {{policy}}", b.sum("client, policy", limits, 'decision="limited"')))
-    b.lines("Share limited", "Of what was put to the policy. Above a half for half an hour: the alert.", "percentunit",
+    b.lines("Share limited", "Share of the requests under a policy. The alert fires above 50 % for half an hour.", "percentunit",
             ("{{client}} {{policy}}",
              f'{b.sum("client, policy", limits, LIMITED)} / {b.sum("client, policy", limits)}'), most=1)
     b.lines("Decisions", "", "reqps", ("{{client}} {{policy}} {{decision}}", b.sum("client, policy, decision", limits)))
-    b.table("Requests in this time", "", "short",
+    b.table("Requests in this time range", "", "short",
             ("", f'sort_desc(sum by (client) (increase({b.of(answered)}[$__range])))'), hide=("Time",))
     b.row("Keys")
-    b.table("Keys that end", "`next`: the next of a client's keys. `last`: then it can no longer call. Without an end, not here.", "s",
+    b.table("Key expiry", "Time left. `next`: the client's next key. `last`: its last key. Keys without an expiry are not shown.", "s",
             ("", f'min by (client, key) ({b.of("weir_client_key_expiry_timestamp_seconds")}) - time()'), hide=("Time",))
     return b.made
 
@@ -274,22 +274,22 @@ LIMITED = 'decision="limited"'
 
 
 def config():
-    b = Board("weir-config", "Weir / Configuration", "Which revision is in force where, and how reloads went.", [])
-    b.number("Last reload", "Of every instance.", "short", f'min({b.of("weir_config_last_reload_successful")})', (("red", None), ("green", 1)), width=6)
-    b.number("Revisions in force", "More than one for long: an instance does not get its files.", "short",
+    b = Board("weir-config", "Weir / Configuration", "The configuration in use by each instance, and its reloads.", [])
+    b.number("Last reload", "1: successful on every instance.", "short", f'min({b.of("weir_config_last_reload_successful")})', (("red", None), ("green", 1)), width=6)
+    b.number("Revisions in use", "More than one for a long time: an instance does not get its files.", "short",
              f'count(count by (revision) ({b.of("weir_config_info")}))', (("green", None), ("orange", 2)), width=6)
-    b.number("Versions that run", "", "short", f'count(count by (version) ({b.of("weir_build_info")}))', (("green", None), ("orange", 2)), width=6)
-    b.number("Access log lines lost", "0: its reader keeps up.", "short", f'sum(increase({b.of("weir_access_log_dropped_total")}[$__range]))',
+    b.number("Running versions", "", "short", f'count(count by (version) ({b.of("weir_build_info")}))', (("green", None), ("orange", 2)), width=6)
+    b.number("Access log lines lost", "Normally 0. Otherwise the reader of the log is too slow.", "short", f'sum(increase({b.of("weir_access_log_dropped_total")}[$__range]))',
              (("green", None), ("orange", 1)), width=6)
-    b.table("In force", "", "short", ("", b.of("weir_config_info")), hide=("Time", "__name__", "Value"))
-    b.table("Runs", "", "short", ("", b.of("weir_build_info")), hide=("Time", "__name__", "Value"))
-    b.lines("Reloads", "`failure`: refused as a whole, the old one serves on.", "short",
+    b.table("Revision by instance", "", "short", ("", b.of("weir_config_info")), hide=("Time", "__name__", "Value"))
+    b.table("Version by instance", "", "short", ("", b.of("weir_build_info")), hide=("Time", "__name__", "Value"))
+    b.lines("Reloads", "`failure`: refused, and the instance keeps the configuration before.", "short",
             ("{{instance}} {{result}}", f'increase({b.of("weir_config_reloads_total")}[$__rate_interval])'))
-    b.states("Last reload by instance", "", ((0, "refused", "red"), (1, "in force", "green")),
+    b.states("Last reload by instance", "", ((0, "refused", "red"), (1, "applied", "green")),
              ("{{instance}}", b.of("weir_config_last_reload_successful")))
-    b.lines("Since the last confirmed configuration", "", "s", ("{{instance}}", f'time() - {b.of("weir_config_last_reload_success_timestamp_seconds")}'))
-    b.lines("Since the start", "", "s", ("{{instance}}", f'time() - {b.of("process_start_time_seconds")}'))
-    b.table("Certificates", "Time left of the first certificate of each listener's chain.", "s",
+    b.lines("Time since the configuration was last confirmed", "", "s", ("{{instance}}", f'time() - {b.of("weir_config_last_reload_success_timestamp_seconds")}'))
+    b.lines("Uptime", "", "s", ("{{instance}}", f'time() - {b.of("process_start_time_seconds")}'))
+    b.table("Certificates", "Time left until the first certificate of each listener's chain expires.", "s",
             ("", f'min by (listener) ({b.of("weir_tls_certificate_expiry_timestamp_seconds")}) - time()'), hide=("Time",))
     return b.made
 
