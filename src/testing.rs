@@ -31,6 +31,7 @@ pub use crate::rules::page_token::{Position, Signer, SourceProgress};
 pub use crate::rules::purge::Subject;
 pub use crate::rules::route::{RouteTable, SessionName};
 pub use crate::rules::template::{Captured, Template, Values};
+pub use crate::rules::visible_body::visible_body;
 pub use crate::runtime::snapshot::{Provider, Snapshot};
 pub use crate::runtime::{Runtime, now};
 pub use crate::server::http1_head::parse as parse_http1_head;

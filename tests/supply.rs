@@ -23,7 +23,7 @@ const LICENCES: [&str; 11] = [
 
 /// The libraries that are built in several versions, because Pingora and others require different ones. A new version
 /// is reviewed like a new library.
-const DUPLICATES: [(&str, &[&str]); 17] = [
+const DUPLICATES: [(&str, &[&str]); 18] = [
     ("asn1-rs", &["0.6.2", "0.7.2"]),
     ("asn1-rs-derive", &["0.5.1", "0.6.0"]),
     ("base64", &["0.22.1", "0.23.1"]),
@@ -38,6 +38,7 @@ const DUPLICATES: [(&str, &[&str]); 17] = [
     ("rand_chacha", &["0.3.1", "0.9.0"]),
     ("rand_core", &["0.10.1", "0.6.4", "0.9.5"]),
     ("syn", &["1.0.109", "2.0.119", "3.0.10"]),
+    ("synstructure", &["0.13.2", "0.14.0"]),
     ("thiserror", &["1.0.69", "2.0.21"]),
     ("thiserror-impl", &["1.0.69", "2.0.21"]),
     ("x509-parser", &["0.16.0", "0.18.1"]),

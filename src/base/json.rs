@@ -4,6 +4,7 @@
 //! rejects a body in which a real object has that key. A user who can write metadata could thus make a session, and
 //! every list that contains it, unreadable. This parser treats such a key as an ordinary key.
 
+use crate::base::json_text::JsonText;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 use std::fmt;
@@ -11,7 +12,7 @@ use std::fmt;
 /// The private key under which `serde_json` passes a number with its digits.
 const NUMBER: &str = "$serde_json::private::Number";
 
-/// Parses a JSON text.
+/// Parses a JSON text. A string that is not Unicode becomes `null`.
 ///
 /// # Errors
 /// The position at which the text is not valid JSON, or nested deeper than 128 levels.
@@ -22,7 +23,11 @@ pub fn parse(text: &[u8]) -> Result<Value, serde_json::Error> {
         Ok(text) => serde_json::from_str(text),
         Err(_) => serde_json::from_slice(text),
     };
-    parsed.map(|Tree(value)| value)
+    match parsed {
+        Ok(Tree(value)) => Ok(value),
+        // A string that is not Unicode makes only itself unusable.
+        Err(error) => JsonText::parse(text).map(|text| text.to_value()).ok_or(error),
+    }
 }
 
 struct Tree(Value);
@@ -115,6 +120,12 @@ mod tests {
         }
         assert!(parse(b"{\"a\":").is_err() && parse(b"{} x").is_err() && parse(b"").is_err());
         assert!(parse("[".repeat(1000).as_bytes()).is_err());
+    }
+
+    #[test]
+    fn a_string_that_is_not_unicode_becomes_null() {
+        let text = b"{\"a\":\"half of a pair: \\ud83d\",\"b\":[1.0,\"\xe9\"],\"c\":\"d\"}";
+        assert_eq!(parse(text).unwrap().to_string(), r#"{"a":null,"b":[1.0,null],"c":"d"}"#);
     }
 
     #[test]

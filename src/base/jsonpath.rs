@@ -3,6 +3,7 @@
 //! A path that consists of names and indexes only is called plain, and is followed directly. All others are evaluated
 //! by `jsonpath-rust`.
 
+use crate::base::json_text::JsonText;
 use jsonpath_rust::parser::model::{JpQuery, Segment, Selector};
 use jsonpath_rust::parser::parse_json_path;
 use jsonpath_rust::query::js_path_process;
@@ -82,10 +83,26 @@ impl JsonPath {
         }
     }
 
-    /// Returns the value at a plain path, to be changed. `None` if there is no value or the path is not plain.
-    pub fn first_mut<'v>(&self, value: &'v mut Value) -> Option<&'v mut Value> {
+    /// Returns the value at a plain path in a JSON text. `None` if there is no value or the path is not plain.
+    #[must_use]
+    pub(crate) fn first_text<'j, 't>(&self, text: &'j JsonText<'t>) -> Option<&'j JsonText<'t>> {
         let Compiled::Plain(steps) = &self.compiled else { return None };
-        walk_mut(steps, value)
+        steps.iter().try_fold(text, |at, step| match (step, at) {
+            (PathStep::Name(name), _) => at.member(name),
+            (PathStep::Index(index), JsonText::Array(items)) => items.get(position(*index, items.len())?),
+            (PathStep::Index(_), _) => None,
+        })
+    }
+
+    /// Returns the names of a plain path, without its indexes.
+    #[must_use]
+    pub(crate) fn names(&self) -> Option<Vec<&str>> {
+        let Compiled::Plain(steps) = &self.compiled else { return None };
+        let names = steps.iter().filter_map(|step| match step {
+            PathStep::Name(name) => Some(name.as_str()),
+            PathStep::Index(_) => None,
+        });
+        Some(names.collect())
     }
 
     /// Returns whether the path consists of names and indexes only.
@@ -94,7 +111,7 @@ impl JsonPath {
         matches!(self.compiled, Compiled::Plain(_))
     }
 
-    /// Returns whether the path is plain and names a member of an object, which [`JsonPath::remove`] can remove.
+    /// Returns whether the path is plain and names a member of an object, which can be removed.
     #[must_use]
     pub fn names_member(&self) -> bool {
         matches!(&self.compiled, Compiled::Plain(steps) if matches!(steps.last(), Some(PathStep::Name(_))))
@@ -115,27 +132,6 @@ impl JsonPath {
             _ => true,
         }
     }
-
-    /// Removes the member at this path from `value`. Does nothing if the path is not plain, names an array element, or
-    /// is `$`.
-    pub fn remove(&self, value: &mut Value) {
-        let Compiled::Plain(steps) = &self.compiled else { return };
-        let Some((PathStep::Name(last), parents)) = steps.split_last() else { return };
-        if let Some(Value::Object(members)) = walk_mut(parents, value) {
-            members.shift_remove(last);
-        }
-    }
-}
-
-fn walk_mut<'v>(steps: &[PathStep], value: &'v mut Value) -> Option<&'v mut Value> {
-    steps.iter().try_fold(value, |at, step| match step {
-        PathStep::Name(name) => at.as_object_mut()?.get_mut(name),
-        PathStep::Index(index) => {
-            let array = at.as_array_mut()?;
-            let position = position(*index, array.len())?;
-            array.get_mut(position)
-        }
-    })
 }
 
 fn position(index: i64, length: usize) -> Option<usize> {
@@ -216,13 +212,16 @@ mod tests {
     }
 
     #[test]
-    fn remove_takes_one_member_and_keeps_the_order() {
-        let mut value = json!({"a": 1, "room": {"url": "u", "token": "t", "name": "n"}, "z": 2});
-        JsonPath::compile("$.room.token").unwrap().remove(&mut value);
-        assert_eq!(value.to_string(), r#"{"a":1,"room":{"url":"u","name":"n"},"z":2}"#);
-        JsonPath::compile("$.nothing.here").unwrap().remove(&mut value);
-        JsonPath::compile("$").unwrap().remove(&mut value);
-        assert_eq!(value["z"], 2);
+    fn a_plain_path_finds_the_same_value_in_a_json_text() {
+        let value = json!({"a": {"b": [10, {"c d": 20}]}, "x": null});
+        let text = value.to_string();
+        let text = JsonText::parse(text.as_bytes()).unwrap();
+        for path in ["$", "$.a.b[1]['c d']", "$.a.b[-2]", "$.a.b[-3]", "$.a[0]", "$.x", "$.x.y", "$.a.b.c"] {
+            let path = JsonPath::compile(path).unwrap();
+            assert_eq!(path.first_text(&text).map(JsonText::to_value).as_ref(), path.first(&value), "{path:?}");
+        }
+        let names = |path: &str| JsonPath::compile(path).unwrap().names().map(|names| names.join("/"));
+        assert_eq!((names("$.a[0]['b c']"), names("$"), names("$..a")), (Some("a/b c".into()), Some("".into()), None));
     }
 
     #[test]

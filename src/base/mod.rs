@@ -5,6 +5,7 @@ pub(crate) mod endpoints;
 pub(crate) mod id_pattern;
 pub(crate) mod ids;
 pub(crate) mod json;
+pub(crate) mod json_text;
 pub(crate) mod jsonpath;
 pub(crate) mod metrics;
 pub(crate) mod model;

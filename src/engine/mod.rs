@@ -6,6 +6,7 @@ pub(crate) mod breaker;
 pub(crate) mod cache;
 pub(crate) mod client_address;
 pub(crate) mod coalesce;
+pub(crate) mod connection_groups;
 pub(crate) mod credential;
 pub(crate) mod fair_queue;
 pub(crate) mod memory_budget;

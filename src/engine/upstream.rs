@@ -3,10 +3,10 @@
 //! Only this module opens connections to providers. It returns complete responses, and does not interpret them.
 
 use crate::base::request_reply::{FailureKind, ProviderFailure, ProviderReply, ProviderRequest};
+use crate::engine::connection_groups::{ConnectionGroup, ConnectionGroups, announces_forbidden_body};
 use crate::engine::memory_budget::{MemoryBudget, Reservation};
 use bytes::{Bytes, BytesMut};
-use http::Uri;
-use http::header;
+use http::{HeaderName, HeaderValue, StatusCode, Uri, header};
 use pingora::connectors::http::Connector;
 use pingora::http::RequestHeader;
 use pingora::protocols::ALPN;
@@ -106,30 +106,15 @@ impl Target {
         format!("{}{path_and_query}", self.prefix)
     }
 
-    /// Returns the part of a `Location` after the base URL, with a slash before it; `None` if the location is not below
-    /// the base URL.
-    #[must_use]
-    pub fn strip_base_url(&self, location: &str) -> Option<String> {
-        let base_url = self.base_url();
-        let is_path = location.starts_with('/') && !location.starts_with("//");
-        let base = if is_path { self.prefix.as_str() } else { base_url.as_str() };
-        let rest = location.strip_prefix(base)?;
-        match rest.chars().next() {
-            None => Some("/".to_owned()),
-            Some('/') => Some(rest.to_owned()),
-            Some('?' | '#') => Some(format!("/{rest}")),
-            Some(_) => None,
-        }
-    }
-
     /// Returns host and port as in the `Host` header.
     #[must_use]
     pub fn authority(&self) -> &str {
         &self.authority
     }
 
-    fn peer(&self, address: SocketAddr) -> HttpPeer {
+    fn peer(&self, address: SocketAddr, group: ConnectionGroup) -> HttpPeer {
         let mut peer = HttpPeer::new(address, self.tls, self.host.clone());
+        peer.group_key = group.key;
         peer.options.connection_timeout = Some(self.connect_timeout);
         peer.options.total_connection_timeout = Some(self.connect_timeout);
         peer.options.idle_timeout = Some(IDLE_TIMEOUT);
@@ -154,6 +139,8 @@ pub(crate) type Peer = HttpPeer;
 /// The connections to all providers and the resolved names. Reloads keep it.
 pub struct UpstreamClient {
     connector: Connector,
+    /// Which requests may use which connections, also of those that Pingora's proxy opens.
+    pub(crate) groups: ConnectionGroups,
     names: Mutex<HashMap<(String, u16), ResolvedName>>,
     /// The limit on buffered response bodies.
     pub budget: Arc<MemoryBudget>,
@@ -174,7 +161,12 @@ impl UpstreamClient {
     /// the same time.
     #[must_use]
     pub fn new(max_buffered: u64) -> Self {
-        Self { connector: Connector::new(None), names: Mutex::default(), budget: MemoryBudget::new(max_buffered) }
+        Self {
+            connector: Connector::new(None),
+            groups: ConnectionGroups::new(),
+            names: Mutex::default(),
+            budget: MemoryBudget::new(max_buffered),
+        }
     }
 
     /// Sends a request and returns the complete response. Retries a request that failed before its response if
@@ -206,8 +198,9 @@ impl UpstreamClient {
         }
     }
 
-    /// Returns the peer for a forwarded request, and the number of the name's addresses. Each value of `tried` selects
-    /// the next address. `idle_timeout` limits the time without data from or to the provider.
+    /// Returns the peer for a forwarded request, the group of its connections, and the number of the name's addresses.
+    /// Each value of `tried` selects the next address. `idle_timeout` limits the time without data from or to the
+    /// provider.
     ///
     /// Uses HTTP/1.1: on a shared HTTP/2 connection one stalled download would block all others, the idle timeout would
     /// run during an upload, and interim responses would be lost (`read_response_header` and the windows in
@@ -220,13 +213,15 @@ impl UpstreamClient {
         target: &Target,
         tried: usize,
         idle_timeout: Duration,
-    ) -> Result<(Peer, usize), ProviderFailure> {
+        credential: Option<&(HeaderName, HeaderValue)>,
+    ) -> Result<(Peer, ConnectionGroup, usize), ProviderFailure> {
         let addresses = self.resolve(target).await?;
-        let mut peer = target.peer(addresses[tried % addresses.len()]);
+        let group = self.groups.group(&target.authority, credential);
+        let mut peer = target.peer(addresses[tried % addresses.len()], group);
         peer.options.alpn = ALPN::H1;
         (peer.options.read_timeout, peer.options.write_timeout) = (Some(idle_timeout), Some(idle_timeout));
         peer.options.http_upstream_request_policy.h1_upgrade = H1UpgradePolicy::Deny;
-        Ok((peer, addresses.len()))
+        Ok((peer, group, addresses.len()))
     }
 
     /// Sends the request once. The flag of an error says that the call failed before any part of the response arrived,
@@ -237,9 +232,9 @@ impl UpstreamClient {
         request: &ProviderRequest,
     ) -> Result<ProviderReply, (ProviderFailure, bool)> {
         let addresses = self.resolve(target).await.map_err(|failure| (failure, true))?;
-        let (mut session, peer) = self.connect(target, &addresses).await?;
+        let (mut session, peer) = self.connect(target, &addresses, request).await?;
         let result = send_and_receive(&mut session, target, request, self.budget.reservation()).await;
-        if result.is_ok() {
+        if result.as_ref().is_ok_and(|_| has_clean_end(&session)) {
             if let HttpSession::H1(h1) = &mut session {
                 h1.respect_keepalive();
             }
@@ -255,10 +250,12 @@ impl UpstreamClient {
         &self,
         target: &Target,
         addresses: &[SocketAddr],
+        request: &ProviderRequest,
     ) -> Result<(HttpSession, HttpPeer), (ProviderFailure, bool)> {
+        let group = self.groups.of_request(&target.authority, request);
         let mut last = failure(FailureKind::Connect, format!("{} has no address", target.host));
         for address in addresses {
-            let peer = target.peer(*address);
+            let peer = target.peer(*address, group);
             match self.connector.get_http_session(&peer).await {
                 Ok((session, _)) => return Ok((session, peer)),
                 Err(error) => last = connect_failure(target, &error),
@@ -302,6 +299,13 @@ impl UpstreamClient {
             }
         }
     }
+}
+
+/// Returns whether the next bytes on the connection can only be the next response.
+fn has_clean_end(session: &HttpSession) -> bool {
+    let header = session.response_header();
+    matches!(session, HttpSession::H2(_))
+        || header.is_some_and(|header| !announces_forbidden_body(header.status, &header.headers))
 }
 
 /// Sends the request over a connection and receives the response. The flag of an error is as for `attempt`.
@@ -355,11 +359,13 @@ fn request_header(target: &Target, request: &ProviderRequest, h2: bool) -> Resul
     Ok(header)
 }
 
-/// Reads the header of the final response and skips interim ones (RFC 9110, section 15.2).
+/// Reads the header of the final response and skips interim ones (RFC 9110, section 15.2). 101 is an error, because Weir
+/// requests no upgrade.
 async fn final_header(session: &mut HttpSession) -> Result<(u16, http::HeaderMap), Box<Error>> {
     for _ in 0..MAX_INTERIM {
         session.read_response_header().await?;
-        let Some(header) = session.response_header() else { break };
+        let header = session.response_header().filter(|header| header.status != StatusCode::SWITCHING_PROTOCOLS);
+        let Some(header) = header else { break };
         if !header.status.is_informational() {
             return Ok((header.status.as_u16(), header.headers.clone()));
         }
@@ -468,13 +474,6 @@ mod tests {
             (target.host.as_str(), target.port, target.authority.as_str(), target.prefix.as_str()),
             ("::1", 8080, "[::1]:8080", "")
         );
-        let below = |location| compile("http://h:1/a").unwrap().strip_base_url(location);
-        assert_eq!(below("http://h:1/a/x?y").as_deref(), Some("/x?y"));
-        assert_eq!(below("/a/x").as_deref(), Some("/x"));
-        assert_eq!((below("http://h:1/a").as_deref(), below("http://h:1/a?b").as_deref()), (Some("/"), Some("/?b")));
-        for elsewhere in ["/ab/x", "http://h:1/ab", "http://h:12/a", "//h:1/a", "/x", "x", "https://h:1/a/x"] {
-            assert_eq!(below(elsewhere), None, "{elsewhere}");
-        }
         for invalid in ["example.com", "ftp://x", "https://", "https://u:p@x", "https://x/?a=b", "not a url", ""] {
             assert!(compile(invalid).unwrap_err().contains("is not a base URL"), "{invalid}");
         }

@@ -20,6 +20,7 @@ use crate::fetch::provider_query::{CallResult, ProviderQuery, SharedState};
 use crate::rules::cache_control::Directives;
 use crate::rules::provider_body::{BodyFault, UnreadableBody, etag};
 use crate::rules::purge::Subject;
+use crate::rules::visible_body::visible_body;
 use crate::runtime::snapshot::Provider;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -380,9 +381,7 @@ fn native_view(
     let provider = query.provider();
     let body = match show.secrets {
         true => entry.body.clone(),
-        false => query
-            .operation()?
-            .without_secrets(&provider.mapping, &entry.body)
+        false => visible_body(&provider.operations, Some(query.operation()?), &provider.mapping, &entry.body)
             .ok_or_else(|| UnreadableBody { provider: provider.name.clone(), fault: BodyFault::NoSessions })?,
     };
     let view = Arc::new(View { etag: etag(&body), body, items: Vec::new() });

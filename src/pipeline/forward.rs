@@ -9,6 +9,7 @@ use crate::base::request_reply::{ProviderFailure, ProviderReply, Response};
 use crate::base::trace_context::TraceAttribute;
 use crate::engine::body_deadline::BodyDeadline;
 use crate::engine::cache::WriteScope;
+use crate::engine::connection_groups::{ConnectionGroup, announces_forbidden_body};
 use crate::engine::credential::CredentialHeader;
 use crate::engine::request_record::RequestRecord;
 use crate::engine::upstream::Peer;
@@ -19,7 +20,7 @@ use crate::rules::hop_by_hop;
 use crate::rules::purge::Subject;
 use crate::runtime::snapshot::{Provider, Snapshot};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::OwnedSemaphorePermit;
@@ -58,6 +59,8 @@ pub struct Forward {
     tries: usize,
     /// How many addresses the provider has.
     addresses: usize,
+    /// The connections that the request may use.
+    group: Option<ConnectionGroup>,
     /// The provider refused the token once, so Weir fetches a new one.
     renewed: bool,
     /// The status of the provider's response.
@@ -83,6 +86,8 @@ pub struct ProviderHead {
     pub authority: String,
     /// Headers to remove.
     pub drop: Vec<HeaderName>,
+    /// No other request may use the connection.
+    pub close: bool,
     /// The provider's credential.
     pub credential: Option<(HeaderName, HeaderValue)>,
     /// Trace context headers, if the request is traced.
@@ -156,6 +161,7 @@ impl Forward {
             credential_header,
             tries: 0,
             addresses: 0,
+            group: None,
             renewed: false,
             status: None,
             streams: false,
@@ -196,10 +202,11 @@ impl Forward {
             self.credential_header = self.identity.credential.header(&self.shared.upstream, metrics, deadline).await?;
         }
         let provider = self.provider();
-        let peer = self.shared.upstream.peer(&provider.target, self.tries, provider.idle_timeout).await;
+        let credential = self.credential_header.header.as_ref();
+        let peer = self.shared.upstream.peer(&provider.target, self.tries, provider.idle_timeout, credential).await;
         self.tries += 1;
-        let (peer, addresses) = peer.map_err(|failure| self.record_failure(failure))?;
-        self.addresses = addresses;
+        let (peer, group, addresses) = peer.map_err(|failure| self.record_failure(failure))?;
+        (self.group, self.addresses) = (Some(group), addresses);
         Ok(peer)
     }
 
@@ -217,6 +224,8 @@ impl Forward {
             path_and_query: target.path(&self.request.path_and_query),
             authority: target.authority().to_owned(),
             drop: hop_by_hop::of_request(headers, self.request.from_trusted_proxy).collect(),
+            // Whether a body follows the response to HEAD cannot be known.
+            close: self.request.method == http::Method::HEAD,
             credential: self.credential_header.header.clone(),
             trace: if self.record.steps.context().is_some() { self.record.steps.headers() } else { Vec::new() },
         }
@@ -224,6 +233,7 @@ impl Forward {
 
     /// Decides what to do with the provider's response. Updates the breaker, the quota and the cache from its status.
     pub fn response_action(&mut self, status: u16, headers: &HeaderMap) -> ResponseAction {
+        self.retire_doubtful_connection(status, headers);
         self.count(&status.to_string());
         if status == 401 && !self.renewed && self.identity.credential.invalidate(&self.credential_header) {
             self.renewed = true;
@@ -247,23 +257,48 @@ impl Forward {
         }
         self.record.status = status;
         self.record.steps.attribute("http.response.status_code", || TraceAttribute::Number(status.into()));
-        let drop = hop_by_hop::of_response(headers).collect();
-        ResponseAction::Forward { drop, set: self.headers_to_set(headers), add: self.cors_headers.clone() }
+        let (drop, mut add) = self.header_changes(headers);
+        add.extend(self.cors_headers.iter().cloned());
+        ResponseAction::Forward { drop, set: self.headers_to_set(), add }
     }
 
-    fn headers_to_set(&self, headers: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
+    /// Returns the headers of a response that do not reach the client, and those that replace some of them. Holds for
+    /// interim responses too.
+    #[must_use]
+    pub fn header_changes(&self, headers: &HeaderMap) -> (Vec<HeaderName>, Vec<(HeaderName, HeaderValue)>) {
+        let links = self.provider().address.rewrite(headers, &self.request.prefix);
+        let drop = hop_by_hop::of_response(headers).chain(links.iter().map(|(name, _)| name.clone())).collect();
+        let values = |(name, values): (HeaderName, Vec<HeaderValue>)| {
+            values.into_iter().map(move |value| (name.clone(), value)).collect::<Vec<_>>()
+        };
+        (drop, links.into_iter().flat_map(values).collect())
+    }
+
+    fn headers_to_set(&self) -> Vec<(HeaderName, HeaderValue)> {
         let cache_status = if self.request.method.is_safe() { "weir; fwd=bypass" } else { "weir; fwd=method" };
         let buckets = self.snapshot.buckets(Some(self.client), &[self.provider]);
-        let mut set = respond::forwarded_headers(&buckets, &self.record, cache_status);
-        let location = headers.get(header::LOCATION);
-        let location = location.and_then(|location| location_at_weir(self.provider(), &self.request.prefix, location));
-        set.extend(location.map(|location| (header::LOCATION, location)));
-        set
+        respond::forwarded_headers(&buckets, &self.record, cache_status)
     }
 
     /// Records that a connection to the provider is established.
     pub fn mark_connected(&mut self) {
         self.connected = true;
+    }
+
+    /// Returns whether the pool returned a connection of a group that was retired in the meantime.
+    #[must_use]
+    pub fn is_connection_retired(&self) -> bool {
+        self.group.is_some_and(|group| self.shared.upstream.groups.is_retired(group))
+    }
+
+    /// Makes requests stop using this connection if the provider may send more on it than this final response: a body
+    /// that the response cannot have, or its response to the rest of the request body.
+    fn retire_doubtful_connection(&self, status: u16, headers: &HeaderMap) {
+        let upload_unfinished = self.body_deadline.next_deadline().is_some();
+        let forbidden_body = StatusCode::from_u16(status).is_ok_and(|status| announces_forbidden_body(status, headers));
+        if let Some(group) = self.group.filter(|_| upload_unfinished || forbidden_body) {
+            self.shared.upstream.groups.retire(group);
+        }
     }
 
     /// Records that the provider did not respond, or not completely. Returns the problem.
@@ -336,17 +371,12 @@ impl Forward {
     }
 }
 
-/// Replaces a `Location` below the provider's base URL with the same location at Weir.
-pub(crate) fn rewrite_location(provider: &Provider, prefix: &str, response: &mut Response) {
-    let location = response.headers.get("location").and_then(|value| HeaderValue::from_bytes(value).ok());
-    if let Some(location) = location.and_then(|location| location_at_weir(provider, prefix, &location)) {
-        response.headers.retain(|name| name != "location");
-        response.headers.push("location", location);
+/// Replaces the URLs in a response's headers that lead to the provider with the same places at Weir.
+pub(crate) fn rewrite_links(provider: &Provider, prefix: &str, response: &mut Response) {
+    let typed = |(name, value): (&str, &[u8])| Some((name.parse().ok()?, HeaderValue::from_bytes(value).ok()?));
+    let headers: HeaderMap = response.headers.iter().filter_map(typed).collect();
+    for (name, values) in provider.address.rewrite(&headers, prefix) {
+        response.headers.retain(|known| known != name.as_str());
+        values.into_iter().for_each(|value| response.headers.push(name.as_str(), value));
     }
-}
-
-/// Returns the URL at Weir for a URL at the provider; `None` if it is not below the provider's base URL.
-fn location_at_weir(provider: &Provider, prefix: &str, location: &HeaderValue) -> Option<HeaderValue> {
-    let path = provider.target.strip_base_url(location.to_str().ok()?)?;
-    HeaderValue::from_str(&format!("{prefix}{path}")).ok()
 }

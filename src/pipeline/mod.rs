@@ -202,7 +202,7 @@ impl Pipeline {
             (Err(problem), Some(native_match)) => {
                 let provider = &snapshot.providers[native_match.provider];
                 let mut response = respond::native(&problem, provider.native_errors.as_ref(), &buckets, record, now);
-                forward::rewrite_location(provider, native_match.prefix, &mut response);
+                forward::rewrite_links(provider, native_match.prefix, &mut response);
                 response
             }
         };

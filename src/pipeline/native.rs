@@ -20,7 +20,8 @@ use crate::pipeline::respond::Content;
 use crate::pipeline::{obtain, problems};
 use crate::rules::native_routes::{NativeMatch, has_dots};
 use crate::rules::purge::Subject;
-use crate::rules::template::{Values, Variable};
+use crate::rules::template::{Template, Values, Variable};
+use crate::rules::visible_body::visible_body;
 use crate::runtime::snapshot::{Provider, Snapshot};
 use http::Method;
 use std::sync::Arc;
@@ -60,15 +61,12 @@ pub(crate) fn action(
     if has_dots(native_match.path) {
         return Err(problems::dot_segments());
     }
-    if request.method == Method::TRACE {
-        // The response to TRACE contains the request, with Weir's credential (RFC 9110, section 9.3.8).
-        return Err(problems::trace_not_forwarded());
-    }
     let caller = Caller { snapshot, client, provider: native_match.provider, identity };
+    check_method(caller.config(), &request.method, native_match.path)?;
     if request.method.is_safe() {
         return caller.safe_action(native_match.path, request);
     }
-    Ok(NativeAction::Forward(caller.change_of_write(native_match.path)?))
+    Ok(NativeAction::Forward(caller.change_of_write(native_match.path, &request.query)?))
 }
 
 /// A client that uses the native API of a provider.
@@ -94,24 +92,32 @@ impl<'r> Caller<'r> {
     /// # Errors
     /// 400 for a path that the provider may interpret differently.
     fn safe_action(&self, path: &str, request: &Request) -> Outcome<NativeAction> {
-        let read = matches!(request.method, Method::GET | Method::HEAD);
-        for (operation, compiled) in self.config().operations.iter() {
-            let template = &compiled.template;
-            if let Some(captured) = template.read(path, &request.query).filter(|_| read) {
+        let config = self.config();
+        let templates = || config.operations.iter().map(|(operation, compiled)| (operation, &compiled.template));
+        if matches!(request.method, Method::GET | Method::HEAD) {
+            let exact = |(operation, template): (Operation, &Template)| {
+                template.read(path, &request.query).map(|captured| (operation, captured))
+            };
+            if let Some((operation, captured)) = templates().find_map(exact) {
                 return Ok(NativeAction::Read(Box::new(self.query(operation, &captured.values())?)));
             }
-            match template.read_path(path) {
-                // The path of the operation with other parameters: the query string becomes part of the cache key.
-                Some((captured, 0)) if read => {
-                    let query = self.query(operation, &captured.values())?.with_query(&request.query)?;
-                    return Ok(NativeAction::Read(Box::new(query)));
-                }
-                // The provider may treat it as a session path. A forwarded response would then contain secrets.
-                _ if self.config().mapping.has_secrets() && template.matches_leniently(path) => {
-                    return Err(problems::disguised_path(path));
-                }
-                _ => {}
+            // The path of an operation with other parameters: the query string becomes part of the cache key.
+            let with_others = |(operation, template): (Operation, &Template)| {
+                let (captured, below) = template.read_ids(path, &request.query)?;
+                (below == 0).then_some((operation, captured))
+            };
+            if let Some((operation, captured)) = templates().find_map(with_others) {
+                let query = self.query(operation, &captured.values())?.with_query(&request.query)?;
+                return Ok(NativeAction::Read(Box::new(query)));
             }
+        }
+        // The provider may treat it as a session path. A forwarded response would then contain secrets.
+        if config.mapping.has_secrets()
+            && let Some((_, template)) = templates().find(|(_, template)| template.matches_leniently(path))
+        {
+            let incomplete =
+                matches!(template.read_path(path), Some((_, 0))) && template.read_ids(path, &request.query).is_none();
+            return Err(if incomplete { problems::missing_id(path) } else { problems::disguised_path(path) });
         }
         Ok(NativeAction::Forward(Change::Nothing))
     }
@@ -120,10 +126,10 @@ impl<'r> Caller<'r> {
     ///
     /// # Errors
     /// An id in the path is invalid.
-    fn change_of_write(&self, path: &str) -> Result<Change, ProviderQueryError> {
+    fn change_of_write(&self, path: &str, query: &str) -> Result<Change, ProviderQueryError> {
         let config = self.config();
         for (operation, compiled) in config.operations.iter() {
-            let Some((captured, segments_below)) = compiled.template.read_path(path) else { continue };
+            let Some((captured, segments_below)) = compiled.template.read_ids(path, query) else { continue };
             match operation {
                 // A write below a session, such as a new message, changes the session too.
                 Operation::GetSession => {
@@ -157,6 +163,34 @@ impl<'r> Caller<'r> {
         let values = Values { agent, ..Values::default() };
         let operation = Operation::ListSessions;
         self.config().operations.has(operation).then(|| self.query(operation, &values).map(Box::new)).transpose()
+    }
+}
+
+/// Checks that a request with this method can be forwarded.
+///
+/// # Errors
+/// 405 for `TRACE`, for another spelling of a known method, and for an unknown method on a path whose responses contain
+/// secrets.
+fn check_method(config: &Provider, method: &Method, path: &str) -> Outcome<()> {
+    const FORWARDED: [Method; 7] =
+        [Method::GET, Method::HEAD, Method::OPTIONS, Method::POST, Method::PUT, Method::PATCH, Method::DELETE];
+    if FORWARDED.contains(method) {
+        return Ok(());
+    }
+    let is = |known: &Method| method.as_str().eq_ignore_ascii_case(known.as_str());
+    if is(&Method::TRACE) {
+        // The response to TRACE contains the request, with Weir's credential (RFC 9110, section 9.3.8).
+        return Err(problems::trace_not_forwarded());
+    }
+    // Methods are case-sensitive (RFC 9110, section 9.1), but a lenient provider may take `get` for GET.
+    if is(&Method::CONNECT) || FORWARDED.iter().any(is) {
+        return Err(problems::method_not_forwarded(method));
+    }
+    // A lenient provider may take an unknown method for GET.
+    let mut templates = config.operations.iter().map(|(_, compiled)| &compiled.template);
+    match config.mapping.has_secrets() && templates.any(|template| template.matches_leniently(path)) {
+        true => Err(problems::method_not_forwarded(method)),
+        false => Ok(()),
     }
 }
 
@@ -200,8 +234,8 @@ fn unmapped_response(query: &ProviderQuery, mut problem: Box<Problem>, secrets: 
     }
 }
 
-/// Returns a provider's response without secrets. `None` if Weir cannot find the secrets, because the body is encoded or
-/// a successful response has no sessions at the configured path.
+/// Returns a provider's response without secrets. `None` if Weir cannot know what it contains: the body is encoded, or a
+/// successful response does not have the shape that the provider's file describes.
 fn visible(query: &ProviderQuery, reply: &ProviderReply, secrets: bool) -> Option<ProviderReply> {
     let (provider, mut reply) = (query.provider(), reply.clone());
     if secrets || !provider.mapping.has_secrets() || reply.body.is_empty() {
@@ -210,14 +244,8 @@ fn visible(query: &ProviderQuery, reply: &ProviderReply, secrets: bool) -> Optio
     if is_encoded(&reply) {
         return None;
     }
-    let redacted = query.operation().ok()?.without_secrets(&provider.mapping, &reply.body);
-    if redacted.is_none() && reply.status < 300 {
-        return None;
-    }
-    // The response may have the form of another operation, so the secrets of all operations are removed.
-    for (_, operation) in provider.operations.iter() {
-        reply.body = operation.without_secrets(&provider.mapping, &reply.body).unwrap_or(reply.body);
-    }
+    let own = query.operation().ok().filter(|_| reply.status < 300);
+    reply.body = visible_body(&provider.operations, own, &provider.mapping, &reply.body)?;
     Some(reply)
 }
 

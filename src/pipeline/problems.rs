@@ -330,10 +330,24 @@ pub(crate) fn disguised_path(path: &str) -> Box<Problem> {
     problem(Code::InvalidRequest, &detail)
 }
 
+/// 400 for a path of sessions whose query does not have the id, or has it twice.
+#[must_use]
+pub(crate) fn missing_id(path: &str) -> Box<Problem> {
+    let detail = format!("{path:?} needs an id in its query, once; write it as in the provider's documentation");
+    problem(Code::InvalidRequest, &detail)
+}
+
 /// 405 for `TRACE`.
 #[must_use]
 pub(crate) fn trace_not_forwarded() -> Box<Problem> {
     Box::new(Problem::method_not_allowed("Weir does not forward TRACE", FORWARDED_METHODS))
+}
+
+/// 405 for a method that Weir does not forward.
+#[must_use]
+pub(crate) fn method_not_forwarded(method: &http::Method) -> Box<Problem> {
+    let detail = format!("Weir does not forward {method}; methods are case-sensitive");
+    Box::new(Problem::method_not_allowed(&detail, FORWARDED_METHODS))
 }
 
 /// 502 for a provider that refused Weir's credential, if Weir cannot send the request again with a new token.

@@ -6,6 +6,7 @@ use crate::base::jsonpath::JsonPath;
 use crate::base::model::{FIELDS, Field, FieldType, MODALITIES, Session, Status, Time, parse_time};
 use crate::config::faults::{Faults, Located};
 use crate::config::provider;
+use crate::rules::secrets::SecretPaths;
 use serde_json::Value;
 use std::sync::Arc;
 
@@ -17,6 +18,7 @@ pub struct Mapping {
     rules: Vec<FieldRule>,
     secret_fields: Vec<Field>,
     secret_paths: Vec<JsonPath>,
+    secrets: SecretPaths,
 }
 
 /// The compiled rule of one field.
@@ -180,7 +182,8 @@ impl Mapping {
         if has_agents && !rules.iter().any(|rule| rule.field == Field::AgentId) {
             faults.add(&config.name.location, "ids has agents, so session.agent.id is required; add it");
         }
-        Self { provider: config.name.value.as_str().into(), has_agents, rules, secret_fields, secret_paths }
+        let secrets = SecretPaths::new(&secret_paths);
+        Self { provider: config.name.value.as_str().into(), has_agents, rules, secret_fields, secret_paths, secrets }
     }
 
     /// Returns the fields that only clients with `reveal_secrets` see.
@@ -192,14 +195,29 @@ impl Mapping {
     /// Returns whether any member of the provider's object is secret.
     #[must_use]
     pub fn has_secrets(&self) -> bool {
-        !self.secret_paths.is_empty()
+        !self.secrets.is_empty()
     }
 
-    /// Returns whether the value of an object field may contain a secret, or be part of one.
+    /// Returns whether the value of an object field contains a secret, or may be part of one.
     #[must_use]
-    pub fn has_secrets_in(&self, field: Field) -> bool {
+    pub fn has_secrets_in(&self, field: Field, native: &Value) -> bool {
         let mut from = self.rules.iter().filter(|rule| rule.field == field).flat_map(|rule| &rule.from);
-        from.any(|from| self.secret_paths.iter().any(|secret| secret.may_overlap(from)))
+        self.has_secrets()
+            && (from.any(|from| self.secret_paths.iter().any(|secret| secret.may_overlap(from)))
+                || self.object(field, native).is_some_and(|value| self.secrets.are_in(value)))
+    }
+
+    /// Returns the paths of the secret members.
+    #[must_use]
+    pub(crate) fn secrets(&self) -> &SecretPaths {
+        &self.secrets
+    }
+
+    /// Returns the names of the paths whose values every client sees.
+    #[must_use]
+    pub(crate) fn visible_names(&self) -> Vec<Vec<&str>> {
+        let visible = self.rules.iter().filter(|rule| !self.secret_fields.contains(&rule.field));
+        visible.flat_map(|rule| &rule.from).filter_map(JsonPath::names).collect()
     }
 
     /// Returns the value of an object field in the provider's object, from which secrets may have been removed.
@@ -213,15 +231,8 @@ impl Mapping {
     #[must_use]
     pub fn without_secrets(&self, native: &Value) -> Value {
         let mut copy = native.clone();
-        self.remove_secrets(&mut copy);
+        self.secrets.remove_from(&mut copy, &self.visible_names());
         copy
-    }
-
-    /// Removes the secret members from a provider's object. Returns whether there were any.
-    pub fn remove_secrets(&self, native: &mut Value) -> bool {
-        let found = self.secret_paths.iter().filter(|path| path.first(native).is_some()).count() > 0;
-        self.secret_paths.iter().for_each(|path| path.remove(native));
-        found
     }
 
     /// Maps one session that arrived at `now`. An optional field that cannot be mapped becomes `null` and is added to
@@ -461,8 +472,8 @@ mod tests {
             },
             rule(Field::CreatedAt, &["$.made"]),
         ];
-        let (secret_fields, secret_paths) = (Vec::new(), Vec::new());
-        Mapping { provider: "p".into(), has_agents: false, rules, secret_fields, secret_paths }
+        let (secret_fields, secret_paths, secrets) = (Vec::new(), Vec::new(), SecretPaths::default());
+        Mapping { provider: "p".into(), has_agents: false, rules, secret_fields, secret_paths, secrets }
     }
 
     #[test]

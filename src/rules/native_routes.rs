@@ -5,6 +5,7 @@
 use crate::base::ids::{Id, ProviderId};
 use crate::base::request_headers::RequestHeaders;
 use crate::config::provider::ProviderConfig;
+use crate::rules::path_forms::decoded_forms;
 use std::collections::HashMap;
 
 /// The native routes of all providers.
@@ -63,10 +64,14 @@ impl NativeRoutes {
     }
 }
 
-/// Returns whether a path has a segment `.` or `..`, percent-encoded or not. Such a path could leave the provider's
-/// API.
+/// Returns whether a path has a segment `.` or `..`, percent-encoded or not, or is encoded too often to know. Such a path
+/// could leave the provider's API.
 #[must_use]
 pub fn has_dots(path: &str) -> bool {
+    decoded_forms(path).map_or(true, |forms| forms.iter().any(|form| has_dots_as_it_is(form)))
+}
+
+fn has_dots_as_it_is(path: &str) -> bool {
     path.split(['/', '\\']).any(|segment| {
         let plain = segment.to_ascii_lowercase().replace("%2e", ".");
         let plain = plain.split("%2f").flat_map(|part| part.split("%5c"));
@@ -102,9 +107,19 @@ mod tests {
 
     #[test]
     fn dot_segments_are_found_in_every_encoding() {
-        for path in
-            ["/..", "/a/../b", "/a/%2e%2E/b", "/a/.%2e", "/./a", "/a%2f..%2fb", "/a\\..\\b", "/a/..;x=1/b", "/%2E"]
-        {
+        for path in [
+            "/..",
+            "/a/../b",
+            "/a/%2e%2E/b",
+            "/a/.%2e",
+            "/./a",
+            "/a%2f..%2fb",
+            "/a\\..\\b",
+            "/a/..;x=1/b",
+            "/%2E",
+            "/%252e%252E/b",
+            "/a%u002f%u002e/b",
+        ] {
             assert!(has_dots(path), "{path}");
         }
         for path in ["/a.b/c..d/...", "/ri.aip-agents..agent.1/x", "/a%2fb", "/", ""] {

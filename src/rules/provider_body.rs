@@ -3,6 +3,7 @@
 //! The cache, `weir map` and the check of the examples all read bodies here, so they all get the same sessions. Nothing
 //! here stores or fetches data.
 
+use crate::base::json_text::JsonText;
 use crate::base::jsonpath::JsonPath;
 use crate::base::model::{Field, Form, Item, Session, Show, Time, View};
 use crate::base::operation::Operation;
@@ -205,23 +206,34 @@ impl CompiledOperation {
         self.item.is_plain()
     }
 
-    /// Returns the provider's body without its secret values, for a client without `reveal_secrets`. A body without
-    /// secret values is returned unchanged. `None` if the body has no sessions at the configured path: then Weir does not
-    /// know which values are secret.
+    /// Returns whether a body has a session or a list of sessions at the place that the file names, or `null`.
     #[must_use]
-    pub fn without_secrets(&self, mapping: &Mapping, body: &Bytes) -> Option<Bytes> {
-        if !mapping.has_secrets() {
-            return Some(body.clone());
+    pub(crate) fn has_shape(&self, body: &JsonText<'_>) -> bool {
+        let is_session = |text: &JsonText<'_>| matches!(text, JsonText::Object(_));
+        match (&self.page, self.item.first_text(body)) {
+            (_, Some(found)) if found.is_null() => true,
+            (Some(_), Some(JsonText::Array(items))) => items.iter().all(is_session),
+            (None, Some(found)) => is_session(found),
+            _ => false,
         }
-        let mut value = crate::base::json::parse(body).ok()?;
-        let removed = match self.item.first_mut(&mut value) {
-            Some(Value::Array(items)) => {
-                items.iter_mut().filter_map(|item| mapping.remove_secrets(item).then_some(())).count() > 0
-            }
-            Some(item) => mapping.remove_secrets(item),
-            None => return None,
-        };
-        Some(if removed { Bytes::from(value.to_string()) } else { body.clone() })
+    }
+
+    /// Returns whether a body has a string in the place of a session or of a list: it can contain secrets.
+    #[must_use]
+    pub(crate) fn has_text_as_sessions(&self, body: &JsonText<'_>) -> bool {
+        fn has_text(text: &JsonText<'_>) -> bool {
+            text.is_text() || matches!(text, JsonText::Array(items) if items.iter().any(has_text))
+        }
+        self.item.first_text(body).is_some_and(has_text)
+    }
+
+    /// Returns the names of the paths, from the top of a body, whose values every client sees.
+    #[must_use]
+    pub(crate) fn visible_names<'n>(&'n self, mapping: &'n Mapping) -> Vec<Vec<&'n str>> {
+        let item = self.item.names().unwrap_or_default();
+        let in_session = mapping.visible_names().into_iter().map(|names| [item.clone(), names].concat());
+        let page = self.page.iter().flat_map(|page| page.next.iter().chain(&page.total));
+        in_session.chain(page.filter_map(JsonPath::names)).collect()
     }
 
     fn page(&self, body: &Value, items: usize) -> Result<Option<PageInfo>, BodyFault> {
@@ -257,12 +269,12 @@ impl ParsedBody<'_> {
     pub fn view(&self, mapping: &Mapping, show: Show) -> View {
         let mut body = Vec::with_capacity(1024 * self.sessions.len());
         let mut items = Vec::with_capacity(self.sessions.len());
-        // A unified session has only the metadata of the provider's object.
-        let has_secrets = match show.form {
-            Form::Unified => mapping.has_secrets_in(Field::Metadata),
-            Form::WithNative | Form::Native => mapping.has_secrets(),
-        };
         for (session, native) in self.sessions.iter().zip(&self.native_objects) {
+            // A unified session has only the metadata of the provider's object.
+            let has_secrets = match show.form {
+                Form::Unified => mapping.has_secrets_in(Field::Metadata, native),
+                Form::WithNative | Form::Native => mapping.has_secrets(),
+            };
             let redacted = (!show.secrets && has_secrets).then(|| mapping.without_secrets(native));
             let native = redacted.as_ref().unwrap_or(native);
             if !items.is_empty() {

@@ -3,6 +3,7 @@
 //! Only this module builds the paths of provider requests. It percent-encodes every value, so that an id cannot change
 //! the path.
 
+use crate::rules::path_forms::decoded_forms;
 use crate::rules::query;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use std::borrow::Cow;
@@ -183,7 +184,7 @@ impl Captured {
 
 impl Template {
     /// Returns the values of the variables in a request that this template could have rendered. `None` for any other
-    /// request, such as one with another query parameter.
+    /// request, such as one with another query parameter or without an id.
     #[must_use]
     pub fn read(&self, path: &str, query: &str) -> Option<Captured> {
         let (mut captured, below) = self.read_path(path)?;
@@ -200,7 +201,7 @@ impl Template {
                 _ => return None,
             }
         }
-        Some(captured)
+        self.has_ids(&captured).then_some(captured)
     }
 
     /// Returns the values of the variables in a path at or below this template's path, and the number of segments below
@@ -210,18 +211,62 @@ impl Template {
         self.read_segments(path, usize::MAX)
     }
 
+    /// Returns the ids in a request at or below this template's path, from its path and its query, and the number of
+    /// segments below it. Ignores other query parameters. `None` if an id is missing or given twice.
+    #[must_use]
+    pub fn read_ids(&self, path: &str, query: &str) -> Option<(Captured, usize)> {
+        let (mut captured, below) = self.read_path(path)?;
+        let ids = |parts: &[Part]| match parts {
+            [Part::Variable(variable @ (Variable::Agent | Variable::Session))] => Some(*variable),
+            _ => None,
+        };
+        let mut left: Vec<_> =
+            self.query.iter().filter_map(|(name, parts)| Some((name, ids(parts)?))).map(|id| (id, false)).collect();
+        for (name, text) in query::pairs(query).filter_map(Result::ok) {
+            if let Some(((_, variable), found)) = left.iter_mut().find(|((known, _), _)| **known == encode(&name)) {
+                if std::mem::replace(found, true) {
+                    return None;
+                }
+                captured.set(*variable, text.into_owned())?;
+            }
+        }
+        self.has_ids(&captured).then_some((captured, below))
+    }
+
+    /// Returns whether all ids that the template contains are given.
+    fn has_ids(&self, captured: &Captured) -> bool {
+        let given = |id: &Option<String>| id.as_ref().is_some_and(|id| !id.is_empty());
+        (given(&captured.agent) || !self.uses(Variable::Agent))
+            && (given(&captured.session) || !self.uses(Variable::Session))
+    }
+
     /// Returns whether a lenient server could treat a path as this template's. Such a server ignores letter case, empty
-    /// segments, matrix parameters, or unnecessary percent-encoding.
+    /// segments, matrix parameters, file extensions or unnecessary percent-encoding, decodes a path twice, or ends it at
+    /// an encoded `?` or `#`.
     #[must_use]
     pub fn matches_leniently(&self, path: &str) -> bool {
-        let decoded = percent_decode_str(path).decode_utf8_lossy().to_ascii_lowercase();
-        let mut given = decoded.split(['/', '\\']).map(|segment| segment.split(';').next().unwrap_or_default().trim());
+        let matches = |form: &String| {
+            self.has_segments_of(form)
+                || form.split(['?', '#', '\0']).next().is_some_and(|start| self.has_segments_of(start))
+        };
+        decoded_forms(path).map_or(true, |forms| forms.iter().any(matches))
+    }
+
+    fn has_segments_of(&self, path: &str) -> bool {
+        let mut given = path.split(['/', '\\']).map(|segment| segment.split(';').next().unwrap_or_default().trim());
         let mut given = given.by_ref().filter(|segment| !segment.is_empty());
+        let is_text = |text: &str, segment: &str| {
+            let start = segment.get(..text.len());
+            // Servers disagree on how other characters are compared.
+            !segment.is_ascii()
+                || start.is_some_and(|start| start.eq_ignore_ascii_case(text))
+                    && (segment.len() == text.len() || segment[text.len()..].starts_with('.'))
+        };
         let segments = self.segments();
         let mut wanted = segments.iter().filter(|segment| !segment.is_empty());
         let same = wanted.by_ref().all(|wanted| {
             given.next().is_some_and(|segment| match wanted.as_slice() {
-                [Part::Text(text)] => text.eq_ignore_ascii_case(segment),
+                [Part::Text(text)] => is_text(text, segment),
                 _ => true,
             })
         });
@@ -359,15 +404,52 @@ mod tests {
             "/V2/agents/a/Sessions",
             "/v2/%61gents/a/sessions",
             "/v2/agents/a/sessions;x",
+            "/v2/%2561gents/a/sessions",
+            "/v2%252fagents/a%252fsessions",
+            "/v2/agents/a/sessions%3fx/y",
+            "/v2/agents/a/sessions%2523",
+            "/v2/agents/a/sessions%00/b",
+            "/v2/agents/a/sessions.json",
+            "/v2/agents/a/%u0073essions",
+            "/v2/agents/a/%ef%bd%93essions",
+            "/v2/agents/a/%c1%b3essions",
         ] {
             assert!(list.matches_leniently(path), "{path}");
         }
-        assert!(!list.matches_leniently("/v2/agents/a/sessions/s") && !list.matches_leniently("/v2/agents/a"));
+        for path in [
+            "/v2/agents/a/sessions/s",
+            "/v2/agents/a",
+            "/v2/agents/a/session",
+            "/v2/agents/a/sessionsx",
+            "/v3/agents/a/sessions.json",
+        ] {
+            assert!(!list.matches_leniently(path), "{path}");
+        }
         let below =
             |path| list.read_to(Variable::Agent, path).map(|(captured, below)| (captured.agent.unwrap(), below));
         assert_eq!(below("/v2/agents/a"), Some(("a".into(), 0)));
         assert_eq!(below("/v2/agents/a/sessions/s/events"), Some(("a".into(), 3)));
         assert_eq!(below("/v2/agent_aliases/a"), None);
+    }
+
+    #[test]
+    fn a_template_fits_only_with_all_its_ids() {
+        let mut template = Template::compile("GET /v1/session").unwrap();
+        for (name, value) in [("id", "{session}"), ("agent", "{agent}"), ("full", "true")] {
+            template.add_query(name, value).unwrap();
+        }
+        let ids = |query: &str| {
+            template
+                .read_ids("/v1/session", query)
+                .map(|(captured, _)| (captured.agent.unwrap(), captured.session.unwrap()))
+        };
+        let both = Some(("a".to_owned(), "s/1".to_owned()));
+        assert!(template.read("/v1/session", "id=s%2F1&agent=a").is_some());
+        assert_eq!(ids("id=s%2F1&agent=a"), both);
+        assert_eq!(ids("x=%ff&full=no&%69d=s%2f1&agent=a"), both, "with other parameters");
+        for query in ["", "id=s", "agent=a", "id=&agent=a", "id=s&agent=", "ID=s&agent=a", "id=s&id=t&agent=a"] {
+            assert!(template.read("/v1/session", query).is_none() && ids(query).is_none(), "{query}");
+        }
     }
 
     #[test]

@@ -34,6 +34,7 @@ use crate::rules::native_routes::NativeRoutes;
 use crate::rules::openapi;
 use crate::rules::page_token::Signer;
 use crate::rules::provider_body::CompiledOperation;
+use crate::rules::provider_links::ProviderAddress;
 use crate::rules::route::RouteTable;
 use crate::rules::swagger_ui::PublicDocument;
 use http::{HeaderName, HeaderValue};
@@ -176,6 +177,7 @@ impl<'a> Compiler<'a> {
         Some(Provider {
             name,
             base_url: target.as_ref().map(Target::base_url).unwrap_or_default(),
+            address: ProviderAddress::new(&target.as_ref().map(Target::base_url).unwrap_or_default()),
             target: target?,
             operations,
             ids: config.ids.clone(),

@@ -23,6 +23,7 @@ use crate::rules::native_errors::NativeErrors;
 use crate::rules::native_routes::NativeRoutes;
 use crate::rules::page_token::Signer;
 use crate::rules::provider_body::CompiledOperation;
+use crate::rules::provider_links::ProviderAddress;
 use crate::rules::route::RouteTable;
 use crate::rules::swagger_ui::PublicDocument;
 use http::HeaderValue;
@@ -120,6 +121,8 @@ pub struct Provider {
     pub target: Target,
     /// Its base URL, as part of cache keys.
     pub base_url: String,
+    /// Its base URL, to find it in response headers.
+    pub(crate) address: ProviderAddress,
     /// The operations that it has.
     pub operations: PerOperation<CompiledOperation>,
     /// The patterns of its ids, as decoded.

@@ -13,7 +13,8 @@ use crate::pipeline::{Handled, Pipeline};
 use crate::runtime;
 use crate::server::access_log::AccessLogger;
 use crate::server::http1::{Http1Connection, NextHead};
-use crate::server::proxy::{self, PassThrough, ProxyContext};
+use crate::server::http2_stream::Http2Stream;
+use crate::server::proxy::{PassThrough, ProxyContext};
 use crate::server::request_log::{Counters, InFlight, RequestLog};
 use crate::server::shutdown::ShutdownSignals;
 use futures_util::stream::StreamExt;
@@ -227,6 +228,8 @@ impl Gateway {
         session.set_read_timeout(Some(limits.stall_timeout.min(limits.body_timeout)));
         session.set_write_timeout(Some(limits.stall_timeout));
         session.set_keepalive_reuses_remaining(Some(remaining));
+        // Except for a 100 that the client expects.
+        session.set_ignore_info_resp(true);
         let process = self.proxy.process_new_http(ServerSession::H1(session), &signals.last_request);
         let reused = context.scope(process).await?;
         let (stream, _) = reused.consume();
@@ -234,28 +237,29 @@ impl Gateway {
     }
 
     /// Serves the request of an HTTP/2 stream.
-    pub(crate) async fn serve_stream(&self, mut session: ServerSession, stopping: &watch::Receiver<bool>) {
+    pub(crate) async fn serve_stream(&self, mut stream: Http2Stream, stopping: &watch::Receiver<bool>) {
         let stall_timeout = self.pass_through.pipeline.runtime.snapshot().weir.limits.stall_timeout;
-        session.set_write_timeout(Some(stall_timeout));
-        let request = to_request(&session);
+        stream.set_write_timeout(stall_timeout);
+        let request = to_request(&stream);
         match self.handle(&request).await {
             NextStep::Respond(response, served) => {
-                let written = proxy::write_response(&mut session, &request.method, response).await;
+                let written = stream.write_response(&request.method, response).await;
                 self.finish(&mut Counters::default(), &request, served);
                 if written.is_ok() {
-                    let _ = session.finish().await;
+                    let _ = stream.end();
                 }
             }
             NextStep::Watch(response, events, mut record, took) => {
-                record.bytes = write_events(&mut session, response, events).await;
+                record.bytes = write_events(&mut stream, response, events).await;
                 self.pass_through.log.record(&mut Counters::default(), &request.method, &mut record, took);
-                let _ = session.finish().await;
+                let _ = stream.end();
             }
             NextStep::Forward(context) => {
                 let Some(body_deadline) = context.body_deadline() else { return };
-                if session.is_body_empty() {
+                if stream.has_no_body() {
                     body_deadline.part_received(tokio::time::Instant::now(), true);
                 }
+                let session = ServerSession::new_custom(Box::new(stream));
                 let forwarded = context.scope(self.proxy.process_new_http(session, stopping));
                 // Pingora has no deadline for the body of an HTTP/2 stream. Dropping the future resets the stream.
                 tokio::select! {
@@ -284,21 +288,21 @@ fn now() -> Instant {
 
 /// Writes a response and then its events, until they end or the client closes the stream. Returns the number of body
 /// bytes written.
-async fn write_events(session: &mut ServerSession, response: Response, events: Box<WatchStream>) -> usize {
+async fn write_events(stream: &mut Http2Stream, response: Response, events: Box<WatchStream>) -> usize {
     let mut parts = events.parts();
     let mut written = 0;
-    if proxy::write_head(session, response).await.is_err() {
+    if stream.write_head(&response).is_err() {
         return written;
     }
     loop {
         let part = tokio::select! {
             part = parts.next() => part,
-            _ = session.read_body_or_idle(true) => return written,
+            _ = stream.reset() => return written,
         };
         let ended = part.is_none();
         let part = part.unwrap_or_default();
         let bytes = part.len();
-        if session.write_response_body(part, ended).await.is_err() || ended {
+        if stream.write_part(part, ended).await.is_err() || ended {
             return written;
         }
         written += bytes;
@@ -306,8 +310,8 @@ async fn write_events(session: &mut ServerSession, response: Response, events: B
 }
 
 /// Converts the head of an HTTP/2 request.
-fn to_request(session: &ServerSession) -> Request {
-    let header = session.req_header();
+fn to_request(stream: &Http2Stream) -> Request {
+    let header = stream.request();
     let mut headers = RequestHeaders::from(&header.headers);
     // HTTP/2 has the host in `:authority` (RFC 9113, section 8.3.1).
     if let (Some(authority), false) = (header.uri.authority(), headers.contains("host")) {
@@ -319,6 +323,6 @@ fn to_request(session: &ServerSession) -> Request {
         path: header.uri.path().to_owned(),
         query: header.uri.query().unwrap_or_default().to_owned(),
         headers,
-        peer: session.client_addr().and_then(|address| address.as_inet()).map(std::net::SocketAddr::ip),
+        peer: stream.peer(),
     }
 }

@@ -4,10 +4,10 @@
 
 use crate::config::edge::Limits;
 use crate::server::gateway::Gateway;
+use crate::server::http2_stream::Http2Stream;
 use bytes::Bytes;
 use h2::server::Connection;
-use pingora::protocols::http::ServerSession;
-use pingora::protocols::http::v2::server::{H2Accept, H2Options, HttpSession, handshake};
+use pingora::protocols::http::v2::server::{H2Options, handshake};
 use pingora::protocols::{Digest, Stream};
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,7 +32,7 @@ pub(crate) async fn serve(gateway: &Arc<Gateway>, stream: Stream, limits: &Limit
     });
     let reason = match timeout(limits.header_timeout, handshake(stream, Some(options(limits)))).await {
         Ok(Ok(connection)) => serve_streams(gateway, connection, digest, limits, stopping).await,
-        Ok(Err(error)) => end_reason(&error),
+        Ok(Err(error)) => error.root_cause().downcast_ref().and_then(end_reason),
         Err(_) => Some("header_timeout"),
     };
     if let Some(reason) = reason {
@@ -61,31 +61,33 @@ async fn serve_streams(
                 accept_until = Some(Instant::now() + GOAWAY_GRACE);
                 continue;
             }
-            next = HttpSession::from_h2_conn(&mut connection, digest.clone()) => next,
+            next = connection.accept() => next,
             () = idle(&streams, limits.idle_timeout) => return Some("idle_timeout"),
         };
-        match next {
-            Ok(Some(H2Accept::Session(_))) if accept_until.is_some_and(|until| Instant::now() > until) => return None,
-            Ok(Some(H2Accept::Session(session))) => {
-                let (gateway_of_stream, stopping) = (gateway.clone(), stopping.clone());
-                streams.spawn(async move {
-                    gateway_of_stream.serve_stream(ServerSession::new_http2(session), &stopping).await;
-                });
-                accepted += 1;
-                if accepted == limits.requests_per_connection && accept_until.is_none() {
-                    gateway.count_end("requests_per_connection");
-                    connection.graceful_shutdown();
-                    accept_until = Some(Instant::now() + GOAWAY_GRACE);
-                }
+        let (request, respond) = match next {
+            Some(Ok(next)) => next,
+            Some(Err(error)) => return end_reason(&error),
+            None => return None,
+        };
+        let Some(stream) = Http2Stream::accept(request, respond, digest.clone()) else {
+            malformed += 1;
+            if malformed == MAX_MALFORMED {
+                return Some("malformed");
             }
-            Ok(Some(H2Accept::Rejected)) => {
-                malformed += 1;
-                if malformed == MAX_MALFORMED {
-                    return Some("malformed");
-                }
-            }
-            Ok(None) => return None,
-            Err(error) => return end_reason(&error),
+            continue;
+        };
+        if accept_until.is_some_and(|until| Instant::now() > until) {
+            return None;
+        }
+        let (gateway_of_stream, stopping) = (gateway.clone(), stopping.clone());
+        streams.spawn(async move {
+            gateway_of_stream.serve_stream(stream, &stopping).await;
+        });
+        accepted += 1;
+        if accepted == limits.requests_per_connection && accept_until.is_none() {
+            gateway.count_end("requests_per_connection");
+            connection.graceful_shutdown();
+            accept_until = Some(Instant::now() + GOAWAY_GRACE);
         }
     }
 }
@@ -97,9 +99,9 @@ async fn idle(streams: &TaskTracker, limit: Duration) {
 }
 
 /// Returns the metric's reason why Weir closed the connection; `None` if the client closed it.
-fn end_reason(error: &pingora::Error) -> Option<&'static str> {
-    let error = error.root_cause().downcast_ref::<h2::Error>().filter(|error| error.is_library())?;
-    Some(if error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM) { "h2_resets" } else { "malformed" })
+fn end_reason(error: &h2::Error) -> Option<&'static str> {
+    let flood = error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM);
+    error.is_library().then_some(if flood { "h2_resets" } else { "malformed" })
 }
 
 /// Limits on streams, header lists and resets. A client that resets requests faster than Weir can serve them

@@ -11,7 +11,7 @@ use crate::pipeline::forward::{Forward, ResponseAction};
 use crate::server::request_log::{Counters, InFlight, RequestLog};
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{Method, Uri, header};
+use http::{Method, StatusCode, Uri, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::protocols::http::ServerSession;
@@ -50,6 +50,8 @@ pub(crate) struct ProxyContext {
     connected: bool,
     /// Whether the request is sent again with a new token.
     retry_with_new_token: bool,
+    /// Whether the request is sent on another connection, because it may not use this one. Nothing was sent yet.
+    retry_elsewhere: bool,
     /// Whether Pingora accepted the request. It responds by itself to a request that it cannot parse.
     accepted: bool,
 }
@@ -80,6 +82,7 @@ impl ProxyContext {
             refusal: None,
             connected: false,
             retry_with_new_token: false,
+            retry_elsewhere: false,
             accepted: false,
         }
     }
@@ -129,7 +132,7 @@ impl ProxyHttp for PassThrough {
 
     async fn upstream_peer(&self, _: &mut Session, context: &mut ProxyContext) -> pingora::Result<Box<HttpPeer>> {
         let Some(ActiveRequest { forward, .. }) = &mut context.active else { return no_forward() };
-        (context.connected, context.retry_with_new_token) = (false, false);
+        (context.connected, context.retry_with_new_token, context.retry_elsewhere) = (false, false, false);
         match forward.peer().await {
             Ok(peer) => Ok(Box::new(peer)),
             Err(problem) => {
@@ -142,16 +145,19 @@ impl ProxyHttp for PassThrough {
     async fn connected_to_upstream(
         &self,
         _: &mut Session,
-        _: bool,
+        reused: bool,
         _: &HttpPeer,
         _: std::os::unix::io::RawFd,
         _: Option<&pingora::protocols::Digest>,
         context: &mut ProxyContext,
     ) -> pingora::Result<()> {
-        context.connected = true;
-        if let Some(ActiveRequest { forward, .. }) = &mut context.active {
-            forward.mark_connected();
+        let Some(ActiveRequest { forward, .. }) = &mut context.active else { return no_forward() };
+        if reused && forward.is_connection_retired() {
+            context.retry_elsewhere = true;
+            return Error::e_explain(ErrorType::ConnectionClosed, "another request has retired the connection");
         }
+        forward.mark_connected();
+        context.connected = true;
         Ok(())
     }
 
@@ -170,6 +176,13 @@ impl ProxyHttp for PassThrough {
         let uri = Uri::try_from(&head.path_and_query);
         request.set_uri(uri.map_err(|e| Error::because(ErrorType::InvalidHTTPHeader, "invalid path", e))?);
         request.insert_header(header::HOST, head.authority)?;
+        // An HTTP/1.0 client sends its body at once (RFC 9110, section 10.1.1).
+        if session.req_header().version == Version::HTTP_10 {
+            request.remove_header(&header::EXPECT);
+        }
+        if head.close {
+            request.insert_header(header::CONNECTION, "close")?;
+        }
         for (name, value) in head.credential.into_iter().chain(head.trace) {
             request.insert_header(name, value)?;
         }
@@ -177,14 +190,20 @@ impl ProxyHttp for PassThrough {
     }
 
     /// Checks the body deadline and sets the read timeout for the next part of the body.
+    ///
+    /// Removes an empty last part, with which an HTTP/2 body may end: Pingora would write it as a last chunk, and then
+    /// another one (`send_body_to1` in pingora-proxy's `proxy_h1.rs`). The provider would read a second request there.
     async fn request_body_filter(
         &self,
         session: &mut Session,
-        _: &mut Option<Bytes>,
+        part: &mut Option<Bytes>,
         is_last: bool,
         context: &mut ProxyContext,
     ) -> pingora::Result<()> {
         let Some(ActiveRequest { forward, .. }) = &context.active else { return no_forward() };
+        if is_last {
+            part.take_if(|part| part.is_empty());
+        }
         let now = tokio::time::Instant::now();
         if forward.body_deadline.exceeded(now) == Some(BodyTimeout::Whole) && !is_last {
             return Err(Error::new_down(ErrorType::ReadTimedout));
@@ -204,7 +223,7 @@ impl ProxyHttp for PassThrough {
     ) -> pingora::Result<()> {
         let Some(ActiveRequest { forward, .. }) = &mut context.active else { return no_forward() };
         if response.status.is_informational() {
-            return Ok(());
+            return remove_interim_fields(response);
         }
         match forward.response_action(response.status.as_u16(), &response.headers) {
             ResponseAction::Forward { drop, set, add } => {
@@ -254,7 +273,9 @@ impl ProxyHttp for PassThrough {
         reused: bool,
     ) -> Box<Error> {
         let body_buffered = !session.as_ref().retry_buffer_truncated();
-        if context.retry_with_new_token {
+        if context.retry_elsewhere {
+            error.set_retry(true);
+        } else if context.retry_with_new_token {
             error.set_retry(body_buffered);
         } else if context.refusal.is_some() || !body_buffered || !session.req_header().method.is_idempotent() {
             error.set_retry(false);
@@ -294,7 +315,7 @@ impl ProxyHttp for PassThrough {
             }
         };
         let response = context.refusal.take().unwrap_or_else(|| forward.problem_response(&problem));
-        if session.response_written().is_some() {
+        if session.response_written().is_some_and(|written| !written.status.is_informational()) {
             return no_response;
         }
         let (method, status) = (session.req_header().method.clone(), response.status);
@@ -314,6 +335,22 @@ impl ProxyHttp for PassThrough {
     }
 }
 
+/// Removes all headers of an interim response. Pingora writes only a 100 that the client expects, which needs none (RFC
+/// 9110, section 15.2.1).
+///
+/// # Errors
+/// The status is 101. Weir requests no upgrade, so whatever follows is no HTTP.
+fn remove_interim_fields(response: &mut ResponseHeader) -> pingora::Result<()> {
+    if response.status == StatusCode::SWITCHING_PROTOCOLS {
+        return Error::e_explain(ErrorType::InvalidHTTPHeader, "101 without a request to upgrade");
+    }
+    let names: Vec<_> = response.headers.keys().cloned().collect();
+    for name in &names {
+        response.remove_header(name);
+    }
+    Ok(())
+}
+
 /// Returns the error of a callback for a request that is recorded already. Pingora makes no such call.
 fn no_forward<T>() -> pingora::Result<T> {
     Error::e_explain(ErrorType::InternalError, "no request to forward")
@@ -323,13 +360,9 @@ fn no_forward<T>() -> pingora::Result<T> {
 ///
 /// # Errors
 /// The client closed the connection, or accepts no bytes within the stall timeout.
-pub(crate) async fn write_response(
-    session: &mut ServerSession,
-    method: &Method,
-    mut response: Response,
-) -> pingora::Result<()> {
+async fn write_response(session: &mut ServerSession, method: &Method, mut response: Response) -> pingora::Result<()> {
     let body = if *method == Method::HEAD { Body::default() } else { std::mem::take(&mut response.body) };
-    write_head(session, response).await?;
+    session.write_response_header(response_header(&response)?).await?;
     let parts = body.parts();
     for (number, part) in parts.iter().enumerate() {
         session.write_response_body(part.clone(), number + 1 == parts.len()).await?;
@@ -337,14 +370,11 @@ pub(crate) async fn write_response(
     Ok(())
 }
 
-/// Writes the status and the headers of a response to a Pingora session.
-///
-/// # Errors
-/// The client closed the connection, or accepts no bytes within the stall timeout.
-pub(crate) async fn write_head(session: &mut ServerSession, response: Response) -> pingora::Result<()> {
+/// Converts the status and the headers of a response.
+pub(crate) fn response_header(response: &Response) -> pingora::Result<Box<ResponseHeader>> {
     let mut header = ResponseHeader::build(response.status, None)?;
     for (name, value) in response.headers.iter() {
         header.append_header(name.to_owned(), value)?;
     }
-    session.write_response_header(Box::new(header)).await
+    Ok(Box::new(header))
 }

@@ -42,10 +42,19 @@ pub fn normalise_body(value: &mut Value) {
     replace_durations(value);
 }
 
+/// Returns whether a response with this `Cache-Status` always has an `Age`: it comes from the cache. Any other one has an
+/// `Age` only if it took a second or more.
+fn has_fixed_age(cache_status: &str) -> bool {
+    cache_status.starts_with("weir; hit") || cache_status.ends_with("detail=stale-if-error")
+}
+
 fn replace_durations(value: &mut Value) {
     match value {
         Value::Object(members) => {
             let is_running = members.get("status").is_some_and(|status| status == "active");
+            if members.get("cache-status").and_then(Value::as_str).is_some_and(|status| !has_fixed_age(status)) {
+                members.remove("age");
+            }
             for (name, value) in members.iter_mut() {
                 match (name.as_str(), &*value) {
                     // The duration of a running session grows.
@@ -113,7 +122,10 @@ pub fn shape(response: &Response) -> Value {
 
 /// Like `shape`; replaces these addresses, which differ from run to run.
 pub fn shape_of(response: &Response, addresses: &[SocketAddr]) -> Value {
-    let names: BTreeSet<String> = response.headers.iter().map(|(name, _)| name.to_ascii_lowercase()).collect();
+    let mut names: BTreeSet<String> = response.headers.iter().map(|(name, _)| name.to_ascii_lowercase()).collect();
+    if !response.header("cache-status").is_some_and(has_fixed_age) {
+        names.remove("age");
+    }
     let headers = FIXED_HEADERS.iter().filter_map(|name| Some((*name, response.header(name)?)));
     let fixed = |(name, value): (&str, &str)| {
         let value = if name == "retry-after" { "VARIES".to_owned() } else { without_times(value) };

@@ -1,0 +1,492 @@
+//! One stream of an HTTP/2 connection: reads the body of its request and writes its response.
+//!
+//! Implements Pingora's trait for sessions of other protocols, because Pingora's own HTTP/2 session drops every interim
+//! response, so that a client with `Expect: 100-continue` would wait for its timeout. This module makes no decision about
+//! a request that is well-formed.
+
+use crate::base::request_reply::{Body, Response};
+use crate::server::proxy::response_header;
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use futures_util::stream::Stream;
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream, SendStream};
+use http::{HeaderMap, HeaderName, Method, StatusCode, header};
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::Digest;
+use pingora::protocols::http::HttpTask;
+use pingora::protocols::http::authority::validate_request_authority;
+use pingora::protocols::http::custom::CustomMessageWrite;
+use pingora::protocols::http::custom::server::Session;
+use pingora::protocols::http::date::get_cached_date;
+use pingora::protocols::http::v2::write_body;
+use pingora::protocols::l4::socket::SocketAddr;
+use pingora::{Error, ErrorType, OrErr, Result};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The most bytes of a request body that are stored so that it can be sent again.
+const MAX_RETRY_BUFFER: usize = 64 << 10;
+
+/// Headers of an HTTP/1 connection, which HTTP/2 does not allow (RFC 9113, section 8.2.2).
+const CONNECTION_HEADERS: [HeaderName; 5] = [
+    header::TRANSFER_ENCODING,
+    header::CONNECTION,
+    header::UPGRADE,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+];
+
+/// A stream with a request.
+pub(crate) struct Http2Stream {
+    request: RequestHeader,
+    body: RecvStream,
+    respond: SendResponse<Bytes>,
+    /// Writes the body of the response; `None` before its header is written.
+    writer: Option<SendStream<Bytes>>,
+    response: Option<Box<ResponseHeader>>,
+    /// Whether a 100 was sent.
+    continued: bool,
+    /// Whether END_STREAM was sent.
+    ended: bool,
+    bytes_read: usize,
+    bytes_sent: usize,
+    /// The body so far; `None` inside once it is too large.
+    retry_buffer: Option<Option<BytesMut>>,
+    digest: Arc<Digest>,
+    write_timeout: Option<Duration>,
+}
+
+impl Http2Stream {
+    /// Returns the stream of a request. Ends the stream and returns `None` if the request is malformed (RFC 9113, sections
+    /// 8.1.1 and 8.3.1).
+    pub(crate) fn accept(
+        request: http::Request<RecvStream>,
+        mut respond: SendResponse<Bytes>,
+        digest: Arc<Digest>,
+    ) -> Option<Self> {
+        let (head, body) = request.into_parts();
+        let request = RequestHeader::from(head);
+        if request.raw_path().iter().any(|byte| matches!(byte, 0 | b'\r' | b'\n' | b' ')) || !has_clear_length(&request)
+        {
+            respond.send_reset(Reason::PROTOCOL_ERROR);
+            return None;
+        }
+        if !has_clear_authority(&request) {
+            let mut response = http::Response::new(());
+            *response.status_mut() = StatusCode::BAD_REQUEST;
+            // An error means that the client has reset the stream.
+            let _ = respond.send_response(response, true);
+            return None;
+        }
+        Some(Self {
+            request,
+            body,
+            respond,
+            writer: None,
+            response: None,
+            continued: false,
+            ended: false,
+            bytes_read: 0,
+            bytes_sent: 0,
+            retry_buffer: None,
+            digest,
+            write_timeout: None,
+        })
+    }
+
+    /// Returns the head of the request.
+    pub(crate) fn request(&self) -> &RequestHeader {
+        &self.request
+    }
+
+    /// Returns the client's address.
+    pub(crate) fn peer(&self) -> Option<IpAddr> {
+        self.client_addr().and_then(|address| address.as_inet()).map(std::net::SocketAddr::ip)
+    }
+
+    /// Sets how long the client may accept no bytes.
+    pub(crate) fn set_write_timeout(&mut self, timeout: Duration) {
+        self.write_timeout = Some(timeout);
+    }
+
+    /// Writes a response.
+    ///
+    /// # Errors
+    /// The client reset the stream, or accepts no bytes within the write timeout.
+    pub(crate) async fn write_response(&mut self, method: &Method, mut response: Response) -> Result<()> {
+        let body = if *method == Method::HEAD { Body::default() } else { std::mem::take(&mut response.body) };
+        self.write_head(&response)?;
+        let parts = body.parts();
+        for (number, part) in parts.iter().enumerate() {
+            self.write_part(part.clone(), number + 1 == parts.len()).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes the status and the headers of a response.
+    ///
+    /// # Errors
+    /// The client reset the stream.
+    pub(crate) fn write_head(&mut self, response: &Response) -> Result<()> {
+        self.write_header(response_header(response)?, false)
+    }
+
+    /// Writes the header of a final response, or a 100 if the client expects it. Drops other interim responses.
+    fn write_header(&mut self, mut header: Box<ResponseHeader>, end: bool) -> Result<()> {
+        if self.ended || self.response.is_some() {
+            return Ok(());
+        }
+        if header.status.is_informational() {
+            return if header.status == StatusCode::CONTINUE { self.write_continue() } else { Ok(()) };
+        }
+        header.insert_header(header::DATE, get_cached_date())?;
+        for name in &CONNECTION_HEADERS {
+            header.remove_header(name);
+        }
+        let response = http::Response::from_parts(header.as_owned_parts(), ());
+        let writer = self.respond.send_response(response, end);
+        self.writer = Some(writer.or_err(ErrorType::WriteError, "while writing an HTTP/2 response")?);
+        (self.response, self.ended) = (Some(header), end);
+        Ok(())
+    }
+
+    /// Writes a 100, once and only if the client expects it (RFC 9110, section 10.1.1).
+    fn write_continue(&mut self) -> Result<()> {
+        let expectation = self.request.headers.get(header::EXPECT);
+        let expected = expectation.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+        if !expected || std::mem::replace(&mut self.continued, true) {
+            return Ok(());
+        }
+        let mut response = http::Response::new(());
+        *response.status_mut() = StatusCode::CONTINUE;
+        self.respond.send_informational(response).or_err(ErrorType::WriteError, "while writing 100 over HTTP/2")
+    }
+
+    /// Writes a part of the body.
+    ///
+    /// # Errors
+    /// The client reset the stream, or accepts no bytes within the write timeout.
+    pub(crate) async fn write_part(&mut self, part: Bytes, end: bool) -> Result<()> {
+        if self.ended {
+            return Ok(());
+        }
+        let Some(writer) = &mut self.writer else {
+            return Error::e_explain(ErrorType::H2Error, "a body before its header");
+        };
+        let length = part.len();
+        write_body(writer, part, end, self.write_timeout).await.map_err(Error::into_down)?;
+        self.bytes_sent += length;
+        self.ended |= end;
+        Ok(())
+    }
+
+    /// Ends the response, if its header is written. Otherwise the stream is reset when it is dropped.
+    ///
+    /// # Errors
+    /// The client reset the stream.
+    pub(crate) fn end(&mut self) -> Result<()> {
+        if let Some(writer) = self.writer.as_mut().filter(|_| !self.ended) {
+            writer.send_data(Bytes::new(), true).or_err(ErrorType::WriteError, "while ending an HTTP/2 response")?;
+            self.ended = true;
+        }
+        Ok(())
+    }
+
+    async fn read_part(&mut self) -> Result<Option<Bytes>> {
+        let part = self.body.data().await.transpose();
+        let Some(part) = part.or_err(ErrorType::ReadError, "while reading an HTTP/2 request body")? else {
+            return Ok(None);
+        };
+        self.bytes_read += part.len();
+        if let Some(buffer) = &mut self.retry_buffer {
+            let fits = buffer.as_ref().is_some_and(|buffer| buffer.len() + part.len() <= MAX_RETRY_BUFFER);
+            *buffer = buffer.take().filter(|_| fits);
+            buffer.iter_mut().for_each(|buffer| buffer.extend_from_slice(&part));
+        }
+        let _ = self.body.flow_control().release_capacity(part.len());
+        Ok(Some(part))
+    }
+
+    /// Waits until the client resets the stream.
+    ///
+    /// # Errors
+    /// The connection closed.
+    pub(crate) async fn reset(&mut self) -> Result<Reason> {
+        let reset = std::future::poll_fn(|cx| match &mut self.writer {
+            Some(writer) => writer.poll_reset(cx),
+            None => self.respond.poll_reset(cx),
+        });
+        reset.await.or_err(ErrorType::H2Error, "while waiting for the client")
+    }
+
+    /// Returns whether the request has no body.
+    pub(crate) fn has_no_body(&self) -> bool {
+        let length = self.request.headers.get(header::CONTENT_LENGTH);
+        self.bytes_read == 0 && (self.body.is_end_stream() || length.is_some_and(|length| length.as_bytes() == b"0"))
+    }
+}
+
+/// Returns whether all lengths of the body are the same number (RFC 9110, section 8.6).
+fn has_clear_length(request: &RequestHeader) -> bool {
+    let lengths = request.headers.get_all(header::CONTENT_LENGTH).iter();
+    let mut lengths = lengths.flat_map(|value| value.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
+    let Some(first) = lengths.next() else { return true };
+    let is_number =
+        first.iter().all(u8::is_ascii_digit) && str::from_utf8(first).is_ok_and(|text| text.parse::<usize>().is_ok());
+    is_number && lengths.all(|length| length == first)
+}
+
+/// Returns whether the request names one host, and its path is a path.
+fn has_clear_authority(request: &RequestHeader) -> bool {
+    let named = request.uri.authority().is_some() || request.headers.contains_key(header::HOST);
+    let path = request.method == Method::CONNECT || matches!(request.raw_path(), [b'/', ..] | b"*");
+    named && path && validate_request_authority(request).is_ok()
+}
+
+#[async_trait]
+impl Session for Http2Stream {
+    fn req_header(&self) -> &RequestHeader {
+        &self.request
+    }
+
+    fn req_header_mut(&mut self) -> &mut RequestHeader {
+        &mut self.request
+    }
+
+    async fn read_body_bytes(&mut self) -> Result<Option<Bytes>> {
+        self.read_part().await
+    }
+
+    async fn drain_request_body(&mut self) -> Result<()> {
+        while !Session::is_body_done(self) && self.read_part().await?.is_some() {}
+        Ok(())
+    }
+
+    async fn write_response_header(&mut self, response: Box<ResponseHeader>, end: bool) -> Result<()> {
+        self.write_header(response, end)
+    }
+
+    async fn write_response_header_ref(&mut self, response: &ResponseHeader, end: bool) -> Result<()> {
+        self.write_header(Box::new(response.clone()), end)
+    }
+
+    async fn write_body(&mut self, part: Bytes, end: bool) -> Result<()> {
+        self.write_part(part, end).await
+    }
+
+    async fn write_trailers(&mut self, trailers: HeaderMap) -> Result<()> {
+        if let Some(writer) = self.writer.as_mut().filter(|_| !self.ended) {
+            writer.send_trailers(trailers).or_err(ErrorType::WriteError, "while writing HTTP/2 trailers")?;
+            self.ended = true;
+        }
+        Ok(())
+    }
+
+    async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
+        let mut ended = false;
+        for task in tasks {
+            ended |= match task {
+                HttpTask::Header(header, end) => {
+                    self.write_header(header, end).map_err(Error::into_down)?;
+                    end
+                }
+                HttpTask::Body(part, end) => {
+                    if let Some(part) = part.filter(|part| !part.is_empty()) {
+                        self.write_part(part, end).await?;
+                    }
+                    end
+                }
+                HttpTask::Trailer(Some(trailers)) => {
+                    self.write_trailers(*trailers).await?;
+                    true
+                }
+                HttpTask::Trailer(None) | HttpTask::Done => true,
+                HttpTask::UpgradedBody(..) => {
+                    return Error::e_explain(ErrorType::InternalError, "an upgraded connection over HTTP/2");
+                }
+                HttpTask::Failed(error) => return Err(error),
+            };
+        }
+        if ended {
+            self.end().map_err(Error::into_down)?;
+        }
+        Ok(ended)
+    }
+
+    /// Has no effect: the deadline of a body is kept by the code that forwards it.
+    fn set_read_timeout(&mut self, _: Option<Duration>) {}
+
+    fn get_read_timeout(&self) -> Option<Duration> {
+        None
+    }
+
+    fn set_write_timeout(&mut self, timeout: Option<Duration>) {
+        self.write_timeout = timeout;
+    }
+
+    fn get_write_timeout(&self) -> Option<Duration> {
+        self.write_timeout
+    }
+
+    /// Has no effect: no body is drained.
+    fn set_total_drain_timeout(&mut self, _: Option<Duration>) {}
+
+    fn get_total_drain_timeout(&self) -> Option<Duration> {
+        None
+    }
+
+    fn request_summary(&self) -> String {
+        format!("{} {}", self.request.method, self.request.uri.path())
+    }
+
+    fn response_written(&self) -> Option<&ResponseHeader> {
+        self.response.as_deref()
+    }
+
+    async fn shutdown(&mut self, _: u32, _: &str) {
+        if !self.ended {
+            self.respond.send_reset(Reason::INTERNAL_ERROR);
+        }
+    }
+
+    fn is_body_done(&mut self) -> bool {
+        self.has_no_body() || self.body.is_end_stream()
+    }
+
+    async fn finish(&mut self) -> Result<()> {
+        self.end()
+    }
+
+    fn is_body_empty(&mut self) -> bool {
+        self.has_no_body()
+    }
+
+    async fn read_body_or_idle(&mut self, no_body_expected: bool) -> Result<Option<Bytes>> {
+        if !no_body_expected && !Session::is_body_done(self) {
+            return self.read_part().await;
+        }
+        let reason = self.reset().await?;
+        Error::e_explain(ErrorType::H2Error, format!("the client reset the stream: {reason}"))
+    }
+
+    fn body_bytes_sent(&self) -> usize {
+        self.bytes_sent
+    }
+
+    fn body_bytes_read(&self) -> usize {
+        self.bytes_read
+    }
+
+    fn digest(&self) -> Option<&Digest> {
+        Some(&self.digest)
+    }
+
+    fn digest_mut(&mut self) -> Option<&mut Digest> {
+        Arc::get_mut(&mut self.digest)
+    }
+
+    fn client_addr(&self) -> Option<&SocketAddr> {
+        self.digest.socket_digest.as_ref()?.peer_addr()
+    }
+
+    fn server_addr(&self) -> Option<&SocketAddr> {
+        self.digest.socket_digest.as_ref()?.local_addr()
+    }
+
+    fn pseudo_raw_h1_request_header(&self) -> Bytes {
+        Bytes::new()
+    }
+
+    fn enable_retry_buffering(&mut self) {
+        self.retry_buffer.get_or_insert_with(|| Some(BytesMut::new()));
+    }
+
+    fn retry_buffer_truncated(&self) -> bool {
+        matches!(self.retry_buffer, Some(None))
+    }
+
+    fn get_retry_buffer(&self) -> Option<Bytes> {
+        let buffer = self.retry_buffer.as_ref()?.as_ref()?;
+        (!buffer.is_empty()).then(|| buffer.clone().freeze())
+    }
+
+    async fn finish_custom(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn take_custom_message_reader(
+        &mut self,
+    ) -> Option<Box<dyn Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>> {
+        None
+    }
+
+    fn restore_custom_message_reader(
+        &mut self,
+        _: Box<dyn Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>,
+    ) -> Result<()> {
+        Ok(())
+    }
+
+    fn take_custom_message_writer(&mut self) -> Option<Box<dyn CustomMessageWrite>> {
+        None
+    }
+
+    fn restore_custom_message_writer(&mut self, _: Box<dyn CustomMessageWrite>) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(method: &str, uri: &str, headers: &[(&'static str, &str)]) -> RequestHeader {
+        let mut request = http::Request::builder().method(method).uri(uri);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        RequestHeader::from(request.body(()).unwrap().into_parts().0)
+    }
+
+    #[test]
+    fn lengths_that_differ_or_are_no_numbers_are_refused() {
+        for (lengths, expected) in [
+            (&[][..], true),
+            (&["0"], true),
+            (&["12"], true),
+            (&["12", "12"], true),
+            (&["12, 12"], true),
+            (&["12", "13"], false),
+            (&["12,13"], false),
+            (&["12,"], false),
+            (&[""], false),
+            (&["+1"], false),
+            (&["-1"], false),
+            (&["0x1"], false),
+            (&["99999999999999999999999"], false),
+        ] {
+            let headers: Vec<_> = lengths.iter().map(|length| ("content-length", *length)).collect();
+            assert_eq!(has_clear_length(&request("POST", "http://a/", &headers)), expected, "{lengths:?}");
+        }
+    }
+
+    #[test]
+    fn a_request_names_one_host_and_a_path() {
+        for (method, uri, hosts, expected) in [
+            ("GET", "http://a/", &[][..], true),
+            ("GET", "http://a/", &["a"], true),
+            ("GET", "/x", &["a"], true),
+            ("OPTIONS", "*", &["a"], true),
+            ("GET", "/x", &[], false),
+            ("GET", "http://a/", &["b"], false),
+            ("GET", "http://a/", &["a", "a"], false),
+            ("GET", "http://u@a/", &[], false),
+            ("GET", "/x", &["u@a"], false),
+        ] {
+            let headers: Vec<_> = hosts.iter().map(|host| ("host", *host)).collect();
+            assert_eq!(has_clear_authority(&request(method, uri, &headers)), expected, "{method} {uri} {hosts:?}");
+        }
+    }
+}
