@@ -1,9 +1,9 @@
 //! Plans faults: delays, other responses and broken connections.
 //!
-//! `POST /_sim/faults` plans one for all calls whose path contains `path`:
+//! `POST /_sim/faults` plans one for all calls whose path and query contain `path`:
 //!
 //! ```json
-//! {"path": "part of a path", "times": 3, "latency_ms": 50, "fault": {"kind": "reset"}}
+//! {"path": "part of a path and query", "times": 3, "latency_ms": 50, "fault": {"kind": "reset"}}
 //! ```
 //!
 //! `times` is the number of calls; without it, the plan stays until `DELETE /_sim/faults`. `"if_header": {"name": "value"}`
@@ -28,7 +28,7 @@ const TRUNCATE_AFTER: Duration = Duration::from_millis(20);
 
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
-    /// A part of the path of the calls.
+    /// A part of the path and query of the calls.
     path: String,
     /// Headers that a call must have.
     if_header: Vec<(String, String)>,
@@ -89,9 +89,9 @@ impl Plan {
         })
     }
 
-    fn applies_to(&self, path: &str, headers: &HeaderMap) -> bool {
+    fn applies_to(&self, target: &str, headers: &HeaderMap) -> bool {
         let has = |(name, value): &(String, String)| headers.get(name).is_some_and(|known| known == value);
-        path.contains(&self.path) && self.if_header.iter().all(has)
+        target.contains(&self.path) && self.if_header.iter().all(has)
     }
 }
 
@@ -114,9 +114,9 @@ impl Plans {
     }
 
     /// Returns the oldest plan for this call. Counts the call, and removes a plan with no calls left.
-    pub(crate) fn take(&self, path: &str, headers: &HeaderMap) -> Option<Plan> {
+    pub(crate) fn take(&self, target: &str, headers: &HeaderMap) -> Option<Plan> {
         let mut plans = lock(&self.0);
-        let at = plans.iter().position(|plan| plan.applies_to(path, headers))?;
+        let at = plans.iter().position(|plan| plan.applies_to(target, headers))?;
         let plan = plans[at].clone();
         if let Some(times) = &mut plans[at].times {
             *times = times.saturating_sub(1);

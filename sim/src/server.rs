@@ -108,9 +108,10 @@ async fn respond(sim: Arc<Simulator>, request: Request<Incoming>) -> Result<Resp
         let body = body.map_err(|_| Abort("the control request has no complete body"))?.to_bytes();
         return Ok(control::respond(&sim, &parts.method, path, &body).into_response());
     }
-    sim.calls.count(&parts.method, parts.uri.path_and_query().map_or(path, |target| target.as_str()), parts.version);
+    let target = parts.uri.path_and_query().map_or(path, |target| target.as_str());
+    sim.calls.count(&parts.method, target, parts.version);
     let in_header = header(&parts.headers, "x-sim-fault").and_then(|plan| Plan::parse(plan.as_bytes()).ok());
-    let plan = in_header.or_else(|| sim.plans.take(path, &parts.headers));
+    let plan = in_header.or_else(|| sim.plans.take(target, &parts.headers));
     let (latency, fault) = plan.map(|plan| (plan.latency, plan.fault)).unwrap_or_default();
     // A sleep of zero would cost up to a millisecond.
     if fault.is_none() && !latency.is_zero() {

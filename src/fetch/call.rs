@@ -394,7 +394,7 @@ pub fn entry_from_body(
         let life = parsed.freshness(&provider.freshness, now, upstream).life;
         let kind = match &parsed.page {
             None => EntryKind::Session,
-            Some(page) => EntryKind::Page { next: page.next.clone(), total: page.total },
+            Some(page) => EntryKind::Page(page.clone()),
         };
         let view = parsed.view(&provider.mapping, Show::default());
         let unmapped =

@@ -21,14 +21,15 @@ use crate::fetch::{self, Served};
 use crate::pipeline::obtain::LookedUpQuery;
 use crate::pipeline::respond::Content;
 use crate::pipeline::source_reader::{
-    NextSession, ProviderPage, SourceReader, check_any_succeeded, combined_status, newest,
+    NextPage, NextSession, ProviderPage, SourceReader, check_any_succeeded, combined_status, newest,
 };
 use crate::pipeline::{cache_status, obtain, problems, representation};
 use crate::rules::cache_control::Directives;
+use crate::rules::cursor_history::{CursorHistory, CutList};
 use crate::rules::fields::FieldSelection;
 use crate::rules::page_token::{Position, SourceProgress};
 use crate::rules::parameters::Page;
-use crate::rules::provider_body::etag;
+use crate::rules::provider_body::{PageInfo, etag};
 use crate::rules::route::ListSource;
 use crate::rules::template::Values;
 use crate::runtime::snapshot::Snapshot;
@@ -126,7 +127,7 @@ impl List<'_> {
             .operations
             .get(Operation::ListSessions)
             .map_or(0, |op| op.max_limit);
-        Position { page_token: None, size, offset: 0 }
+        Position { page_token: None, size, offset: 0, history: CursorHistory::default() }
     }
 
     /// Returns the values that a page token of this list is bound to. With another client, route, filter or other sources, the
@@ -224,7 +225,19 @@ impl List<'_> {
             reader.advance_past(newest.item);
             next[newest.reader] = reader.next(filter);
         }
+        self.check_partial(readers, record)?;
         Ok(chosen)
+    }
+
+    /// Fails if a source has failed and the request denies partial pages.
+    fn check_partial(&self, readers: &[SourceReader], record: &mut RequestRecord) -> Outcome<()> {
+        match readers.iter().find_map(|reader| reader.failure.as_ref()).filter(|_| self.page.deny_partial) {
+            None => Ok(()),
+            Some(problem) => {
+                record.cache = combined_status(readers);
+                Err(problem.clone())
+            }
+        }
     }
 
     /// Reads the next page of each source whose next session is unread.
@@ -240,13 +253,7 @@ impl List<'_> {
         let mut parts = join_all(reads).await;
         record.provider_wait += parts.iter().map(|part| part.provider_wait).max().unwrap_or_default();
         parts.iter_mut().for_each(|part| record.join(part));
-        match readers.iter().find_map(|reader| reader.failure.as_ref()).filter(|_| self.page.deny_partial) {
-            None => Ok(()),
-            Some(problem) => {
-                record.cache = combined_status(readers);
-                Err(problem.clone())
-            }
-        }
+        self.check_partial(readers, record)
     }
 
     /// Reads the next page of a source, and returns the record of this read. A failure is stored in the reader.
@@ -288,14 +295,21 @@ impl List<'_> {
         let now = self.shared.now();
         let Served { entry, status } = obtain::obtain(self.shared, &query, lookup, Some(deadline), now, record).await?;
         record.cache = Some(status);
-        let (next, total) = match &entry.kind {
-            EntryKind::Page { next, total } => (next.clone(), *total),
+        let info = match &entry.kind {
+            EntryKind::Page(info) => info,
             EntryKind::NotFound(error) => return Err((&**error).into()),
             EntryKind::Session => return Err(problems::not_a_list()),
         };
         let show = representation::show(self.snapshot, self.client, &self.page.shape);
         let view = fetch::view(self.shared, &query, &entry, show, self.shared.now())?;
-        (reader.total, reader.page) = (total, Some(ProviderPage { view, next }));
+        let content = (!view.items.is_empty()).then_some(view.etag.as_bytes());
+        let cut_problem = |cut| problems::cut_list(&query.provider().name, cut);
+        if let Err(cut) = position.history.check_page(content) {
+            reader.cut(cut_problem(cut));
+            return Ok(());
+        }
+        let next = next_page(position, content, info).unwrap_or_else(|cut| NextPage::Cut(cut_problem(cut)));
+        (reader.total, reader.page) = (info.total, Some(ProviderPage { view, next }));
         Ok(())
     }
 
@@ -382,6 +396,22 @@ impl Run {
             fields.write_selected(&self.view.body[item.start..item.end], out)?;
         }
         Ok(())
+    }
+}
+
+/// Returns what follows a page at a position. `content` is a digest of its sessions.
+///
+/// # Errors
+/// The provider may have more sessions, but gives no way to them.
+fn next_page(position: &Position, content: Option<&[u8]>, info: &PageInfo) -> Result<NextPage, CutList> {
+    match &info.next {
+        None if info.is_cut => Err(CutList::FullPage),
+        None => Ok(NextPage::End),
+        Some(token) => {
+            let history = position.history.follow(position.page_token.as_deref(), content, token)?;
+            let page_token = Some(token.clone());
+            Ok(NextPage::At(Position { page_token, size: position.size, offset: 0, history }))
+        }
     }
 }
 

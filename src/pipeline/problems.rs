@@ -11,6 +11,7 @@ use crate::fetch::error::{FetchCause, FetchError, NoOperation};
 use crate::fetch::provider_admission::NotAdmitted;
 use crate::fetch::provider_query::{IdentityError, NotPermitted, ProviderQueryError};
 use crate::rules::auth::AuthError;
+use crate::rules::cursor_history::CutList;
 use crate::rules::error_rules::{ProviderError, ProviderErrorCause};
 use crate::rules::fields::UnreadableSession;
 use crate::rules::page_token::InvalidPageToken;
@@ -295,6 +296,12 @@ pub(crate) fn not_public() -> Box<Problem> {
 #[must_use]
 pub(crate) fn other_list() -> Box<Problem> {
     problem(Code::InvalidRequest, "page_token belongs to another list; start again without it")
+}
+
+/// 502 for a list whose rest the provider does not give.
+#[must_use]
+pub(crate) fn cut_list(provider: &Arc<str>, cut: CutList) -> Box<Problem> {
+    of_provider(provider, Code::ProviderInvalidResponse, &cut)
 }
 
 /// 500 for a cache entry that should be a list and is a session.

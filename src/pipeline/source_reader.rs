@@ -31,14 +31,26 @@ pub(crate) struct SourceReader {
     pub status: Option<CacheStatus>,
     /// Why a read failed.
     pub failure: Option<Box<Problem>>,
+    /// Whether the source ended too early: its pages were read, but the provider gives no way to the rest.
+    pub is_cut: bool,
 }
 
 /// A page of a provider.
 pub(crate) struct ProviderPage {
     /// Its sessions.
     pub view: Arc<View>,
-    /// The provider's token of the next page.
-    pub next: Option<String>,
+    /// What follows it.
+    pub next: NextPage,
+}
+
+/// What follows a page of a provider.
+pub(crate) enum NextPage {
+    /// The page at this position.
+    At(Position),
+    /// Nothing: the source has no more sessions.
+    End,
+    /// The provider may have more sessions, but gives no way to them.
+    Cut(Box<Problem>),
 }
 
 /// The next session of a source.
@@ -69,7 +81,8 @@ impl SourceReader {
     pub(crate) fn new(source_index: usize, progress: SourceProgress, first: Option<LookedUpQuery>) -> Self {
         let total = if let SourceProgress::End { total } = progress { total } else { None };
         let pages_left = MAX_FURTHER_PAGES + 1;
-        Self { source_index, progress, page: None, first, pages_left, total, status: None, failure: None }
+        let (page, status, failure) = (None, None, None);
+        Self { source_index, progress, page, first, pages_left, total, status, failure, is_cut: false }
     }
 
     /// Returns the query for the first page; `None` if the source has ended.
@@ -82,7 +95,7 @@ impl SourceReader {
     pub(crate) fn next(&mut self, filter: &Filter) -> NextSession {
         loop {
             let SourceProgress::At(position) = &mut self.progress else { return NextSession::None };
-            let Some(ProviderPage { view, next }) = &self.page else {
+            let Some(ProviderPage { view, .. }) = &self.page else {
                 return match self.pages_left {
                     _ if self.failure.is_some() => NextSession::None,
                     0 => NextSession::PageLimit,
@@ -95,14 +108,18 @@ impl SourceReader {
                 position.offset = u32::try_from(item).unwrap_or(u32::MAX);
                 return NextSession::Known { item, created_at: session.created_at };
             }
-            self.progress = match next {
-                Some(token) => {
-                    SourceProgress::At(Position { page_token: Some(token.clone()), size: position.size, offset: 0 })
-                }
-                None => SourceProgress::End { total: self.total },
-            };
-            self.page = None;
+            match self.page.take().map(|page| page.next) {
+                Some(NextPage::At(next)) => self.progress = SourceProgress::At(next),
+                Some(NextPage::End) | None => self.progress = SourceProgress::End { total: self.total },
+                Some(NextPage::Cut(problem)) => self.cut(problem),
+            }
         }
+    }
+
+    /// Ends the source, which has more sessions that nobody can get. The next page of the list does not try it again.
+    pub(crate) fn cut(&mut self, problem: Box<Problem>) {
+        (self.progress, self.page) = (SourceProgress::End { total: None }, None);
+        (self.failure, self.is_cut) = (Some(problem), true);
     }
 
     /// Moves past a session of the current page.
@@ -137,12 +154,12 @@ pub(crate) fn combined_status(readers: &[SourceReader]) -> Option<CacheStatus> {
     cache_status::of_all(readers.iter().filter_map(|reader| reader.status.clone()), any_failed)
 }
 
-/// Fails if a source failed and no other source was read successfully.
+/// Fails if a source failed and no source was read successfully. A source that ended too early was read.
 ///
 /// # Errors
 /// The failure of one source: a temporary failure (5xx) if there is one.
 pub(crate) fn check_any_succeeded(readers: &[SourceReader]) -> Outcome<()> {
-    let succeeded = readers.iter().any(|reader| reader.failure.is_none() && reader.status.is_some());
+    let succeeded = readers.iter().any(|reader| reader.status.is_some() && (reader.failure.is_none() || reader.is_cut));
     let mut failures: Vec<&Problem> = readers.iter().filter_map(|reader| reader.failure.as_deref()).collect();
     failures.sort_by_key(|problem| problem.code.status() < 500);
     match failures.first() {

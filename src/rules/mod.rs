@@ -3,6 +3,7 @@
 pub(crate) mod auth;
 pub(crate) mod cache_control;
 pub(crate) mod cors;
+pub(crate) mod cursor_history;
 pub(crate) mod error_rules;
 pub(crate) mod fields;
 pub(crate) mod freshness;

@@ -4,6 +4,7 @@
 //! contains no secret.
 
 use crate::config::decode::Secret;
+use crate::rules::cursor_history::CursorHistory;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
 use hmac::{Hmac, Mac};
@@ -23,6 +24,8 @@ pub struct Position {
     pub size: u32,
     /// The number of sessions of that page that the client already has.
     pub offset: u32,
+    /// The pages before this one.
+    pub history: CursorHistory,
 }
 
 /// The progress of a list in one source.
@@ -71,7 +74,11 @@ impl Signer {
         let rows: Vec<Value> = sources
             .iter()
             .map(|source| match source {
-                SourceProgress::At(Position { page_token, size, offset }) => json!([page_token, size, offset]),
+                // The first page has no history.
+                SourceProgress::At(Position { page_token: None, size, offset, .. }) => json!([null, size, offset]),
+                SourceProgress::At(Position { page_token, size, offset, history }) => {
+                    json!([page_token, size, offset, history.encode()])
+                }
                 SourceProgress::End { total } => json!(total),
             })
             .collect();
@@ -109,8 +116,13 @@ fn progress(row: Value) -> Option<SourceProgress> {
     if !row.is_array() {
         return Some(SourceProgress::End { total: serde_json::from_value(row).ok()? });
     }
-    let (page_token, size, offset) = serde_json::from_value(row).ok()?;
-    Some(SourceProgress::At(Position { page_token, size, offset }))
+    // A token of version 0.1.0 has no history.
+    let (page_token, size, offset, history) = match row.as_array()?.len() {
+        3 => serde_json::from_value(row).map(|(token, size, offset)| (token, size, offset, None)).ok()?,
+        _ => serde_json::from_value::<(_, _, _, Option<String>)>(row).ok()?,
+    };
+    let history = history.map_or(Some(CursorHistory::default()), |text| CursorHistory::parse(&text))?;
+    Some(SourceProgress::At(Position { page_token, size, offset, history }))
 }
 
 #[cfg(test)]
@@ -120,10 +132,12 @@ mod tests {
     #[test]
     fn a_token_opens_only_with_its_own_binding_and_key() {
         let signer = Signer::new(&Secret(String::new()), &[7; 32]);
+        let start = CursorHistory::default();
+        let history = start.follow(None, Some(b"page"), "eyJ=/+").unwrap();
         let sources = vec![
-            SourceProgress::At(Position { page_token: Some("eyJ=/+".into()), size: 100, offset: 37 }),
+            SourceProgress::At(Position { page_token: Some("eyJ=/+".into()), size: 100, offset: 37, history }),
             SourceProgress::End { total: None },
-            SourceProgress::At(Position { page_token: None, size: 0, offset: u32::MAX }),
+            SourceProgress::At(Position { page_token: None, size: 0, offset: u32::MAX, history: start }),
             SourceProgress::End { total: Some(127) },
         ];
         let token = signer.seal(&["client", "/v1/x", "status=active"], &sources);
@@ -142,10 +156,22 @@ mod tests {
         assert!(other.open(&["client", "/v1/x", "status=active"], &token).is_err());
     }
 
+    fn first_page(size: u32, offset: u32) -> Position {
+        Position { page_token: None, size, offset, history: CursorHistory::default() }
+    }
+
+    #[test]
+    fn a_row_of_version_0_1_has_no_history() {
+        let position = Position { page_token: Some("x".into()), ..first_page(100, 3) };
+        assert_eq!(progress(json!(["x", 100, 3])), Some(SourceProgress::At(position)));
+        assert_eq!(progress(json!(["x", 100, 3, "not a history"])), None);
+        assert_eq!(progress(json!(["x", 100])), None);
+    }
+
     #[test]
     fn every_changed_character_makes_a_token_invalid() {
         let signer = Signer::new(&Secret("key".into()), &[0; 32]);
-        let token = signer.seal(&["c"], &[SourceProgress::At(Position { page_token: None, size: 10, offset: 1 })]);
+        let token = signer.seal(&["c"], &[SourceProgress::At(first_page(10, 1))]);
         for at in 0..token.len() {
             let mut forged = token.clone().into_bytes();
             forged[at] = if forged[at] == b'A' { b'B' } else { b'A' };

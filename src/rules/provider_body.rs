@@ -42,13 +42,18 @@ struct PagePaths {
     total: Option<JsonPath>,
 }
 
+/// The value of `next:` for a provider that sends all sessions in one response, and yet has a largest page size.
+const NO_NEXT_PAGE: &str = "none";
+
 /// Information about the list in the body of a page.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PageInfo {
     /// The provider's token for the next page; `None` on the last page.
     pub next: Option<String>,
-    /// The total number of sessions, if the provider sends it.
+    /// The total number of sessions, if it is known.
     pub total: Option<u64>,
+    /// Whether the page is full although the file says that there is no next page: the provider may have more sessions.
+    pub is_cut: bool,
 }
 
 /// A provider's body that cannot be used.
@@ -136,11 +141,24 @@ impl CompiledOperation {
         }
         let mut path = |at: &Located<String>| faults.keep(&at.location, JsonPath::compile(&at.value));
         let item = path(&config.item);
-        let next = config.next.as_ref().map(&mut path);
+        let next = config.next.as_ref().filter(|next| next.value != NO_NEXT_PAGE).map(&mut path);
         let total = config.total.as_ref().map(&mut path);
-        if operation.is_page() && config.next.is_some() && !template.uses(Variable::PageToken) {
-            faults
-                .add(&config.request.location, "next: names a page token, so a query parameter must send {page_token}");
+        match (next.is_some(), template.uses(Variable::PageToken)) {
+            (true, false) => faults
+                .add(&config.request.location, "next: names a page token, so a query parameter must send {page_token}"),
+            (false, true) => {
+                faults.add(&config.request.location, "{page_token} needs next: the JSONPath of the next page's token")
+            }
+            _ => {}
+        }
+        if config.max_limit.is_some() && config.next.is_none() {
+            faults.add(
+                &config.request.location,
+                format!(
+                    "max_limit: says that the list has pages, so next: must name the next page's token. Write `next: \
+                     {NO_NEXT_PAGE}` if the provider sends all sessions in one response"
+                ),
+            );
         }
         let page = operation.is_page().then(|| PagePaths { next: next.flatten(), total: total.flatten() });
         Some(Self {
@@ -236,6 +254,7 @@ impl CompiledOperation {
         in_session.chain(page.filter_map(JsonPath::names)).collect()
     }
 
+    /// Returns what a page with this many sessions says about its list.
     fn page(&self, body: &Value, items: usize) -> Result<Option<PageInfo>, BodyFault> {
         let Some(PagePaths { next, total }) = &self.page else { return Ok(None) };
         let token = match next.as_ref().and_then(|path| path.first(body)) {
@@ -244,13 +263,14 @@ impl CompiledOperation {
             Some(Value::Number(token)) => Some(token.to_string()),
             Some(_) => return Err(BodyFault::PageToken),
         };
+        let is_cut = next.is_none() && self.max_limit > 0 && items >= self.max_limit as usize;
         let total = match (total, next) {
             (Some(path), _) => path.first(body).and_then(Value::as_u64),
             // Without pages, the body has all sessions.
-            (None, None) => u64::try_from(items).ok(),
+            (None, None) => u64::try_from(items).ok().filter(|_| !is_cut),
             (None, Some(_)) => None,
         };
-        Ok(Some(PageInfo { next: token, total }))
+        Ok(Some(PageInfo { next: token, total, is_cut }))
     }
 }
 

@@ -63,7 +63,7 @@ fn merged(sources: &Sources) -> Vec<String> {
 
 /// Follows the page tokens to the end. Returns all ids in order and the number of pages; `inspect` gets each page before
 /// the next one is requested.
-fn walk(weir: &Weir, path: &str, limit: usize, mut inspect: impl FnMut(&Value)) -> (Vec<String>, usize) {
+pub(crate) fn walk(weir: &Weir, path: &str, limit: usize, mut inspect: impl FnMut(&Value)) -> (Vec<String>, usize) {
     let (mut ids, mut token) = (Vec::new(), String::new());
     for page in 1..1000 {
         let response = weir.get(&format!("{path}&limit={limit}{token}"));
@@ -116,7 +116,7 @@ fn every_session_appears_once_and_in_order_for_any_sources_and_limit() {
     assert!(longest.get() > 5, "the longest walk had only {} pages", longest.get());
 }
 
-fn purge_all(weir: &Weir) {
+pub(crate) fn purge_all(weir: &Weir) {
     let body = "{\"all\": true}";
     let mut bytes = request("POST", "/cache/purge", &[("Content-Length", &body.len().to_string())]);
     bytes.extend_from_slice(body.as_bytes());

@@ -50,6 +50,7 @@ mod provider_faults;
 mod provider_headers;
 mod purge;
 mod reload;
+mod repeated_pages;
 mod scripted_provider;
 mod sdk;
 mod snapshots;

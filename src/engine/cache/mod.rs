@@ -9,6 +9,7 @@ use crate::base::model::{Item, Show, Time, View};
 use crate::base::request_reply::{CallStats, ProviderReply};
 use crate::rules::error_rules::ProviderError;
 use crate::rules::freshness::{Lifetime, TtlSource, UpstreamLimit};
+use crate::rules::provider_body::PageInfo;
 use crate::rules::purge::{Mode, PurgeEpoch, PurgeLog, Scope, Subject};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
@@ -72,12 +73,7 @@ pub enum EntryKind {
     /// One session.
     Session,
     /// A page of a list.
-    Page {
-        /// The provider's token of the next page.
-        next: Option<String>,
-        /// The number of sessions on all pages, if known.
-        total: Option<u64>,
-    },
+    Page(PageInfo),
     /// The session or list does not exist at the provider.
     NotFound(Box<ProviderError>),
 }
