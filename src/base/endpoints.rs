@@ -126,7 +126,7 @@ pub enum ParameterType {
     Flag,
     /// An RFC 3339 time.
     Time,
-    /// Names of session fields, separated by commas.
+    /// A name of a session field, or several, separated by commas.
     Fields,
     /// One of these words.
     Word(&'static [&'static str]),
@@ -159,12 +159,13 @@ const fn query(
 const AGENT: Parameter = path("agent", ParameterType::OwnAgent, "The provider's own id of the agent.");
 const INCLUDE: Parameter =
     query("include", ParameterType::Word(&["native"]), "Adds `native`, the provider's own object.", "native");
-const FIELDS: Parameter = query(
-    "fields",
-    ParameterType::Fields,
-    "Returns only these top-level fields of a session, separated by commas.",
-    "id,status",
-);
+const FIELDS: Parameter = Parameter {
+    name: "fields",
+    value_type: ParameterType::Fields,
+    location: ParameterLocation::Repeated,
+    description: "Returns only these top-level fields of a session. Several names: one parameter for each, or one parameter with commas between the names.",
+    example: "id,status",
+};
 const PROVIDER_OF_IDS: Parameter =
     query("provider", ParameterType::Name, "The provider of the ids, if their patterns do not identify it.", "");
 const LIMIT: Parameter = query("limit", ParameterType::Limit, "Sessions per page.", "25");

@@ -39,16 +39,18 @@ pub struct UnreadableSession;
 pub struct FieldSelection(Vec<&'static str>);
 
 impl FieldSelection {
-    /// Parses names that are separated by commas.
+    /// Selects the fields with these names. A name may occur several times.
     ///
     /// # Errors
     /// A name is empty or not a field of sessions.
-    pub fn parse(text: &str) -> Result<Self, UnknownField> {
+    pub fn of<'n>(selection: impl IntoIterator<Item = &'n str>) -> Result<Self, UnknownField> {
         let (known, mut selected) = (names(), Vec::new());
-        for name in text.split(',') {
+        for name in selection {
             let found = known.iter().find(|known| **known == name);
             let found = found.ok_or_else(|| UnknownField { hint: unknown("field", name, known.iter().copied()) })?;
-            selected.push(*found);
+            if !selected.contains(found) {
+                selected.push(*found);
+            }
         }
         Ok(Self(selected))
     }
@@ -94,7 +96,7 @@ mod tests {
         let session = br#"{"id":"p:s","provider":"p","agent":{"id":null,"name":"a \"}{\""},"status":"active","metadata":{"n":1.50,"z":1e+3},"native":{"x":[1]}}"#;
         let select = |fields: &str| {
             let mut out = Vec::new();
-            FieldSelection::parse(fields).unwrap().write_selected(session, &mut out).unwrap();
+            FieldSelection::of(fields.split(',')).unwrap().write_selected(session, &mut out).unwrap();
             String::from_utf8(out).unwrap()
         };
         assert_eq!(select("status,id,status"), r#"{"id":"p:s","status":"active","native":{"x":[1]}}"#);
@@ -103,8 +105,8 @@ mod tests {
             r#"{"agent":{"id":null,"name":"a \"}{\""},"metadata":{"n":1.50,"z":1e+3},"native":{"x":[1]}}"#
         );
         for wrong in ["", "id,", "id, status", "agent.id", "native", "Id"] {
-            assert!(FieldSelection::parse(wrong).is_err(), "{wrong:?}");
+            assert!(FieldSelection::of(wrong.split(',')).is_err(), "{wrong:?}");
         }
-        assert!(FieldSelection::parse("staus").unwrap_err().to_string().contains("did you mean \"status\""));
+        assert!(FieldSelection::of(["staus"]).unwrap_err().to_string().contains("did you mean \"status\""));
     }
 }

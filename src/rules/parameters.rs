@@ -148,7 +148,9 @@ impl Parameters {
             Some("native") => true,
             Some(other) => return Err(QueryError::Include { value: other.to_owned() }),
         };
-        Ok(Representation { native, fields: self.get("fields").map(FieldSelection::parse).transpose()? })
+        let mut names = self.all("fields").flat_map(|value| value.split(',')).peekable();
+        let fields = names.peek().is_some().then(|| FieldSelection::of(names)).transpose()?;
+        Ok(Representation { native, fields })
     }
 
     /// Returns the parameters of a list.

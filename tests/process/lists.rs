@@ -248,6 +248,32 @@ fn filters_are_applied_to_every_source() {
 }
 
 #[test]
+fn fields_may_be_repeated_or_separated_by_commas() {
+    let sim = Sim::start();
+    let weir = Config::shipped().start(&sim);
+    let batch = "/v1/sessions:batchGet?ids=agenthuman%3Asess_01H3Z8G9YR3K2N5M6P7Q8W4T".to_owned();
+    for (path, separator) in [(VECTARA, '?'), ("/v1/sessions?agent=agt_customer_support", '&'), (&batch, '&')] {
+        let sessions = |fields: &str| {
+            let body = weir.get(&format!("{path}{separator}{fields}")).json();
+            let sessions = [&body["sessions"][0], &body["results"][0]["session"], &body];
+            sessions.into_iter().find(|session| session["id"].is_string()).cloned().unwrap_or(body)
+        };
+        let expected = sessions("fields=id,status,created_at");
+        assert_eq!(expected.as_object().unwrap().len(), 3, "{expected}");
+        for same in [
+            "fields=id&fields=status&fields=created_at",
+            "fields=created_at&fields=id,status",
+            "fields=id&fields=id&fields=status&fields=created_at",
+        ] {
+            assert_eq!(sessions(same), expected, "{path} {same}");
+        }
+        for wrong in ["fields=id&fields=nothing", "fields=id&fields=", "fields="] {
+            assert_eq!(sessions(wrong)["code"], "invalid_request", "{path} {wrong}");
+        }
+    }
+}
+
+#[test]
 fn fields_selects_members_and_a_page_token_works_with_other_fields_and_limits() {
     let sim = Sim::start();
     let weir = small_pages().start(&sim);

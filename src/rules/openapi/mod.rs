@@ -9,7 +9,8 @@ mod samples;
 mod schemas;
 
 use crate::base::endpoints::{
-    ALL, DEFAULT_LIMIT, Endpoint, MAX_LIMIT, MAX_SOURCES, Parameter, ParameterLocation, ParameterType, ResponseKind,
+    ALL, DEFAULT_LIMIT, Endpoint, MAX_BATCH, MAX_LIMIT, MAX_SOURCES, Parameter, ParameterLocation, ParameterType,
+    ResponseKind,
 };
 use crate::base::model::Status;
 use crate::base::problem::{Code, TABLE, example};
@@ -201,16 +202,16 @@ impl Description<'_> {
         });
         let several = matches!(parameter.location, ParameterLocation::Repeated | ParameterLocation::Required);
         if several {
-            let mut items =
-                json!({ "type": "array", "items": schema, "uniqueItems": !required, "maxItems": MAX_SOURCES });
-            if required {
-                items["minItems"] = 1.into();
-                items["maxItems"] = crate::base::endpoints::MAX_BATCH.into();
+            let (least, most) = match parameter.value_type {
+                ParameterType::Fields => (1, fields::names().len()),
+                _ if required => (1, MAX_BATCH),
+                _ => (0, MAX_SOURCES),
+            };
+            schema = json!({ "type": "array", "items": schema, "uniqueItems": !required, "maxItems": most });
+            if least > 0 {
+                schema["minItems"] = least.into();
             }
-            schema = items;
             (object["style"], object["explode"]) = ("form".into(), true.into());
-        } else if parameter.value_type == ParameterType::Fields {
-            (object["style"], object["explode"]) = ("form".into(), false.into());
         }
         let examples = self.samples.ids(parameter.value_type, endpoint.response == ResponseKind::Events);
         if required && several {
@@ -254,7 +255,7 @@ impl Description<'_> {
             ParameterType::Flag => json!({ "type": "boolean" }),
             ParameterType::Time => json!({ "type": "string", "format": "date-time" }),
             ParameterType::Fields => {
-                json!({ "type": "array", "items": { "type": "string", "enum": fields::names() }, "minItems": 1 })
+                json!({ "type": "string", "enum": fields::names() })
             }
             ParameterType::Word(words) => json!({ "type": "string", "enum": words }),
         }
