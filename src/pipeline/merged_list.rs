@@ -310,6 +310,7 @@ impl List<'_> {
         }
         let next = next_page(position, content, info).unwrap_or_else(|cut| NextPage::Cut(cut_problem(cut)));
         (reader.total, reader.page) = (info.total, Some(ProviderPage { view, next }));
+        reader.add_unreadable_times(&info.unreadable_times);
         Ok(())
     }
 
@@ -372,6 +373,7 @@ impl List<'_> {
             "agent": source.agent,
             "state": state,
             "age_seconds": status.and_then(|status| status.life).map(|life| life.age(now).as_secs()),
+            "warnings": reader.warnings(),
             "error": reader.failure.as_ref().map(|problem| problem.to_value(None)),
         })
     }

@@ -1,6 +1,6 @@
 //! Tracks one source of a list: its position, its current provider page, and its failure. `merged_list` reads the pages.
 
-use crate::base::model::{Time, View};
+use crate::base::model::{Field, Time, View};
 use crate::base::problem::{Outcome, Problem};
 use crate::engine::request_record::CacheStatus;
 use crate::fetch::provider_query::ProviderQuery;
@@ -8,6 +8,9 @@ use crate::pipeline::cache_status;
 use crate::pipeline::obtain::LookedUpQuery;
 use crate::rules::page_token::{Position, SourceProgress};
 use crate::rules::parameters::Filter;
+use crate::rules::provider_body::UNREADABLE_TIME;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// The limit of provider pages, after the first, that one page of the list reads from a source.
@@ -33,6 +36,8 @@ pub(crate) struct SourceReader {
     pub failure: Option<Box<Problem>>,
     /// Whether the source ended too early: its pages were read, but the provider gives no way to the rest.
     pub is_cut: bool,
+    /// The times that could not be read on the pages that were read: the field, and the number of sessions.
+    unreadable_times: BTreeMap<String, u32>,
 }
 
 /// A page of a provider.
@@ -82,7 +87,19 @@ impl SourceReader {
         let total = if let SourceProgress::End { total } = progress { total } else { None };
         let pages_left = MAX_FURTHER_PAGES + 1;
         let (page, status, failure) = (None, None, None);
-        Self { source_index, progress, page, first, pages_left, total, status, failure, is_cut: false }
+        let unreadable_times = BTreeMap::new();
+        Self {
+            source_index,
+            progress,
+            page,
+            first,
+            pages_left,
+            total,
+            status,
+            failure,
+            is_cut: false,
+            unreadable_times,
+        }
     }
 
     /// Returns the query for the first page; `None` if the source has ended.
@@ -120,6 +137,19 @@ impl SourceReader {
     pub(crate) fn cut(&mut self, problem: Box<Problem>) {
         (self.progress, self.page) = (SourceProgress::End { total: None }, None);
         (self.failure, self.is_cut) = (Some(problem), true);
+    }
+
+    /// Adds the times that could not be read on a page.
+    pub(crate) fn add_unreadable_times(&mut self, times: &[(Field, u32)]) {
+        for (field, count) in times {
+            *self.unreadable_times.entry(field.name()).or_default() += count;
+        }
+    }
+
+    /// Returns the warnings about the source, for the client.
+    pub(crate) fn warnings(&self) -> Vec<Value> {
+        let warning = |(field, sessions): (&String, &u32)| json!({ "code": UNREADABLE_TIME, "field": field, "sessions": sessions });
+        self.unreadable_times.iter().map(warning).collect()
     }
 
     /// Moves past a session of the current page.

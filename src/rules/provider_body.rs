@@ -5,7 +5,7 @@
 
 use crate::base::json_text::JsonText;
 use crate::base::jsonpath::JsonPath;
-use crate::base::model::{Field, Form, Item, Session, Show, Time, View};
+use crate::base::model::{FIELDS, Field, FieldType, Form, Item, Session, Show, Time, View};
 use crate::base::operation::Operation;
 use crate::config::faults::{Faults, Located};
 use crate::config::freshness::Freshness;
@@ -45,6 +45,10 @@ struct PagePaths {
 /// The value of `next:` for a provider that sends all sessions in one response, and yet has a largest page size.
 const NO_NEXT_PAGE: &str = "none";
 
+/// The code of the warning that a time could not be read. It is `null`, and the filters and the order of a list treat it as
+/// missing.
+pub(crate) const UNREADABLE_TIME: &str = "unreadable_time";
+
 /// Information about the list in the body of a page.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PageInfo {
@@ -54,6 +58,8 @@ pub struct PageInfo {
     pub total: Option<u64>,
     /// Whether the page is full although the file says that there is no next page: the provider may have more sessions.
     pub is_cut: bool,
+    /// The times that could not be read: the field, and the number of the page's sessions.
+    pub unreadable_times: Vec<(Field, u32)>,
 }
 
 /// A provider's body that cannot be used.
@@ -200,7 +206,10 @@ impl CompiledOperation {
             })?;
             sessions.push(session);
         }
-        let page = self.page(body, native_objects.len()).map_err(unreadable)?;
+        let mut page = self.page(body, native_objects.len()).map_err(unreadable)?;
+        if let Some(page) = &mut page {
+            page.unreadable_times = unreadable_times(&mapping_failures);
+        }
         Ok(ParsedBody { sessions, native_objects, page, mapping_failures })
     }
 
@@ -270,7 +279,7 @@ impl CompiledOperation {
             (None, None) => u64::try_from(items).ok().filter(|_| !is_cut),
             (None, Some(_)) => None,
         };
-        Ok(Some(PageInfo { next: token, total, is_cut }))
+        Ok(Some(PageInfo { next: token, total, is_cut, unreadable_times: Vec::new() }))
     }
 }
 
@@ -309,6 +318,16 @@ impl ParsedBody<'_> {
         let body = Bytes::from(body.into_boxed_slice());
         View { etag: etag(&body), body, items }
     }
+}
+
+/// Counts the failures of each field that is a time.
+fn unreadable_times(failures: &[MappingFailure]) -> Vec<(Field, u32)> {
+    let times = FIELDS.iter().filter(|(_, _, _, kind)| *kind == FieldType::Time);
+    let counts = times.map(|(field, ..)| {
+        let count = failures.iter().filter(|failure| failure.field == *field).count();
+        (*field, u32::try_from(count).unwrap_or(u32::MAX))
+    });
+    counts.filter(|(_, count)| *count > 0).collect()
 }
 
 /// Returns a strong entity tag: the first 128 bits of the body's SHA-256.

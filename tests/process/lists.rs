@@ -248,15 +248,46 @@ fn filters_are_applied_to_every_source() {
 }
 
 #[test]
+fn times_that_cannot_be_read_are_named_instead_of_a_silently_empty_list() {
+    let sim = Sim::start();
+    let weir = small_pages().start(&sim);
+    // Five of seven vectara sessions have a time in another format, on three provider pages; two have none at all.
+    let odd: Vec<Value> = (0..7)
+        .map(|n| {
+            let created = if n < 5 { json!("01.02.2024 10:00") } else { Value::Null };
+            json!({ "key": format!("ase_{n}"), "agent_key": AGENTS[0], "created_at": created, "enabled": true })
+        })
+        .collect();
+    let ended = json!({ "session_id": "sess_0", "created_at": "2024-01-01T00:00:00Z", "status": "ended", "ended_at": "yesterday", "expiration": "soon" });
+    sim.set_sessions(&json!({ AGENTS[0]: odd, "": [ended] }));
+    let path = "/v1/sessions?agent=agt_load_0&provider=agenthuman&limit=100";
+    for _ in ["from the provider", "from the cache"] {
+        let page = weir.get(path).json();
+        assert_eq!(page["sessions"].as_array().unwrap().len(), 8);
+        let warning = |field, sessions| json!({ "code": "unreadable_time", "field": field, "sessions": sessions });
+        assert_eq!(page["sources"][0]["warnings"], json!([warning("created_at", 5)]), "{page}");
+        assert_eq!(page["sources"][1]["warnings"], json!([warning("ended_at", 1), warning("expires_at", 1)]));
+        let filtered = weir.get(&format!("{path}&created_after=2020-01-01T00:00:00Z")).json();
+        assert_eq!(filtered["sessions"].as_array().unwrap().len(), 1);
+        assert_eq!(filtered["sources"][0]["warnings"], page["sources"][0]["warnings"], "{filtered}");
+    }
+    // A page that reads one of the three provider pages counts the sessions of that one.
+    let first = weir.get("/v1/sessions?agent=agt_load_0&limit=1").json();
+    assert_eq!(first["sources"][0]["warnings"][0]["sessions"], 3);
+    let metric = "weir_mapping_failures_total{field=\"created_at\",provider=\"vectara\",reason=\"wrong_type\"}";
+    assert!(weir.metric(metric) >= 5.0, "{}", weir.metrics());
+}
+
+#[test]
 fn fields_may_be_repeated_or_separated_by_commas() {
     let sim = Sim::start();
     let weir = Config::shipped().start(&sim);
-    let batch = "/v1/sessions:batchGet?ids=agenthuman%3Asess_01H3Z8G9YR3K2N5M6P7Q8W4T".to_owned();
+    let batch = "/v1/sessions:batchGet?id=agenthuman%3Asess_01H3Z8G9YR3K2N5M6P7Q8W4T".to_owned();
     for (path, separator) in [(VECTARA, '?'), ("/v1/sessions?agent=agt_customer_support", '&'), (&batch, '&')] {
         let sessions = |fields: &str| {
             let body = weir.get(&format!("{path}{separator}{fields}")).json();
             let sessions = [&body["sessions"][0], &body["results"][0]["session"], &body];
-            sessions.into_iter().find(|session| session["id"].is_string()).cloned().unwrap_or(body)
+            sessions.into_iter().find(|session| session["id"].is_string()).unwrap_or(&body).clone()
         };
         let expected = sessions("fields=id,status,created_at");
         assert_eq!(expected.as_object().unwrap().len(), 3, "{expected}");

@@ -20,7 +20,7 @@ fn the_simulators_sessions_map_to_the_unified_examples() {
     assert_eq!(list["sessions"].to_string(), example("vectara/list").1["sessions"].to_string());
     assert_eq!(list["total_count"], 127);
     assert_eq!(list["partial"], false);
-    let source = json!([{ "provider": "vectara", "agent": "agt_customer_support", "state": "fresh", "age_seconds": 0, "error": null }]);
+    let source = json!([{ "provider": "vectara", "agent": "agt_customer_support", "state": "fresh", "age_seconds": 0, "warnings": [], "error": null }]);
     assert_eq!(list["sources"], source);
 }
 

@@ -202,15 +202,11 @@ impl Description<'_> {
         });
         let several = matches!(parameter.location, ParameterLocation::Repeated | ParameterLocation::Required);
         if several {
-            let (least, most) = match parameter.value_type {
-                ParameterType::Fields => (1, fields::names().len()),
-                _ if required => (1, MAX_BATCH),
-                _ => (0, MAX_SOURCES),
+            schema = match parameter.value_type {
+                ParameterType::Fields => json!({ "type": "array", "items": schema, "minItems": 1 }),
+                _ if required => json!({ "type": "array", "items": schema, "minItems": 1, "maxItems": MAX_BATCH }),
+                _ => json!({ "type": "array", "items": schema, "uniqueItems": true, "maxItems": MAX_SOURCES }),
             };
-            schema = json!({ "type": "array", "items": schema, "uniqueItems": !required, "maxItems": most });
-            if least > 0 {
-                schema["minItems"] = least.into();
-            }
             (object["style"], object["explode"]) = ("form".into(), true.into());
         }
         let examples = self.samples.ids(parameter.value_type, endpoint.response == ResponseKind::Events);
@@ -388,7 +384,7 @@ impl Description<'_> {
             ResponseKind::Session => session,
             ResponseKind::Page => {
                 let source = json!({
-                    "provider": session["provider"], "agent": session["agent"]["id"], "state": "fresh", "age_seconds": 0, "error": null,
+                    "provider": session["provider"], "agent": session["agent"]["id"], "state": "fresh", "age_seconds": 0, "warnings": [], "error": null,
                 });
                 json!({ "sessions": [session], "next_page_token": null, "total_count": 1, "partial": false, "sources": [source] })
             }

@@ -8,6 +8,7 @@ use crate::base::model::{FIELDS, Field, FieldType, MODALITIES, Status};
 use crate::base::operation::Operation;
 use crate::base::problem::TABLE;
 use crate::rules::fields;
+use crate::rules::provider_body::UNREADABLE_TIME;
 use serde_json::{Map, Value, json};
 
 /// Returns a reference to a schema.
@@ -125,11 +126,20 @@ pub(super) const SOURCE_STATES: [&str; 6] = ["fresh", "cached", "stale", "failed
 
 fn source(samples: &Samples<'_>) -> Value {
     let error = "The problem of a source that failed. The page still has the sessions that Weir read from it before.";
+    let warnings =
+        "What Weir could not read in the provider's pages of this response. The sessions are in the list nevertheless.";
+    let times = FIELDS.iter().filter(|(_, _, _, kind)| *kind == FieldType::Time).map(|(field, ..)| field.name());
+    let warning = closed(json!({
+        "code": { "type": "string", "enum": [UNREADABLE_TIME] },
+        "field": { "type": "string", "enum": times.collect::<Vec<_>>() },
+        "sessions": { "type": "integer", "minimum": 1, "description": "The number of sessions in which the field is `null` for this reason." },
+    }));
     closed(json!({
         "provider": { "type": "string", "enum": samples.names(|_| true) },
         "agent": { "type": ["string", "null"] },
         "state": { "type": "string", "enum": SOURCE_STATES },
         "age_seconds": { "type": ["integer", "null"], "minimum": 0 },
+        "warnings": { "type": "array", "items": warning, "description": warnings },
         "error": { "anyOf": [reference("PartialProblem"), { "type": "null" }], "description": error },
     }))
 }
