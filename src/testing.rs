@@ -25,6 +25,8 @@ pub use crate::engine::request_record::RequestRecord;
 pub use crate::fetch::call::{UnmappedFields, entry_from_body};
 pub use crate::fetch::provider_query::{ProviderIdentity, ProviderQuery, QueryTarget, SharedState};
 pub use crate::pipeline::{Handled, Pipeline};
+pub use crate::rules::chunked::{ChunkFault, ChunkedBody};
+pub use crate::rules::exchange::{Exchange, ResponseFault};
 pub use crate::rules::freshness::{Lifetime, TtlSource, UpstreamLimit};
 pub use crate::rules::native_routes::{NativeRoutes, has_dots};
 pub use crate::rules::page_token::{Position, Signer, SourceProgress};

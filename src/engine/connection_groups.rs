@@ -14,7 +14,7 @@ const COUNTERS: usize = 1024;
 
 /// Identifies the connections that a request may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ConnectionGroup {
+pub(crate) struct ConnectionGroup {
     /// The provider and the credential.
     owner: u64,
     /// The key of the connection pool.

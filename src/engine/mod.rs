@@ -4,11 +4,13 @@
 pub(crate) mod body_deadline;
 pub(crate) mod breaker;
 pub(crate) mod cache;
+pub(crate) mod checked_stream;
 pub(crate) mod client_address;
 pub(crate) mod coalesce;
 pub(crate) mod connection_groups;
 pub(crate) mod credential;
 pub(crate) mod fair_queue;
+pub(crate) mod forward_connection;
 pub(crate) mod memory_budget;
 pub(crate) mod otlp;
 pub(crate) mod rate_limit;

@@ -3,19 +3,24 @@
 //! Only this module opens connections to providers. It returns complete responses, and does not interpret them.
 
 use crate::base::request_reply::{FailureKind, ProviderFailure, ProviderReply, ProviderRequest};
+use crate::engine::checked_stream::{CheckedStream, response_fault};
 use crate::engine::connection_groups::{ConnectionGroup, ConnectionGroups, announces_forbidden_body};
+use crate::engine::forward_connection::forward_peer;
 use crate::engine::memory_budget::{MemoryBudget, Reservation};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderName, HeaderValue, StatusCode, Uri, header};
+use pingora::connectors::TransportConnector;
 use pingora::connectors::http::Connector;
 use pingora::http::RequestHeader;
 use pingora::protocols::ALPN;
 use pingora::protocols::TcpKeepalive;
 use pingora::protocols::http::client::HttpSession;
+use pingora::protocols::http::v1::client::HttpSession as Http1Session;
 use pingora::upstreams::peer::{H1UpgradePolicy, HttpPeer};
 use pingora::{Error, ErrorType};
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
@@ -136,9 +141,23 @@ impl Target {
 /// Address and options of a connection.
 pub(crate) type Peer = HttpPeer;
 
+/// A connection for a forwarded request.
+pub(crate) struct ForwardPeer {
+    /// Address and options, for Pingora's proxy.
+    pub peer: HttpPeer,
+    /// The connections that the request may use.
+    pub group: ConnectionGroup,
+    /// The number of the provider's addresses.
+    pub addresses: usize,
+    /// Whether the connection came from the pool, once it is established.
+    pub reused: Arc<AtomicBool>,
+}
+
 /// The connections to all providers and the resolved names. Reloads keep it.
 pub struct UpstreamClient {
     connector: Connector,
+    /// The connections of forwarded requests.
+    forward_pool: Arc<TransportConnector>,
     /// Which requests may use which connections, also of those that Pingora's proxy opens.
     pub(crate) groups: ConnectionGroups,
     names: Mutex<HashMap<(String, u16), ResolvedName>>,
@@ -163,6 +182,7 @@ impl UpstreamClient {
     pub fn new(max_buffered: u64) -> Self {
         Self {
             connector: Connector::new(None),
+            forward_pool: Arc::new(TransportConnector::new(None)),
             groups: ConnectionGroups::new(),
             names: Mutex::default(),
             budget: MemoryBudget::new(max_buffered),
@@ -198,8 +218,7 @@ impl UpstreamClient {
         }
     }
 
-    /// Returns the peer for a forwarded request, the group of its connections, and the number of the name's addresses.
-    /// Each value of `tried` selects the next address. `idle_timeout` limits the time without data from or to the
+    /// Returns the peer for a forwarded request. Each value of `tried` selects the next address. `idle_timeout` limits the time without data from or to the
     /// provider.
     ///
     /// Uses HTTP/1.1: on a shared HTTP/2 connection one stalled download would block all others, the idle timeout would
@@ -208,20 +227,22 @@ impl UpstreamClient {
     ///
     /// # Errors
     /// The name cannot be resolved.
-    pub async fn peer(
+    pub(crate) async fn peer(
         &self,
         target: &Target,
         tried: usize,
         idle_timeout: Duration,
         credential: Option<&(HeaderName, HeaderValue)>,
-    ) -> Result<(Peer, ConnectionGroup, usize), ProviderFailure> {
+    ) -> Result<ForwardPeer, ProviderFailure> {
         let addresses = self.resolve(target).await?;
         let group = self.groups.group(&target.authority, credential);
-        let mut peer = target.peer(addresses[tried % addresses.len()], group);
+        let address = addresses[tried % addresses.len()];
+        let mut peer = target.peer(address, group);
         peer.options.alpn = ALPN::H1;
         (peer.options.read_timeout, peer.options.write_timeout) = (Some(idle_timeout), Some(idle_timeout));
         peer.options.http_upstream_request_policy.h1_upgrade = H1UpgradePolicy::Deny;
-        Ok((peer, group, addresses.len()))
+        let (peer, reused) = forward_peer(&self.forward_pool, address, peer);
+        Ok(ForwardPeer { peer, group, addresses: addresses.len(), reused })
     }
 
     /// Sends the request once. The flag of an error says that the call failed before any part of the response arrived,
@@ -257,7 +278,7 @@ impl UpstreamClient {
         for address in addresses {
             let peer = target.peer(*address, group);
             match self.connector.get_http_session(&peer).await {
-                Ok((session, _)) => return Ok((session, peer)),
+                Ok((session, _)) => return Ok((checked(session, &peer), peer)),
                 Err(error) => last = connect_failure(target, &error),
             }
         }
@@ -298,6 +319,17 @@ impl UpstreamClient {
                 Err(failure(FailureKind::Connect, format!("the host name {} cannot be resolved", target.host)))
             }
         }
+    }
+}
+
+/// Puts the strict reader under a session of HTTP/1. A connection from the pool has it already.
+fn checked(session: HttpSession, peer: &HttpPeer) -> HttpSession {
+    match session {
+        HttpSession::H1(h1) if !(**h1.stream()).as_any().is::<CheckedStream>() => {
+            let stream = Box::new(CheckedStream::new(h1.into_inner()));
+            HttpSession::H1(Http1Session::new_with_options(stream, peer))
+        }
+        session => session,
     }
 }
 
@@ -430,6 +462,9 @@ fn connect_failure(target: &Target, error: &Error) -> ProviderFailure {
 }
 
 fn transfer_failure(error: &Error, when: &str) -> ProviderFailure {
+    if let Some(fault) = response_fault(error) {
+        return failure(FailureKind::Malformed, format!("the provider sent invalid HTTP {when}: {fault}"));
+    }
     match error.etype() {
         // The peer refused the stream or closed the connection gracefully: it has not processed the request.
         ErrorType::H2Error if error.retry() => {

@@ -12,7 +12,7 @@ use crate::engine::cache::WriteScope;
 use crate::engine::connection_groups::{ConnectionGroup, announces_forbidden_body};
 use crate::engine::credential::CredentialHeader;
 use crate::engine::request_record::RequestRecord;
-use crate::engine::upstream::Peer;
+use crate::engine::upstream::{ForwardPeer, Peer};
 use crate::fetch::provider_admission::{self, CallInFlight};
 use crate::fetch::provider_query::{ProviderIdentity, ProviderQuery, SharedState};
 use crate::pipeline::{problems, respond};
@@ -22,6 +22,7 @@ use crate::runtime::snapshot::{Provider, Snapshot};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -61,6 +62,8 @@ pub struct Forward {
     addresses: usize,
     /// The connections that the request may use.
     group: Option<ConnectionGroup>,
+    /// Whether its connection came from the pool.
+    reused: Arc<AtomicBool>,
     /// The provider refused the token once, so Weir fetches a new one.
     renewed: bool,
     /// The status of the provider's response.
@@ -162,6 +165,7 @@ impl Forward {
             tries: 0,
             addresses: 0,
             group: None,
+            reused: Arc::default(),
             renewed: false,
             status: None,
             streams: false,
@@ -205,8 +209,8 @@ impl Forward {
         let credential = self.credential_header.header.as_ref();
         let peer = self.shared.upstream.peer(&provider.target, self.tries, provider.idle_timeout, credential).await;
         self.tries += 1;
-        let (peer, group, addresses) = peer.map_err(|failure| self.record_failure(failure))?;
-        (self.group, self.addresses) = (Some(group), addresses);
+        let ForwardPeer { peer, group, addresses, reused } = peer.map_err(|failure| self.record_failure(failure))?;
+        (self.group, self.addresses, self.reused) = (Some(group), addresses, reused);
         Ok(peer)
     }
 
@@ -283,6 +287,12 @@ impl Forward {
     /// Records that a connection to the provider is established.
     pub fn mark_connected(&mut self) {
         self.connected = true;
+    }
+
+    /// Returns whether the connection to the provider carried other requests before.
+    #[must_use]
+    pub fn is_connection_reused(&self) -> bool {
+        self.reused.load(Ordering::Acquire)
     }
 
     /// Returns whether the pool returned a connection of a group that was retired in the meantime.

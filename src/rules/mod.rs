@@ -2,9 +2,11 @@
 
 pub(crate) mod auth;
 pub(crate) mod cache_control;
+pub(crate) mod chunked;
 pub(crate) mod cors;
 pub(crate) mod cursor_history;
 pub(crate) mod error_rules;
+pub(crate) mod exchange;
 pub(crate) mod fields;
 pub(crate) mod freshness;
 pub(crate) mod hop_by_hop;

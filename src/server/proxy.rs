@@ -145,14 +145,15 @@ impl ProxyHttp for PassThrough {
     async fn connected_to_upstream(
         &self,
         _: &mut Session,
-        reused: bool,
+        // Pingora knows only the connection of `forward_connection`, which is always new.
+        _: bool,
         _: &HttpPeer,
         _: std::os::unix::io::RawFd,
         _: Option<&pingora::protocols::Digest>,
         context: &mut ProxyContext,
     ) -> pingora::Result<()> {
         let Some(ActiveRequest { forward, .. }) = &mut context.active else { return no_forward() };
-        if reused && forward.is_connection_retired() {
+        if forward.is_connection_reused() && forward.is_connection_retired() {
             context.retry_elsewhere = true;
             return Error::e_explain(ErrorType::ConnectionClosed, "another request has retired the connection");
         }
@@ -270,8 +271,9 @@ impl ProxyHttp for PassThrough {
         session: &mut Session,
         mut error: Box<Error>,
         context: &mut ProxyContext,
-        reused: bool,
+        _: bool,
     ) -> Box<Error> {
+        let reused = context.active.as_ref().is_some_and(|active| active.forward.is_connection_reused());
         let body_buffered = !session.as_ref().retry_buffer_truncated();
         if context.retry_elsewhere {
             error.set_retry(true);
