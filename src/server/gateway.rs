@@ -10,12 +10,15 @@ use crate::config::edge::Limits;
 use crate::engine::request_record::RequestRecord;
 use crate::pipeline::watch::WatchStream;
 use crate::pipeline::{Handled, Pipeline};
+use crate::rules::chunked::ChunkedBody;
 use crate::runtime;
 use crate::server::access_log::AccessLogger;
 use crate::server::http1::{Http1Connection, NextHead};
+use crate::server::http1_head::{BodyFraming, RequestHead};
 use crate::server::http2_stream::Http2Stream;
 use crate::server::proxy::{PassThrough, ProxyContext};
 use crate::server::request_log::{Counters, InFlight, RequestLog};
+use crate::server::request_stream::{RequestBody, RequestStream};
 use crate::server::shutdown::ShutdownSignals;
 use futures_util::stream::StreamExt;
 use http::Method;
@@ -149,7 +152,7 @@ impl Gateway {
                 NextStep::Respond(response, served) => {
                     // Weir's own routes ignore a body. The next request would begin after it, so the connection closes.
                     let keep_alive =
-                        head.keep_alive && !head.has_body && remaining > 0 && !connection.is_last_request();
+                        head.keep_alive && !head.has_body() && remaining > 0 && !connection.is_last_request();
                     let now = served.record.responded_at;
                     let written = connection.write_response(request, response, keep_alive, now).await;
                     idle_since = self.finish(&mut counters, request, served);
@@ -163,17 +166,17 @@ impl Gateway {
                             if remaining == 0 && head.keep_alive {
                                 self.count_end("requests_per_connection");
                             }
-                            return self.close(connection, head.has_body).await;
+                            return self.close(connection, head.has_body()).await;
                         }
                     }
                 }
                 NextStep::Watch(response, events, mut record, took) => {
                     record.bytes = connection.write_stream(request, response, events.parts(), runtime::now()).await;
                     self.pass_through.log.record(&mut counters, &request.method, &mut record, took);
-                    return self.close(connection, head.has_body).await;
+                    return self.close(connection, head.has_body()).await;
                 }
                 NextStep::Forward(context) => {
-                    match self.forward(connection, context, remaining, limits, signals).await {
+                    match self.forward(connection, &head, context, remaining, limits, signals).await {
                         Some(next) => (connection, idle_since) = (next, now()),
                         None => return,
                     }
@@ -217,23 +220,31 @@ impl Gateway {
     async fn forward(
         &self,
         connection: Http1Connection,
+        head: &RequestHead,
         context: ProxyContext,
         remaining: u32,
         limits: &Limits,
         signals: &ShutdownSignals,
     ) -> Option<Http1Connection> {
-        let (stream, received) = connection.into_parts();
-        let mut session = HttpSession::new(stream);
+        let (stream, mut received) = connection.into_parts();
+        let behind_head = received.split_off(head.length);
+        let body = match head.body {
+            BodyFraming::Length(length) => RequestBody::Length(length),
+            BodyFraming::Chunked => RequestBody::Chunked(ChunkedBody::default()),
+        };
+        let mut session = HttpSession::new(Box::new(RequestStream::new(stream, body, behind_head.into())));
         session.set_pipelined_prefix(received);
         session.set_read_timeout(Some(limits.stall_timeout.min(limits.body_timeout)));
         session.set_write_timeout(Some(limits.stall_timeout));
-        session.set_keepalive_reuses_remaining(Some(remaining));
+        // A proxy in front of Weir may take what follows a request to upgrade for another protocol.
+        let is_upgrade = head.request.headers.contains("upgrade");
+        session.set_keepalive_reuses_remaining(Some(if is_upgrade { 0 } else { remaining }));
         // Except for a 100 that the client expects.
         session.set_ignore_info_resp(true);
         let process = self.proxy.process_new_http(ServerSession::H1(session), &signals.last_request);
         let reused = context.scope(process).await?;
-        let (stream, _) = reused.consume();
-        Some(Http1Connection::new(stream, limits, signals))
+        let (stream, received) = RequestStream::unwrap(reused.consume().0)?;
+        Some(Http1Connection::with_received(stream, received, limits, signals))
     }
 
     /// Serves the request of an HTTP/2 stream.

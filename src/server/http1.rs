@@ -95,6 +95,15 @@ impl Http1Connection {
         }
     }
 
+    /// Wraps a connection of which these bytes were read already.
+    #[must_use]
+    pub(crate) fn with_received(stream: Stream, received: Vec<u8>, limits: &Limits, signals: &ShutdownSignals) -> Self {
+        let mut connection = Self::new(stream, limits, signals);
+        connection.filled = received.len();
+        connection.buffer.splice(..received.len().min(BUFFER_SIZE), received);
+        connection
+    }
+
     /// Returns whether the server is shutting down, so that the current request is the last one.
     #[must_use]
     pub(crate) fn is_last_request(&self) -> bool {

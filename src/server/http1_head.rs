@@ -22,8 +22,25 @@ pub struct RequestHead {
     pub length: usize,
     /// Whether the client wants to keep the connection.
     pub keep_alive: bool,
-    /// Whether a body follows.
-    pub has_body: bool,
+    /// The body that follows.
+    pub body: BodyFraming,
+}
+
+/// How the body behind a head ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BodyFraming {
+    /// After this many bytes; 0 without a body.
+    Length(u64),
+    /// With its last chunk.
+    Chunked,
+}
+
+impl RequestHead {
+    /// Returns whether a body follows.
+    #[must_use]
+    pub fn has_body(&self) -> bool {
+        self.body != BodyFraming::Length(0)
+    }
 }
 
 /// Parses the head at the start of `bytes`. Returns `None` if it is not complete yet.
@@ -46,11 +63,11 @@ pub fn parse(bytes: &[u8], peer: Option<IpAddr>) -> Outcome<Option<RequestHead>>
     let version = if parsed.version == Some(1) { Version::HTTP_11 } else { Version::HTTP_10 };
     let Ok(method) = Method::from_bytes(method.as_bytes()) else { return invalid("invalid HTTP method") };
     let headers = to_headers(parsed.headers, length);
-    let has_body = has_body(&headers, version)?;
+    let body = body_framing(&headers, version)?;
     let keep_alive = keeps_alive(&headers, version);
     let mut request = Request { method, version, path: String::new(), query: String::new(), headers, peer };
     read_target(&mut request, target)?;
-    Ok(Some(RequestHead { request, length, keep_alive, has_body }))
+    Ok(Some(RequestHead { request, length, keep_alive, body }))
 }
 
 fn invalid<T>(detail: impl Into<String>) -> Outcome<T> {
@@ -65,9 +82,9 @@ fn to_headers(fields: &[httparse::Header<'_>], length: usize) -> RequestHeaders 
     headers
 }
 
-/// Returns whether a body follows (RFC 9112, section 6.3). Refuses headers from which two servers could read different
+/// Returns how the body ends (RFC 9112, section 6.3). Refuses headers from which two servers could read different
 /// lengths.
-fn has_body(headers: &RequestHeaders, version: Version) -> Outcome<bool> {
+fn body_framing(headers: &RequestHeaders, version: Version) -> Outcome<BodyFraming> {
     let mut lengths = headers.get_all("content-length");
     let (length, another) = (lengths.next(), lengths.next());
     if another.is_some() {
@@ -85,12 +102,12 @@ fn has_body(headers: &RequestHeaders, version: Version) -> Outcome<bool> {
         if length.is_some() {
             return invalid("both Content-Length and Transfer-Encoding are present; send only one");
         }
-        return Ok(true);
+        return Ok(BodyFraming::Chunked);
     }
-    let Some(length) = length else { return Ok(false) };
+    let Some(length) = length else { return Ok(BodyFraming::Length(0)) };
     let digits = !length.is_empty() && length.iter().all(u8::is_ascii_digit);
     match request_headers::text(length).filter(|_| digits).and_then(|text| text.parse::<u64>().ok()) {
-        Some(length) => Ok(length > 0),
+        Some(length) => Ok(BodyFraming::Length(length)),
         None => invalid("invalid Content-Length; it must be one non-negative integer"),
     }
 }
@@ -165,7 +182,7 @@ mod tests {
         }
         let head = parse_complete(&format!("{text}GET /next"));
         let request = &head.request;
-        assert_eq!((head.length, head.keep_alive, head.has_body), (text.len(), true, false));
+        assert_eq!((head.length, head.keep_alive, head.has_body()), (text.len(), true, false));
         assert_eq!((&*request.path, &*request.query, request.method.as_str()), ("/v1/x", "a=b", "GET"));
         assert_eq!((request.header("x-api-key"), request.header("x-empty")), (Some("k"), Some("")));
     }
@@ -199,7 +216,8 @@ mod tests {
     #[test]
     fn ambiguous_body_framing_is_refused() {
         let body = |version: &str, fields: &str| {
-            parse_text(&format!("POST / HTTP/{version}\r\nHost: h\r\n{fields}\r\n")).map(|head| head.unwrap().has_body)
+            parse_text(&format!("POST / HTTP/{version}\r\nHost: h\r\n{fields}\r\n"))
+                .map(|head| head.unwrap().has_body())
         };
         for (fields, has) in [
             ("", false),

@@ -19,6 +19,7 @@ pub(crate) mod http2;
 mod http2_stream;
 pub(crate) mod proxy;
 pub(crate) mod request_log;
+pub(crate) mod request_stream;
 pub(crate) mod shutdown;
 pub(crate) mod socket;
 pub(crate) mod systemd;

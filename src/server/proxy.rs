@@ -9,6 +9,7 @@ use crate::engine::upstream::forward_failure;
 use crate::pipeline::Pipeline;
 use crate::pipeline::forward::{Forward, ResponseAction};
 use crate::server::request_log::{Counters, InFlight, RequestLog};
+use crate::server::request_stream::chunk_fault;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{Method, StatusCode, Uri, Version, header};
@@ -299,9 +300,9 @@ impl ProxyHttp for PassThrough {
             ErrorType::InvalidHTTPHeader if client_error => {
                 Box::new(Problem::invalid("invalid request header; Weir cannot forward it"))
             }
-            ErrorType::Custom("InvalidChunk" | "InvalidTrailerEnd") if client_error => {
-                Box::new(Problem::invalid("invalid chunk in the request body (RFC 9112, section 7.1)"))
-            }
+            _ if let Some(fault) = chunk_fault(error) => Box::new(Problem::invalid(format!(
+                "invalid chunk in the request body (RFC 9112, section 7.1): {fault}"
+            ))),
             ErrorType::ReadTimedout if client_error => {
                 let late = forward.body_deadline.exceeded(tokio::time::Instant::now()).unwrap_or(BodyTimeout::Stall);
                 self.pipeline.shared.metrics.edge.limited.with_label_values(&[late.limit()]).inc();

@@ -1,0 +1,203 @@
+//! Gives Pingora the body of one forwarded HTTP/1 request, and not a byte more.
+//!
+//! Pingora's reader of chunks is lenient, so a chunked body reaches it in its plainest form. What the client sends behind
+//! the body is its next request; it stays here until the response is written.
+
+use crate::engine::checked_stream::find_cause;
+use crate::rules::chunked::{ChunkFault, ChunkedBody};
+use async_trait::async_trait;
+use pingora::protocols::raw_connect::ProxyDigest;
+use pingora::protocols::tls::SslDigest;
+use pingora::protocols::{
+    GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, Stream, TimingDigest,
+    UniqueID, UniqueIDType,
+};
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// The size of the buffer for bytes that are checked, in bytes.
+const BUFFER_SIZE: usize = 8 << 10;
+
+/// How the body of a request ends.
+#[derive(Debug)]
+pub(crate) enum RequestBody {
+    /// After this many bytes.
+    Length(u64),
+    /// With its last chunk.
+    Chunked(ChunkedBody),
+}
+
+impl RequestBody {
+    fn is_complete(&self) -> bool {
+        match self {
+            Self::Length(left) => *left == 0,
+            Self::Chunked(body) => body.is_complete(),
+        }
+    }
+
+    /// Moves the body's bytes to `out`. Returns how many bytes belong to it.
+    fn read(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<usize, ChunkFault> {
+        match self {
+            Self::Length(left) => {
+                let length = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
+                out.extend_from_slice(&bytes[..length]);
+                *left -= length as u64;
+                Ok(length)
+            }
+            Self::Chunked(body) => body.read(bytes, out),
+        }
+    }
+}
+
+/// A client's connection while one of its requests is forwarded.
+#[derive(Debug)]
+pub(crate) struct RequestStream {
+    inner: Stream,
+    body: RequestBody,
+    /// Bytes from the client that are not checked yet. Once the body is complete, they belong to the next request.
+    received: Vec<u8>,
+    /// Checked bytes, and how many of them Pingora has read.
+    checked: (Vec<u8>, usize),
+}
+
+impl RequestStream {
+    /// Wraps a connection behind the head of a request. `received` has the bytes behind the head that were read already.
+    #[must_use]
+    pub(crate) fn new(inner: Stream, body: RequestBody, received: Vec<u8>) -> Self {
+        Self { inner, body, received, checked: (Vec::new(), 0) }
+    }
+
+    /// Returns the connection that was wrapped, and the bytes of the next request that were read already.
+    #[must_use]
+    pub(crate) fn unwrap(stream: Stream) -> Option<(Stream, Vec<u8>)> {
+        let Self { inner, received, .. } = *stream.into_any().downcast::<Self>().ok()?;
+        Some((inner, received))
+    }
+
+    /// Waits until the client closes the connection or begins another request, of which the first bytes are stored.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.received.is_empty() {
+            let mut bytes = [0; BUFFER_SIZE];
+            let mut buffer = ReadBuf::new(&mut bytes);
+            ready!(Pin::new(&mut self.inner).poll_read(cx, &mut buffer))?;
+            if buffer.filled().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            self.received.extend_from_slice(buffer.filled());
+        }
+        // The response wakes the task.
+        Poll::Pending
+    }
+
+    /// Checks the next bytes from the client. Returns whether there were any.
+    fn poll_check(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        let mut bytes = [0; BUFFER_SIZE];
+        if self.received.is_empty() {
+            let mut buffer = ReadBuf::new(&mut bytes);
+            ready!(Pin::new(&mut self.inner).poll_read(cx, &mut buffer))?;
+            self.received.extend_from_slice(buffer.filled());
+        }
+        let (checked, read) = &mut self.checked;
+        checked.clear();
+        *read = 0;
+        let any = !self.received.is_empty();
+        let length = self.body.read(&self.received, checked);
+        self.received.drain(..length.map_err(|fault| io::Error::new(io::ErrorKind::InvalidData, fault))?);
+        Poll::Ready(Ok(any))
+    }
+}
+
+/// Returns why a request body was refused, if that is the cause of an error.
+#[must_use]
+pub(crate) fn chunk_fault(error: &pingora::Error) -> Option<ChunkFault> {
+    find_cause(error, |error| error.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref::<ChunkFault>().copied())
+}
+
+impl AsyncRead for RequestStream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let (checked, read) = &mut self.checked;
+            let rest = &checked[*read..];
+            if !rest.is_empty() {
+                let length = rest.len().min(buffer.remaining());
+                buffer.put_slice(&rest[..length]);
+                *read += length;
+                return Poll::Ready(Ok(()));
+            }
+            if self.body.is_complete() {
+                return self.poll_end(cx);
+            }
+            if !ready!(self.poll_check(cx))? {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+}
+
+impl AsyncWrite for RequestStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write_vectored(cx, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+#[async_trait]
+impl Shutdown for RequestStream {
+    async fn shutdown(&mut self) {
+        Shutdown::shutdown(&mut *self.inner).await;
+    }
+}
+
+impl UniqueID for RequestStream {
+    fn id(&self) -> UniqueIDType {
+        self.inner.id()
+    }
+}
+
+impl Ssl for RequestStream {
+    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
+        self.inner.get_ssl_digest()
+    }
+}
+
+impl GetTimingDigest for RequestStream {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        self.inner.get_timing_digest()
+    }
+}
+
+impl GetProxyDigest for RequestStream {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        self.inner.get_proxy_digest()
+    }
+}
+
+impl GetSocketDigest for RequestStream {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        self.inner.get_socket_digest()
+    }
+}
+
+impl Peek for RequestStream {}
