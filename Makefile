@@ -35,7 +35,7 @@ chaos:
 	CHAOS_SECONDS=$${CHAOS_SECONDS:-120} cargo test --locked --test process chaos -- --nocapture
 
 # Runs each fuzz target for FUZZ_SECONDS (default 20). Needs cargo-fuzz, and prints how to install it.
-FUZZ_TARGETS = head chunked response ids router template page_token mapping config cache_control
+FUZZ_TARGETS = head chunked response header_blocks ids router template page_token mapping config cache_control
 fuzz:
 	@scripts/setup
 	@command -v cargo-fuzz >/dev/null || { echo "fuzz: cargo-fuzz is missing; run: cargo install cargo-fuzz --locked" >&2; exit 1; }

@@ -37,6 +37,7 @@ pub use crate::rules::visible_body::visible_body;
 pub use crate::runtime::snapshot::{Provider, Snapshot};
 pub use crate::runtime::{Runtime, now};
 pub use crate::server::http1_head::parse as parse_http1_head;
+pub use crate::server::http2_frames::{HeaderBlocks, HeaderFault, HeaderFaults};
 
 /// Parsers of the HTTP caching headers.
 pub mod cache_control {

@@ -1,6 +1,7 @@
 //! Pure rules: routing, ids, mapping, freshness, error rules, page tokens, authentication. They do no IO and take `now`.
 
 pub(crate) mod auth;
+pub(crate) mod authority;
 pub(crate) mod cache_control;
 pub(crate) mod chunked;
 pub(crate) mod cors;

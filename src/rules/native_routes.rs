@@ -5,6 +5,7 @@
 use crate::base::ids::{Id, ProviderId};
 use crate::base::request_headers::RequestHeaders;
 use crate::config::provider::ProviderConfig;
+use crate::rules::authority::Authority;
 use crate::rules::path_forms::decoded_forms;
 use std::collections::HashMap;
 
@@ -44,7 +45,7 @@ impl NativeRoutes {
     #[must_use]
     pub fn find<'r>(&self, headers: &RequestHeaders, path: &'r str) -> Option<NativeMatch<'r>> {
         if !self.hosts.is_empty()
-            && let Some(provider) = headers.text("host").and_then(|host| self.by_host(host))
+            && let Some(provider) = headers.get("host").and_then(|host| self.by_host(host))
         {
             return Some(NativeMatch { provider, prefix: "", path });
         }
@@ -56,11 +57,11 @@ impl NativeRoutes {
     }
 
     /// Finds a host with its port, otherwise the host without a port, which stands for all ports.
-    fn by_host(&self, host: &str) -> Option<ProviderId> {
-        let host = host.to_ascii_lowercase();
-        let without_port =
-            host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit())).map(|(name, _)| name);
-        self.hosts.get(&host).or_else(|| self.hosts.get(without_port?)).copied()
+    fn by_host(&self, host: &[u8]) -> Option<ProviderId> {
+        let authority = Authority::parse(host)?;
+        let name = authority.name();
+        let with_port = authority.port().and_then(|port| self.hosts.get(&format!("{name}:{port}")));
+        with_port.or_else(|| self.hosts.get(&name)).copied()
     }
 }
 
@@ -101,6 +102,8 @@ mod tests {
         assert_eq!(find("weir", "/v1/sessions"), None);
         assert_eq!(find("TWO.example:8080", "/v1/sessions"), Some((1, "", "/v1/sessions")));
         assert_eq!(find("two.example", "/one/x"), Some((1, "", "/one/x")));
+        assert_eq!(find("Two.Example.:", "/one/x"), Some((1, "", "/one/x")));
+        assert_eq!(find("two.example:99999", "/one/x"), Some((0, "/one", "/x")), "no valid host");
         assert_eq!(find("three.example:81", "/x"), Some((2, "", "/x")));
         assert_eq!(find("three.example:82", "/x"), None);
     }

@@ -233,7 +233,7 @@ impl Gateway {
             BodyFraming::Chunked => RequestBody::Chunked(ChunkedBody::default()),
         };
         let mut session = HttpSession::new(Box::new(RequestStream::new(stream, body, behind_head.into())));
-        session.set_pipelined_prefix(received);
+        session.set_pipelined_prefix(head.in_origin_form(received));
         session.set_read_timeout(Some(limits.stall_timeout.min(limits.body_timeout)));
         session.set_write_timeout(Some(limits.stall_timeout));
         // A proxy in front of Weir may take what follows a request to upgrade for another protocol.

@@ -6,6 +6,8 @@
 use crate::base::problem::{Code, Outcome, Problem};
 use crate::base::request_headers::{self, RequestHeaders};
 use crate::base::request_reply::Request;
+use crate::rules::authority::Authority;
+use bytes::BytesMut;
 use http::uri::PathAndQuery;
 use http::{Method, Uri, Version};
 use std::mem::MaybeUninit;
@@ -36,6 +38,24 @@ pub enum BodyFraming {
 }
 
 impl RequestHead {
+    /// Returns the bytes of this head with a path as its target, in place of a URL (RFC 9112, section 3.2.2). Pingora parses
+    /// them again, and compares the host of a URL by its bytes.
+    #[must_use]
+    pub(crate) fn in_origin_form(&self, bytes: BytesMut) -> BytesMut {
+        let target = bytes.iter().position(|byte| *byte == b' ').map_or(0, |space| space + 1);
+        let end = bytes[target..].iter().position(|byte| *byte == b' ').map_or(bytes.len(), |space| target + space);
+        if matches!(bytes.get(target), Some(b'/' | b'*')) {
+            return bytes;
+        }
+        let Request { path, query, .. } = &self.request;
+        let query = if query.is_empty() { String::new() } else { format!("?{query}") };
+        let mut changed = BytesMut::with_capacity(bytes.len() + 1);
+        for part in [&bytes[..target], path.as_bytes(), query.as_bytes(), &bytes[end..]] {
+            changed.extend_from_slice(part);
+        }
+        changed
+    }
+
     /// Returns whether a body follows.
     #[must_use]
     pub fn has_body(&self) -> bool {
@@ -127,8 +147,13 @@ fn read_target(request: &mut Request, target: &str) -> Outcome<()> {
         let allow = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
         return Err(Box::new(Problem::method_not_allowed("Weir does not support CONNECT", allow)));
     }
-    if request.headers.get("host").is_some_and(|host| host.contains(&b'@')) {
-        return invalid("the Host header must not contain user information");
+    // A client whose target has no host sends an empty one (RFC 9112, section 3.2).
+    let host = request.headers.get("host").filter(|host| !host.is_empty());
+    if host.is_some_and(|host| Authority::parse(host).is_none()) {
+        return invalid("invalid Host header; it must be HOST or HOST:PORT");
+    }
+    if target.contains('#') {
+        return invalid("the request target must not contain a fragment (#)");
     }
     let path_and_query = if target.starts_with('/') || target == "*" {
         PathAndQuery::try_from(target).ok()
@@ -143,21 +168,24 @@ fn read_target(request: &mut Request, target: &str) -> Outcome<()> {
     Ok(())
 }
 
-/// Reads a target with scheme and host. The host must equal the one in the `Host` header.
+/// Reads a target with scheme and host. The host must be the same as in the `Host` header.
 fn read_absolute_target(request: &mut Request, target: &str) -> Outcome<Option<PathAndQuery>> {
     let Ok(uri) = Uri::try_from(target) else { return Ok(None) };
-    let (Some("http" | "https"), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
-        return invalid("invalid request target; it must be a path or begin with http:// or https://");
+    let default_port = match uri.scheme_str() {
+        Some("http") => 80,
+        Some("https") => 443,
+        _ => return invalid("invalid request target; it must be a path or begin with http:// or https://"),
     };
-    if authority.as_str().contains('@') {
-        return invalid("the request target must not contain user information");
-    }
-    match request.headers.get("host") {
-        Some(host) if host != authority.as_str().as_bytes() => {
+    let text = uri.authority().map_or("", |authority| authority.as_str());
+    let Some(authority) = Authority::parse(text.as_bytes()) else {
+        return invalid("invalid host in the request target; it must be HOST or HOST:PORT");
+    };
+    match request.headers.get("host").map(Authority::parse) {
+        Some(host) if !host.is_some_and(|host| host.is_same(&authority, default_port)) => {
             return invalid("the Host header and the request target name different hosts");
         }
         Some(_) => {}
-        None => request.headers.append("host", authority.as_str().as_bytes()),
+        None => request.headers.append("host", text.as_bytes()),
     }
     Ok(Some(uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"))))
 }
@@ -200,10 +228,26 @@ mod tests {
         assert_eq!(target("http://a:1", ""), valid("/", "a:1"));
         assert_eq!(target("//a/x", "Host: b\r\n"), valid("//a/x", "b"));
         assert_eq!(target("*", "Host: b\r\n"), valid("*", "b"));
+        assert_eq!(target("HTTP://EXAMPLE.com:80/x", "Host: example.com\r\n"), valid("/x", "example.com"));
+        assert_eq!(target("https://a/x", "Host: A:443\r\n"), valid("/x", "A:443"));
+        assert_eq!(target("/x", "Host:\r\n"), valid("/x", ""));
+        assert_eq!(target("/x", "Host: [::1]:80\r\n"), valid("/x", "[::1]:80"));
         for (bad, host) in [
             ("http://a/x", "Host: b\r\n"),
             ("http://u@a/x", ""),
             ("/x", "Host: u@a\r\n"),
+            ("/x", "Host: x y\r\n"),
+            ("/x", "Host: x,y\r\n"),
+            ("/x", "Host: x:99999\r\n"),
+            ("http://a:443/x", "Host: a\r\n"),
+            ("http://a/x", "Host:\r\n"),
+            ("http://x,y/", ""),
+            ("http:///x", ""),
+            ("/x#y", "Host: b\r\n"),
+            ("/x?y#z", "Host: b\r\n"),
+            ("http://a/#x", "Host: a\r\n"),
+            ("http://a#x", "Host: a\r\n"),
+            ("#x", "Host: a\r\n"),
             ("ftp://a/x", ""),
             ("x", ""),
             ("/a<b", "Host: b\r\n"),
@@ -211,6 +255,18 @@ mod tests {
             assert_eq!(target(bad, host), Err(Code::InvalidRequest), "{bad} {host}");
         }
         assert_eq!(parse_text("CONNECT a:443 HTTP/1.1\r\n\r\n").err(), Some(Code::MethodNotAllowed));
+    }
+
+    #[test]
+    fn a_head_with_a_url_is_written_with_its_path() {
+        let rest = " HTTP/1.1\r\nHost: a\r\nX: http://b/\r\n\r\n";
+        for (target, path) in
+            [("/x?y", "/x?y"), ("*", "*"), ("http://A:80/x?y", "/x?y"), ("http://a", "/"), ("HTTPS://a:443/", "/")]
+        {
+            let text = format!("GET {target}{rest}");
+            let bytes = parse_complete(&text).in_origin_form(BytesMut::from(text.as_bytes()));
+            assert_eq!(bytes, format!("GET {path}{rest}").as_bytes(), "{target}");
+        }
     }
 
     #[test]

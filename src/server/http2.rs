@@ -4,10 +4,11 @@
 
 use crate::config::edge::Limits;
 use crate::server::gateway::Gateway;
+use crate::server::http2_frames::{FollowedStream, HeaderBlocks, HeaderFaults};
 use crate::server::http2_stream::Http2Stream;
 use bytes::Bytes;
 use h2::server::Connection;
-use pingora::protocols::http::v2::server::{H2Options, handshake};
+use pingora::protocols::http::v2::server::H2Options;
 use pingora::protocols::{Digest, Stream};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +20,8 @@ use tokio_util::task::TaskTracker;
 const GOAWAY_GRACE: Duration = Duration::from_secs(1);
 /// The number of malformed requests after which the connection closes.
 const MAX_MALFORMED: u32 = 32;
+/// The most bytes of a header block as it is sent. What it may contain is limited by `limits.h2_header_list`.
+const MAX_HEADER_BLOCK: usize = 256 << 10;
 /// The most response bytes that are buffered for one stream.
 const MAX_SEND_BUFFER: usize = 256 << 10;
 
@@ -30,9 +33,11 @@ pub(crate) async fn serve(gateway: &Arc<Gateway>, stream: Stream, limits: &Limit
         proxy_digest: stream.get_proxy_digest(),
         socket_digest: stream.get_socket_digest(),
     });
-    let reason = match timeout(limits.header_timeout, handshake(stream, Some(options(limits)))).await {
-        Ok(Ok(connection)) => serve_streams(gateway, connection, digest, limits, stopping).await,
-        Ok(Err(error)) => error.root_cause().downcast_ref().and_then(end_reason),
+    let faults = Arc::<HeaderFaults>::default();
+    let stream = FollowedStream::new(stream, HeaderBlocks::new(MAX_HEADER_BLOCK, faults.clone()));
+    let reason = match timeout(limits.header_timeout, options(limits).handshake(stream)).await {
+        Ok(Ok(connection)) => serve_streams(gateway, connection, (digest, faults), limits, stopping).await,
+        Ok(Err(error)) => end_reason(&error),
         Err(_) => Some("header_timeout"),
     };
     if let Some(reason) = reason {
@@ -44,8 +49,8 @@ pub(crate) async fn serve(gateway: &Arc<Gateway>, stream: Stream, limits: &Limit
 /// client closed it, or if Weir has counted the reason already.
 async fn serve_streams(
     gateway: &Arc<Gateway>,
-    mut connection: Connection<Stream, Bytes>,
-    digest: Arc<Digest>,
+    mut connection: Connection<FollowedStream, Bytes>,
+    (digest, faults): (Arc<Digest>, Arc<HeaderFaults>),
     limits: &Limits,
     stopping: &watch::Receiver<bool>,
 ) -> Option<&'static str> {
@@ -69,7 +74,7 @@ async fn serve_streams(
             Some(Err(error)) => return end_reason(&error),
             None => return None,
         };
-        let Some(stream) = Http2Stream::accept(request, respond, digest.clone()) else {
+        let Some(stream) = Http2Stream::accept(request, respond, digest.clone(), faults.clone()) else {
             malformed += 1;
             if malformed == MAX_MALFORMED {
                 return Some("malformed");
@@ -100,6 +105,9 @@ async fn idle(streams: &TaskTracker, limit: Duration) {
 
 /// Returns the metric's reason why Weir closed the connection; `None` if the client closed it.
 fn end_reason(error: &h2::Error) -> Option<&'static str> {
+    if error.get_io().is_some_and(|error| error.kind() == std::io::ErrorKind::InvalidData) {
+        return Some("malformed");
+    }
     let flood = error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM);
     error.is_library().then_some(if flood { "h2_resets" } else { "malformed" })
 }

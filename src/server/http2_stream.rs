@@ -5,17 +5,18 @@
 //! a request that is well-formed.
 
 use crate::base::request_reply::{Body, Response};
+use crate::rules::authority::Authority;
+use crate::server::http2_frames::{HeaderFault, HeaderFaults};
 use crate::server::proxy::response_header;
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::Stream;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
-use http::{HeaderMap, HeaderName, Method, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Digest;
 use pingora::protocols::http::HttpTask;
-use pingora::protocols::http::authority::validate_request_authority;
 use pingora::protocols::http::custom::CustomMessageWrite;
 use pingora::protocols::http::custom::server::Session;
 use pingora::protocols::http::date::get_cached_date;
@@ -55,6 +56,7 @@ pub(crate) struct Http2Stream {
     /// The body so far; `None` inside once it is too large.
     retry_buffer: Option<Option<BytesMut>>,
     digest: Arc<Digest>,
+    faults: Arc<HeaderFaults>,
     write_timeout: Option<Duration>,
 }
 
@@ -65,15 +67,17 @@ impl Http2Stream {
         request: http::Request<RecvStream>,
         mut respond: SendResponse<Bytes>,
         digest: Arc<Digest>,
+        faults: Arc<HeaderFaults>,
     ) -> Option<Self> {
         let (head, body) = request.into_parts();
         let request = RequestHeader::from(head);
-        if request.raw_path().iter().any(|byte| matches!(byte, 0 | b'\r' | b'\n' | b' ')) || !has_clear_length(&request)
-        {
+        let is_path = |path: &[u8]| !path.iter().any(|byte| matches!(byte, 0 | b'\r' | b'\n' | b' '));
+        if !is_path(request.raw_path()) || !has_clear_length(&request) || !has_clear_values(&request) {
             respond.send_reset(Reason::PROTOCOL_ERROR);
             return None;
         }
-        if !has_clear_authority(&request) {
+        let has_fragment = faults.take(respond.stream_id().as_u32(), HeaderFault::Fragment);
+        if has_fragment || !has_clear_authority(&request) {
             let mut response = http::Response::new(());
             *response.status_mut() = StatusCode::BAD_REQUEST;
             // An error means that the client has reset the stream.
@@ -92,6 +96,7 @@ impl Http2Stream {
             bytes_sent: 0,
             retry_buffer: None,
             digest,
+            faults,
             write_timeout: None,
         })
     }
@@ -197,6 +202,10 @@ impl Http2Stream {
     async fn read_part(&mut self) -> Result<Option<Bytes>> {
         let part = self.body.data().await.transpose();
         let Some(part) = part.or_err(ErrorType::ReadError, "while reading an HTTP/2 request body")? else {
+            if self.faults.take(self.respond.stream_id().as_u32(), HeaderFault::PseudoHeaderInTrailers) {
+                self.respond.send_reset(Reason::PROTOCOL_ERROR);
+                return Error::e_explain(ErrorType::ReadError, "the trailers have a pseudo-header field");
+            }
             return Ok(None);
         };
         self.bytes_read += part.len();
@@ -228,21 +237,34 @@ impl Http2Stream {
     }
 }
 
-/// Returns whether all lengths of the body are the same number (RFC 9110, section 8.6).
+/// Returns whether the body has at most one length, and that is a number. HTTP/1 requests have the same rule.
 fn has_clear_length(request: &RequestHeader) -> bool {
-    let lengths = request.headers.get_all(header::CONTENT_LENGTH).iter();
-    let mut lengths = lengths.flat_map(|value| value.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
-    let Some(first) = lengths.next() else { return true };
+    let mut lengths = request.headers.get_all(header::CONTENT_LENGTH).iter().map(HeaderValue::as_bytes);
+    let Some(length) = lengths.next() else { return true };
     let is_number =
-        first.iter().all(u8::is_ascii_digit) && str::from_utf8(first).is_ok_and(|text| text.parse::<usize>().is_ok());
-    is_number && lengths.all(|length| length == first)
+        length.iter().all(u8::is_ascii_digit) && str::from_utf8(length).is_ok_and(|text| text.parse::<u64>().is_ok());
+    is_number && lengths.next().is_none()
+}
+
+/// Returns whether no value begins or ends with a space or a tab (RFC 9113, section 8.2.1).
+fn has_clear_values(request: &RequestHeader) -> bool {
+    let is_space = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    let mut values = request.headers.values().map(HeaderValue::as_bytes);
+    values.all(|value| !is_space(value.first()) && !is_space(value.last()))
 }
 
 /// Returns whether the request names one host, and its path is a path.
 fn has_clear_authority(request: &RequestHeader) -> bool {
-    let named = request.uri.authority().is_some() || request.headers.contains_key(header::HOST);
     let path = request.method == Method::CONNECT || matches!(request.raw_path(), [b'/', ..] | b"*");
-    named && path && validate_request_authority(request).is_ok()
+    let mut hosts = request.headers.get_all(header::HOST).iter().map(|host| Authority::parse(host.as_bytes()));
+    let authority = request.uri.authority().map(|authority| Authority::parse(authority.as_str().as_bytes()));
+    let default_port = if request.uri.scheme_str() == Some("http") { 80 } else { 443 };
+    let named = match (authority, hosts.next()) {
+        (Some(Some(authority)), Some(Some(host))) => authority.is_same(&host, default_port),
+        (Some(Some(_)), None) | (None, Some(Some(_))) => true,
+        _ => false,
+    };
+    path && named && hosts.next().is_none()
 }
 
 #[async_trait]
@@ -456,8 +478,8 @@ mod tests {
             (&[][..], true),
             (&["0"], true),
             (&["12"], true),
-            (&["12", "12"], true),
-            (&["12, 12"], true),
+            (&["12", "12"], false),
+            (&["12, 12"], false),
             (&["12", "13"], false),
             (&["12,13"], false),
             (&["12,"], false),
@@ -480,6 +502,12 @@ mod tests {
             ("GET", "/x", &["a"], true),
             ("OPTIONS", "*", &["a"], true),
             ("GET", "/x", &[], false),
+            ("GET", "http://a/", &["A:80"], true),
+            ("GET", "https://a/", &["A:443"], true),
+            ("GET", "https://a/", &["a:80"], false),
+            ("GET", "http://a/", &[""], false),
+            ("GET", "/x", &["x,y"], false),
+            ("GET", "/x", &["x:99999"], false),
             ("GET", "http://a/", &["b"], false),
             ("GET", "http://a/", &["a", "a"], false),
             ("GET", "http://u@a/", &[], false),

@@ -27,6 +27,7 @@ mod credentials;
 mod explain;
 mod frames;
 mod h2_uploads;
+mod host_values;
 mod http2;
 mod hygiene;
 mod interim_responses;
