@@ -19,6 +19,7 @@ mod chaos;
 mod command;
 mod compatibility;
 mod config_faults;
+mod config_files;
 mod connection_limits;
 mod containers;
 mod cors;
