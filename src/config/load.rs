@@ -51,6 +51,22 @@ impl ConfigSource {
         text
     }
 
+    /// Returns the directories in which Weir may store a file that lasts as long as the process, the best one first.
+    /// They need not exist.
+    #[must_use]
+    pub(crate) fn runtime_directories(&self) -> Vec<PathBuf> {
+        let user = rustix::process::geteuid().as_raw();
+        let absolute = |name| self.env(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        let temporary = absolute("TMPDIR").unwrap_or_else(|| "/tmp".into());
+        let own = [
+            // Set by systemd for a unit with `RuntimeDirectory`.
+            absolute("RUNTIME_DIRECTORY"),
+            absolute("XDG_RUNTIME_DIR").map(|directory| directory.join("weir")),
+        ];
+        let usual = ["/run/weir".into(), format!("/run/user/{user}/weir").into()];
+        own.into_iter().flatten().chain(usual).chain([temporary.join(format!("weir-{user}"))]).collect()
+    }
+
     fn env(&self, name: &str) -> Option<String> {
         #[allow(clippy::disallowed_methods)] // the one place that reads the environment of the configuration
         self.overlay.get(name).cloned().or_else(|| std::env::var(name).ok())

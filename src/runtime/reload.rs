@@ -133,7 +133,7 @@ fn needs_restart(started: &Weir, next: &Snapshot) -> Vec<&'static str> {
     // The pattern has every setting, so a new setting does not compile until it is added here.
     let Weir {
         listen,
-        admin: Admin { address: admin, token: _, location: _ },
+        admin: Admin { address: admin, token: _, location: _, hosts: _ },
         workers,
         upgrade,
         overload: Overload { max_buffered, max_in_flight: _, max_waiters: _, max_watchers: _ },

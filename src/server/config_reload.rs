@@ -1,5 +1,6 @@
 //! Reloads the configuration when its files change, on SIGHUP and for `POST /reload`.
 
+use crate::engine::admin_token::AdminToken;
 use crate::fetch::provider_query::SharedState;
 use crate::runtime::reload::{self, ReloadClaim, Reloaded};
 use crate::runtime::{self, Runtime};
@@ -14,20 +15,42 @@ use tracing::{debug, info, warn};
 /// The longest time that a caller waits for a reload.
 const RELOAD_DEADLINE: Duration = Duration::from_secs(30);
 
+/// Stores the token of the admin listener if none is configured. If that fails, requests that change something are
+/// refused.
+pub(crate) fn store_admin_token(runtime: &Runtime, token: &AdminToken) {
+    if !runtime.snapshot().weir.admin.token.0.is_empty() || token.is_stored() {
+        return;
+    }
+    match token.store() {
+        Ok(file) => info!(file = %file.display(), "admin.token is not set; made a token for this process"),
+        Err(error) => warn!(
+            "admin.token is not set, and Weir cannot store a token of its own, so the admin listener refuses purges and \
+             reloads; set WEIR_ADMIN_TOKEN: {error}"
+        ),
+    }
+}
+
 /// Reloads the configuration. Every trigger of a reload calls it.
 pub(crate) struct Reloader {
     runtime: Arc<Runtime>,
     shared: Arc<SharedState>,
     /// One permit: reloads run one after another.
     permit: Arc<Semaphore>,
+    /// Made if the configuration has no token.
+    admin_token: Arc<AdminToken>,
     /// Locked while the level is read and set, so that of two reloads the later one sets it last.
     log: Mutex<LogFilter>,
 }
 
 impl Reloader {
     #[must_use]
-    pub(crate) fn new(runtime: Arc<Runtime>, shared: Arc<SharedState>, log: LogFilter) -> Arc<Self> {
-        Arc::new(Self { runtime, shared, permit: Arc::new(Semaphore::new(1)), log: Mutex::new(log) })
+    pub(crate) fn new(
+        runtime: Arc<Runtime>,
+        shared: Arc<SharedState>,
+        log: LogFilter,
+        admin_token: Arc<AdminToken>,
+    ) -> Arc<Self> {
+        Arc::new(Self { runtime, shared, permit: Arc::new(Semaphore::new(1)), admin_token, log: Mutex::new(log) })
     }
 
     /// Reloads on a thread that may block; counts and logs the result.
@@ -67,8 +90,10 @@ impl Reloader {
         let Ok(Ok(permit)) = permit else { return too_slow() };
         let (runtime, claim) = (self.runtime.clone(), Arc::<ReloadClaim>::default());
         let claimed = claim.clone();
+        let admin_token = self.admin_token.clone();
         let mut reload = tokio::task::spawn_blocking(move || {
             let outcome = runtime.reload(runtime::now(), &claimed);
+            store_admin_token(&runtime, &admin_token);
             drop(permit);
             outcome
         });

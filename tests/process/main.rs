@@ -11,6 +11,7 @@
 )]
 #![allow(unreachable_pub, clippy::needless_pass_by_value)]
 
+mod admin;
 mod api;
 mod audit;
 mod cache;
