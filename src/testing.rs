@@ -26,6 +26,7 @@ pub use crate::fetch::call::{UnmappedFields, entry_from_body};
 pub use crate::fetch::provider_query::{ProviderIdentity, ProviderQuery, QueryTarget, SharedState};
 pub use crate::pipeline::{Handled, Pipeline};
 pub use crate::rules::chunked::{ChunkFault, ChunkedBody};
+pub use crate::rules::cursor_history::CursorHistory;
 pub use crate::rules::exchange::{Exchange, ResponseFault};
 pub use crate::rules::freshness::{Lifetime, TtlSource, UpstreamLimit};
 pub use crate::rules::native_routes::{NativeRoutes, has_dots};

@@ -88,6 +88,18 @@ metrics! {
 }
 
 metrics! {
+    /// Metrics of the admin listener.
+    AdminMetrics {
+        /// Open connections to the admin listener.
+        connections: IntGauge("weir_admin_connections"),
+        /// Connections to the admin listener that Weir refused or closed, by reason.
+        ended: IntCounterVec("weir_admin_connections_ended_total", ["reason"]),
+        /// Requests to the admin listener, by path (other for unknown ones) and HTTP status.
+        requests: IntCounterVec("weir_admin_requests_total", ["path", "status"]),
+    }
+}
+
+metrics! {
     /// Metrics of the cache.
     CacheMetrics {
         /// Cache lookups, by result.
@@ -160,6 +172,8 @@ pub struct Metrics {
     pub http: HttpMetrics,
     /// Connections, request limits and authentication.
     pub edge: EdgeMetrics,
+    /// The admin listener.
+    pub admin: AdminMetrics,
     /// The cache.
     pub cache: CacheMetrics,
     /// Calls to providers.
@@ -202,6 +216,18 @@ impl Metrics {
         ] {
             edge.ended.with_label_values(&[reason]);
         }
+        let admin = AdminMetrics::register(&registry)?;
+        for reason in [
+            "body_timeout",
+            "connections",
+            "connections_per_address",
+            "header_timeout",
+            "idle_timeout",
+            "malformed",
+            "stall_timeout",
+        ] {
+            admin.ended.with_label_values(&[reason]);
+        }
         for limit in LIMITS {
             edge.limited.with_label_values(&[limit]);
         }
@@ -211,6 +237,7 @@ impl Metrics {
         Ok(Self {
             http,
             edge,
+            admin,
             cache,
             upstream: UpstreamMetrics::register(&registry)?,
             config,

@@ -1,5 +1,8 @@
 //! Sends one request to the admin listener of a running gateway.
 
+use crate::config::decode::Secret;
+use crate::config::load::ConfigSource;
+use crate::engine::admin_token;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
@@ -9,6 +12,15 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// The most bytes of a response that are read.
 const MAX_RESPONSE: u64 = 1 << 20;
 
+/// Returns the token for the admin listener at `address`: the configured one, otherwise the one that the running gateway
+/// made. Empty if there is none.
+pub(super) fn token(source: &ConfigSource, configured: &Secret, address: SocketAddr) -> String {
+    match configured.0.as_str() {
+        "" => admin_token::find(&source.runtime_directories(), address).unwrap_or_default(),
+        configured => configured.to_owned(),
+    }
+}
+
 /// Sends a request and returns the status and the body of the response. `request` is the method and the path; an empty
 /// `token` is not sent.
 pub(super) fn send(address: SocketAddr, request: &str, token: &str, body: &str) -> std::io::Result<(u16, String)> {
@@ -16,9 +28,10 @@ pub(super) fn send(address: SocketAddr, request: &str, token: &str, body: &str) 
     stream.set_read_timeout(Some(TIMEOUT))?;
     let token = if token.is_empty() { String::new() } else { format!("Authorization: Bearer {token}\r\n") };
     let length = body.len();
+    let content_type = if body.is_empty() { "" } else { "Content-Type: application/json\r\n" };
     write!(
         stream,
-        "{request} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{token}Content-Length: {length}\r\n\r\n{body}"
+        "{request} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{token}{content_type}Content-Length: {length}\r\n\r\n{body}"
     )?;
     let mut response = String::new();
     stream.take(MAX_RESPONSE).read_to_string(&mut response)?;

@@ -11,6 +11,7 @@ mod explain;
 mod health;
 mod map;
 mod purge;
+mod reload;
 
 use crate::config::faults::Fault;
 use crate::config::load::{self, ConfigSource};
@@ -84,6 +85,8 @@ enum Command {
     Key(KeyCommand),
     /// Purge the cache of a running gateway through its admin listener
     Purge(purge::Arguments),
+    /// Reload the configuration of a running gateway through its admin listener
+    Reload(reload::Arguments),
     /// Check that a running gateway accepts requests; exit 1 if it does not
     Health(health::Arguments),
     /// Run the gateway with simulated providers; needs no account and no network
@@ -121,6 +124,7 @@ pub fn main() -> ExitCode {
         Command::Explain(arguments) => explain::explain(&source, &arguments),
         Command::Key(KeyCommand::New) => key_new(),
         Command::Purge(arguments) => purge::purge(&source, &arguments),
+        Command::Reload(arguments) => reload::reload(&source, &arguments),
         Command::Health(arguments) => health::health(&source, &arguments),
         Command::Demo => demo::demo(source),
     }

@@ -49,8 +49,8 @@ pub(super) fn purge(source: &ConfigSource, arguments: &Arguments) -> ExitCode {
         }
     };
     let address = arguments.admin.unwrap_or(snapshot.weir.admin.address);
-    match admin_client::send(address, "POST /cache/purge", &snapshot.weir.admin.token.0, &arguments.body().to_string())
-    {
+    let token = admin_client::token(source, &snapshot.weir.admin.token, address);
+    match admin_client::send(address, "POST /cache/purge", &token, &arguments.body().to_string()) {
         Ok((200, body)) => {
             print(&format!("{}\n", body.trim()));
             ExitCode::SUCCESS

@@ -8,16 +8,14 @@
 
 use super::decode::{DecodeContext, Secret};
 use super::faults::{Faults, Location};
+use super::read_file::{MAX_FILE, MAX_NAMED_FILE, read_text};
 use super::tree::{self, Document};
 use super::{Config, Example, check, clients, provider, weir};
 use sha2::{Digest, Sha256};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-
-/// The largest file that is read, in bytes.
-const MAX_FILE: u64 = 64 << 20;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A configuration directory and its environment.
 #[derive(Debug, Clone)]
@@ -26,13 +24,47 @@ pub struct ConfigSource {
     pub directory: PathBuf,
     /// Variables that replace those of the process environment.
     pub overlay: BTreeMap<String, String>,
+    /// The file that is being read, for the message about a read that does not end. Clones share it.
+    reading: Arc<Mutex<Option<PathBuf>>>,
 }
 
 impl ConfigSource {
     /// Returns a directory with the environment of the process.
     #[must_use]
     pub fn new(directory: impl Into<PathBuf>) -> Self {
-        Self { directory: directory.into(), overlay: BTreeMap::new() }
+        Self { directory: directory.into(), overlay: BTreeMap::new(), reading: Arc::default() }
+    }
+
+    /// Returns the file that is being read.
+    #[must_use]
+    pub(crate) fn reading(&self) -> Option<PathBuf> {
+        self.reading.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Reads a file below the directory, or one with an absolute path.
+    fn read(&self, path: &str, limit: u64) -> Result<String, String> {
+        let path = self.directory.join(path);
+        let set = |path| *self.reading.lock().unwrap_or_else(PoisonError::into_inner) = path;
+        set(Some(path.clone()));
+        let text = read_text(&path, limit);
+        set(None);
+        text
+    }
+
+    /// Returns the directories in which Weir may store a file that lasts as long as the process, the best one first.
+    /// They need not exist.
+    #[must_use]
+    pub(crate) fn runtime_directories(&self) -> Vec<PathBuf> {
+        let user = rustix::process::geteuid().as_raw();
+        let absolute = |name| self.env(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        let temporary = absolute("TMPDIR").unwrap_or_else(|| "/tmp".into());
+        let own = [
+            // Set by systemd for a unit with `RuntimeDirectory`.
+            absolute("RUNTIME_DIRECTORY"),
+            absolute("XDG_RUNTIME_DIR").map(|directory| directory.join("weir")),
+        ];
+        let usual = ["/run/weir".into(), format!("/run/user/{user}/weir").into()];
+        own.into_iter().flatten().chain(usual).chain([temporary.join(format!("weir-{user}"))]).collect()
     }
 
     fn env(&self, name: &str) -> Option<String> {
@@ -53,9 +85,9 @@ pub struct Loaded {
 #[must_use]
 pub fn load(source: &ConfigSource) -> Loaded {
     let mut faults = Faults::default();
-    let files = read_directory(&source.directory, &mut faults);
+    let files = read_directory(source, &mut faults);
     let secrets = RefCell::new(Sha256::new());
-    let read_file = |path: &str| read_secret(&source.directory, path, &secrets);
+    let read_file = |path: &str| read_secret(source, path, &secrets);
     let env = |name: &str| source.env(name);
     let mut decoder = Decoder { env: &env, read_file: &read_file, faults: &mut faults, truncated: Vec::new() };
     let config = decoder.decode(&files);
@@ -78,20 +110,20 @@ struct SourceFile {
     text: String,
 }
 
-fn read_directory(directory: &Path, faults: &mut Faults) -> Vec<SourceFile> {
-    let mut files = Vec::new();
+fn read_directory(source: &ConfigSource, faults: &mut Faults) -> Vec<SourceFile> {
+    let (directory, mut files) = (&source.directory, Vec::new());
     for name in ["weir.yaml", "clients.yaml"] {
-        read_file(directory, name, &mut files, faults);
+        read_file(source, name, &mut files, faults);
     }
     for name in names_in(&directory.join("providers")) {
         if Path::new(&name).extension().is_some_and(|e| e == "yaml" || e == "yml") {
-            read_file(directory, &format!("providers/{name}"), &mut files, faults);
+            read_file(source, &format!("providers/{name}"), &mut files, faults);
         }
     }
     for provider in names_in(&directory.join("examples")) {
         for name in names_in(&directory.join("examples").join(&provider)) {
             if name.ends_with(".json") {
-                read_file(directory, &format!("examples/{provider}/{name}"), &mut files, faults);
+                read_file(source, &format!("examples/{provider}/{name}"), &mut files, faults);
             }
         }
     }
@@ -108,25 +140,16 @@ fn names_in(directory: &Path) -> Vec<String> {
     names
 }
 
-fn read_file(directory: &Path, relative: &str, files: &mut Vec<SourceFile>, faults: &mut Faults) {
-    let path = directory.join(relative);
-    let name: Arc<str> = path.to_string_lossy().into();
-    match read_limited(&path) {
+fn read_file(source: &ConfigSource, relative: &str, files: &mut Vec<SourceFile>, faults: &mut Faults) {
+    let name: Arc<str> = source.directory.join(relative).to_string_lossy().into();
+    match source.read(relative, MAX_FILE) {
         Ok(text) => files.push(SourceFile { relative: relative.to_owned(), name, text }),
         Err(error) => faults.add(&Location::top(&name), format!("cannot be read: {error}")),
     }
 }
 
-fn read_limited(path: &Path) -> Result<String, String> {
-    let length = std::fs::metadata(path).map_err(|e| e.to_string())?.len();
-    if length > MAX_FILE {
-        return Err(format!("the file has {length} bytes; at most {MAX_FILE}"));
-    }
-    std::fs::read_to_string(path).map_err(|e| e.to_string())
-}
-
-fn read_secret(directory: &Path, path: &str, digest: &RefCell<Sha256>) -> Result<String, String> {
-    let text = read_limited(&directory.join(path))?;
+fn read_secret(source: &ConfigSource, path: &str, digest: &RefCell<Sha256>) -> Result<String, String> {
+    let text = source.read(path, MAX_NAMED_FILE)?;
     let text = text.strip_suffix('\n').unwrap_or(&text);
     let text = text.strip_suffix('\r').unwrap_or(text);
     if text.is_empty() {

@@ -125,6 +125,8 @@ pub struct Admin {
     pub location: Option<Location>,
     /// The bearer token for all endpoints except metrics and health; empty if none is needed.
     pub token: Secret,
+    /// Further host names of the listener, in lower case.
+    pub hosts: Vec<String>,
 }
 
 /// Limits above which Weir refuses a request at once instead of queueing it.
@@ -322,13 +324,14 @@ fn overload(node: &Node, cx: &mut DecodeContext<'_>) -> Option<Overload> {
 
 fn default_admin() -> Admin {
     let address = SocketAddr::from(([127, 0, 0, 1], 8081));
-    Admin { address, location: None, token: Secret(String::new()) }
+    Admin { address, location: None, token: Secret(String::new()), hosts: Vec::new() }
 }
 
 fn admin(node: &Node, cx: &mut DecodeContext<'_>) -> Option<Admin> {
     let mut fields = Fields::of(node, "admin", cx)?;
     let address = fields.required("address", cx, edge::address);
     let token = fields.optional("token", cx, decode::secret).unwrap_or(Secret(String::new()));
+    let hosts = fields.optional("hosts", cx, |node, cx| decode::list(node, cx, host_name)).unwrap_or_default();
     fields.end(cx);
     let address = address?;
     if !address.value.ip().is_loopback() && token.0.is_empty() {
@@ -337,7 +340,18 @@ fn admin(node: &Node, cx: &mut DecodeContext<'_>) -> Option<Admin> {
             format!("admin.address {} is not a loopback address; set admin.token", address.value),
         );
     }
-    Some(Admin { address: address.value, location: Some(address.location), token })
+    Some(Admin { address: address.value, location: Some(address.location), token, hosts })
+}
+
+/// Reads a host name, and returns it in lower case.
+fn host_name(node: &Node, cx: &mut DecodeContext<'_>) -> Option<String> {
+    decode::parsed_text(node, cx, r"^[0-9A-Za-z._-]{1,253}$", |text| {
+        let name = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
+        let valid = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
+        let expected = "write a host name without a port, such as weir.example";
+        if valid { Ok(name) } else { Err(format!("{text:?} is not a valid host name; {expected}")) }
+    })
+    .map(|at| at.value)
 }
 
 fn access_log(node: &Node, cx: &mut DecodeContext<'_>) -> Option<AccessLog> {

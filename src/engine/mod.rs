@@ -1,6 +1,7 @@
 //! Contains everything with state or IO: cache, rate limits, breaker, credentials, provider connections, budgets, trace
 //! export.
 
+pub(crate) mod admin_token;
 pub(crate) mod body_deadline;
 pub(crate) mod breaker;
 pub(crate) mod cache;

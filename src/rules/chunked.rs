@@ -51,15 +51,29 @@ pub struct ChunkedBody {
     line: Vec<u8>,
     /// The bytes of extensions and trailers so far.
     extensions: usize,
+    /// Whether `read` writes chunks, and not only their data.
+    is_framed: bool,
 }
 
 impl Default for ChunkedBody {
     fn default() -> Self {
-        Self { position: Position::SizeLine, line: Vec::new(), extensions: 0 }
+        Self { position: Position::SizeLine, line: Vec::new(), extensions: 0, is_framed: true }
     }
 }
 
 impl ChunkedBody {
+    /// Returns a body of which [`ChunkedBody::read`] writes only the data.
+    #[must_use]
+    pub fn data_only() -> Self {
+        Self { is_framed: false, ..Self::default() }
+    }
+
+    fn write_framing(&self, out: &mut Vec<u8>, framing: &[u8]) {
+        if self.is_framed {
+            out.extend_from_slice(framing);
+        }
+    }
+
     /// Returns whether the body is complete.
     #[must_use]
     pub fn is_complete(&self) -> bool {
@@ -105,7 +119,7 @@ impl ChunkedBody {
                         _ => return Err(ChunkFault::ChunkEnd),
                     };
                     if self.position == Position::SizeLine {
-                        out.extend_from_slice(b"\r\n");
+                        self.write_framing(out, b"\r\n");
                     }
                 }
                 Position::SizeLine | Position::TrailerLine => {
@@ -138,7 +152,7 @@ impl ChunkedBody {
         let text = &line[..line.len() - 2];
         if self.position == Position::TrailerLine {
             if text.is_empty() {
-                out.extend_from_slice(b"0\r\n\r\n");
+                self.write_framing(out, b"0\r\n\r\n");
                 self.position = Position::End;
                 return Ok(());
             }
@@ -151,7 +165,7 @@ impl ChunkedBody {
             self.count(text.len() - digits)?;
             self.position = if size > 0 { Position::Data(size) } else { Position::TrailerLine };
             if size > 0 {
-                out.extend_from_slice(format!("{size:x}\r\n").as_bytes());
+                self.write_framing(out, format!("{size:x}\r\n").as_bytes());
             }
         }
         // Keeps the memory for the next line.

@@ -150,10 +150,13 @@ impl CompiledOperation {
         let next = config.next.as_ref().filter(|next| next.value != NO_NEXT_PAGE).map(&mut path);
         let total = config.total.as_ref().map(&mut path);
         match (next.is_some(), template.uses(Variable::PageToken)) {
-            (true, false) => faults
-                .add(&config.request.location, "next: names a page token, so a query parameter must send {page_token}"),
+            (true, false) => {
+                let fault = "next: names a page token, so a query parameter must send {page_token}";
+                faults.add(&config.request.location, fault);
+            }
             (false, true) => {
-                faults.add(&config.request.location, "{page_token} needs next: the JSONPath of the next page's token")
+                let fault = "{page_token} needs next: the JSONPath of the next page's token";
+                faults.add(&config.request.location, fault);
             }
             _ => {}
         }

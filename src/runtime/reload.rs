@@ -13,6 +13,7 @@ use crate::config::weir::{Admin, Overload, Weir};
 use notify::{RecursiveMode, Watcher};
 use std::path::Path;
 use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -25,7 +26,7 @@ const POLL: Duration = Duration::from_secs(10);
 
 /// How a reload ended.
 #[derive(Debug, Clone)]
-pub enum Reloaded {
+pub(crate) enum Reloaded {
     /// The new snapshot is in force.
     Swapped {
         /// Its revision.
@@ -42,12 +43,29 @@ pub enum Reloaded {
     Refused(Vec<Fault>),
 }
 
+/// Decides between a reload and the caller that stops waiting for it. The first of them to claim it wins, so a reload
+/// that was reported as failed has no effect later.
+#[derive(Default)]
+pub(crate) struct ReloadClaim(AtomicBool);
+
+impl ReloadClaim {
+    /// Returns whether this call is the first one.
+    pub(crate) fn claim(&self) -> bool {
+        !self.0.swap(true, Ordering::AcqRel)
+    }
+}
+
 impl Runtime {
-    /// Reloads the configuration. Blocks: it reads files and compiles.
-    pub fn reload(&self, now: Time) -> Reloaded {
+    /// Reloads the configuration, unless the caller claims `claim` before the files are read. Blocks: it reads files and
+    /// compiles.
+    pub(crate) fn reload(&self, now: Time, claim: &ReloadClaim) -> Reloaded {
         let _one_at_a_time = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
         let previous = self.snapshot();
-        let outcome = match Snapshot::load(&self.source, Some(&previous), &self.random, now) {
+        let loaded = Snapshot::load(&self.source, Some(&previous), &self.random, now);
+        if !claim.claim() {
+            return Reloaded::Refused(Vec::new());
+        }
+        let outcome = match loaded {
             Err(faults) => Reloaded::Refused(faults),
             Ok(next) if next.content == previous.content => Reloaded::Unchanged { revision: previous.revision.clone() },
             Ok(next) if self.lacks_admin_token(&next) => Reloaded::Refused(vec![self.missing_admin_token()]),
@@ -58,12 +76,28 @@ impl Runtime {
                 Reloaded::Swapped { revision, restart }
             }
         };
-        let error = match &outcome {
+        self.set_last_error(match &outcome {
             Reloaded::Refused(faults) => Some(LastError { at: now, faults: faults.clone() }),
             _ => None,
-        };
-        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = error;
+        });
         outcome
+    }
+
+    fn set_last_error(&self, error: Option<LastError>) {
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = error;
+    }
+
+    /// Records that a reload did not end within `limit`. Returns the fault, which names the file that is being read.
+    pub(crate) fn refuse_slow_reload(&self, limit: Duration, now: Time) -> Reloaded {
+        let file = self.source.reading().unwrap_or_else(|| self.source.directory.clone());
+        let message = format!(
+            "the reload did not end within {} s; a file on a disk that does not respond delays it. The previous \
+             configuration stays in force; reload again when the file can be read",
+            limit.as_secs()
+        );
+        let fault = Fault { location: Location::top(&file.to_string_lossy().into()), message };
+        self.set_last_error(Some(LastError { at: now, faults: vec![fault.clone()] }));
+        Reloaded::Refused(vec![fault])
     }
 
     /// Returns whether the next snapshot has no admin token although the bound admin address is not a loopback address.
@@ -99,7 +133,7 @@ fn needs_restart(started: &Weir, next: &Snapshot) -> Vec<&'static str> {
     // The pattern has every setting, so a new setting does not compile until it is added here.
     let Weir {
         listen,
-        admin: Admin { address: admin, token: _, location: _ },
+        admin: Admin { address: admin, token: _, location: _, hosts: _ },
         workers,
         upgrade,
         overload: Overload { max_buffered, max_in_flight: _, max_waiters: _, max_watchers: _ },

@@ -12,7 +12,6 @@ use crate::server::http1_response;
 use crate::server::http2;
 use crate::server::shutdown::ShutdownSignals;
 use crate::server::socket::ClientSocket;
-use pingora::apps::ServerApp;
 use pingora::protocols::{ALPN, Stream};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -26,7 +25,7 @@ use tokio_util::task::TaskTracker;
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Time limit for sending the 503 to a connection over the limit.
-const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
+pub(crate) const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// The number of refusals that may be sent at the same time.
 pub(crate) const MAX_REFUSALS: usize = 256;
 
@@ -72,7 +71,7 @@ pub(crate) async fn accept_clients(
                     && let Ok(permit) = context.refusals.clone().try_acquire_owned()
                 {
                     tasks.spawn(async move {
-                        let _ = tokio::time::timeout(REFUSAL_TIMEOUT, refuse(socket, limit)).await;
+                        let _ = tokio::time::timeout(REFUSAL_TIMEOUT, refuse(socket, limit_reached(limit))).await;
                         drop(permit);
                     });
                 }
@@ -81,23 +80,11 @@ pub(crate) async fn accept_clients(
     }
 }
 
-/// Accepts connections to the admin listener until `stopping` is true. They are not counted, and a shutdown does not
-/// wait for them.
-pub(crate) async fn accept_admin<A>(listener: TcpListener, app: Arc<A>, stopping: watch::Receiver<bool>)
-where
-    A: ServerApp + Send + Sync + 'static,
-{
-    let tasks = TaskTracker::new();
-    while let Some((socket, peer)) = accept(&listener, &stopping).await {
-        let (app, stopping) = (app.clone(), stopping.clone());
-        tasks.spawn(async move {
-            app.process_new(Box::new(ClientSocket::new(socket, peer)), &stopping).await;
-        });
-    }
-}
-
 /// Accepts the next connection. Returns `None` once `stopping` is true.
-async fn accept(listener: &TcpListener, stopping: &watch::Receiver<bool>) -> Option<(TcpStream, SocketAddr)> {
+pub(crate) async fn accept(
+    listener: &TcpListener,
+    stopping: &watch::Receiver<bool>,
+) -> Option<(TcpStream, SocketAddr)> {
     let mut stopping = stopping.clone();
     loop {
         let accepted = tokio::select! {
@@ -115,11 +102,14 @@ async fn accept(listener: &TcpListener, stopping: &watch::Receiver<bool>) -> Opt
     }
 }
 
+fn limit_reached(limit: ConnectionLimit) -> Problem {
+    Problem::overloaded(format!("connection limit reached (limits.{})", limit.name()))
+}
+
 /// Sends 503 to a connection over the limit. Then discards what the client sends: if the connection closed with unread
 /// bytes, the system would reset it, and the client might lose the response.
-async fn refuse(mut socket: TcpStream, limit: ConnectionLimit) {
-    let response =
-        http1_response::of_problem(&Problem::overloaded(format!("connection limit reached (limits.{})", limit.name())));
+pub(crate) async fn refuse(mut socket: TcpStream, problem: Problem) {
+    let response = http1_response::of_problem(&problem);
     if socket.write_all(&response).await.is_ok() && socket.shutdown().await.is_ok() {
         let mut discarded = [0; 1024];
         while matches!(socket.read(&mut discarded).await, Ok(1..)) {}

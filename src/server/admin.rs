@@ -4,7 +4,11 @@
 
 use crate::base::ids::ProviderId;
 use crate::base::problem::{Code, Problem};
+use crate::base::request_reply::{Request, Response};
+use crate::base::response_headers::ResponseHeaders;
+use crate::engine::admin_token::AdminToken;
 use crate::fetch::provider_query::SharedState;
+use crate::rules::admin_access::{self, AccessRefusal};
 use crate::rules::purge::{Mode, Scope};
 use crate::rules::route::SessionName;
 use crate::runtime::reload::Reloaded;
@@ -12,11 +16,10 @@ use crate::runtime::snapshot::Snapshot;
 use crate::runtime::{self, Runtime};
 use crate::server::admin_gauges;
 use crate::server::config_reload::Reloader;
-use async_trait::async_trait;
-use http::{Method, Response, header};
-use pingora::apps::http_app::ServeHttp;
-use pingora::protocols::http::ServerSession;
+use bytes::Bytes;
+use http::Method;
 use serde_json::{Value, json};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use subtle::ConstantTimeEq;
@@ -31,77 +34,137 @@ pub(crate) struct AdminEndpoints {
     pub draining: Arc<AtomicBool>,
     /// Reloads the configuration.
     pub reloader: Arc<Reloader>,
+    /// The token that holds if none is configured.
+    pub token: Arc<AdminToken>,
 }
 
-/// Each path with its method (`GET` includes `HEAD`), and whether it needs no token.
-const PATHS: [(&str, &str, bool); 7] = [
-    ("/metrics", "GET", true),
-    ("/healthz", "GET", true),
-    ("/readyz", "GET", true),
-    ("/config", "GET", false),
-    ("/cache", "GET", false),
-    ("/cache/purge", "POST", false),
-    ("/reload", "POST", false),
+/// An endpoint of the admin listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Endpoint {
+    Metrics,
+    Live,
+    Ready,
+    Config,
+    Cache,
+    Purge,
+    Reload,
+}
+
+const ENDPOINTS: [(&str, Endpoint); 7] = [
+    ("/metrics", Endpoint::Metrics),
+    ("/healthz", Endpoint::Live),
+    ("/readyz", Endpoint::Ready),
+    ("/config", Endpoint::Config),
+    ("/cache", Endpoint::Cache),
+    ("/cache/purge", Endpoint::Purge),
+    ("/reload", Endpoint::Reload),
 ];
 
-#[async_trait]
-impl ServeHttp for AdminEndpoints {
-    async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
-        session.set_close_on_response_before_downstream_finish(true);
-        let head = session.req_header();
-        let (method, path) = (head.method.clone(), head.uri.path().to_owned());
-        let token = head.headers.get(header::AUTHORIZATION).and_then(|v| v.as_bytes().strip_prefix(b"Bearer "));
-        let token = token.map(<[u8]>::to_vec);
-        let mut response = match self.permitted(&method, &path, token.as_deref()) {
-            Ok(()) if path == "/cache/purge" => match read_body(session).await {
-                Ok(body) => self.purge(&body).await,
-                Err(problem) => problem_response(&problem),
-            },
-            Ok(()) => self.respond(&path).await,
-            Err(problem) => problem_response(&problem),
-        };
-        if method == Method::HEAD {
-            response.body_mut().clear();
-        }
-        response
+impl Endpoint {
+    fn at(path: &str) -> Option<Self> {
+        ENDPOINTS.into_iter().find(|(known, _)| *known == path).map(|(_, endpoint)| endpoint)
+    }
+
+    /// Returns whether it changes something. Only these endpoints have a request body.
+    #[must_use]
+    pub(crate) fn changes(self) -> bool {
+        matches!(self, Self::Purge | Self::Reload)
+    }
+
+    /// Returns whether monitoring may use it without a token, and under any host name.
+    fn is_public(self) -> bool {
+        matches!(self, Self::Metrics | Self::Live | Self::Ready)
     }
 }
 
 impl AdminEndpoints {
-    /// Checks path, token and method.
-    fn permitted(&self, method: &Method, path: &str, token: Option<&[u8]>) -> Result<(), Problem> {
-        let Some((_, allowed, public)) = PATHS.into_iter().find(|(known, ..)| *known == path) else {
-            let known = PATHS.map(|(path, ..)| path).join(", ");
+    /// Returns the path for metrics.
+    #[must_use]
+    pub(crate) fn label(path: &str) -> &'static str {
+        ENDPOINTS.into_iter().find(|(known, _)| *known == path).map_or("other", |(known, _)| known)
+    }
+
+    /// Checks where a request comes from, its path, its token, its method, and the type of its body, in this order.
+    ///
+    /// # Errors
+    /// The request is not permitted.
+    pub(crate) fn permit(&self, request: &Request, has_body: bool, peer: IpAddr) -> Result<Endpoint, Problem> {
+        let endpoint = Endpoint::at(&request.path);
+        let any_host = endpoint.is_some_and(Endpoint::is_public);
+        let hosts = &self.runtime.snapshot().weir.admin.hosts;
+        admin_access::check_source(&request.headers, request.version, hosts, any_host).map_err(refused)?;
+        let Some(endpoint) = endpoint else {
+            let known = ENDPOINTS.map(|(path, _)| path).join(", ");
             return Err(Problem::new(Code::NotFound, format!("unknown path; the admin paths are {known}")));
         };
-        let expected = &self.runtime.snapshot().weir.admin.token.0;
-        if !public && !expected.is_empty() && !token.is_some_and(|token| token.ct_eq(expected.as_bytes()).into()) {
-            let detail = "missing or wrong admin token; send `Authorization: Bearer` with admin.token of weir.yaml";
-            return Err(Problem::new(Code::Unauthorized, detail));
+        self.check_token(request, endpoint, peer)?;
+        let is_right_method = match endpoint.changes() {
+            true => request.method == Method::POST,
+            false => request.method == Method::GET || request.method == Method::HEAD,
+        };
+        if !is_right_method {
+            let methods = if endpoint.changes() { "POST" } else { "GET, HEAD" };
+            let detail = format!("{} supports only {methods}", request.path);
+            return Err(Problem::method_not_allowed(detail, methods));
         }
-        let matches = method.as_str() == allowed || (*method == Method::HEAD && allowed == "GET");
-        if !matches {
-            let methods = if allowed == "GET" { "GET, HEAD" } else { "POST" };
-            return Err(Problem::method_not_allowed(format!("{path} supports only {methods}"), methods));
+        if has_body && endpoint.changes() {
+            admin_access::check_content_type(&request.headers).map_err(refused)?;
         }
-        Ok(())
+        Ok(endpoint)
     }
 
-    async fn respond(&self, path: &str) -> Response<Vec<u8>> {
-        match path {
-            "/metrics" => self.metrics(),
-            "/healthz" => json_response(200, &json!({ "status": "ok" })),
-            "/readyz" if self.draining.load(Ordering::Acquire) => json_response(503, &json!({ "status": "draining" })),
-            "/readyz" => {
+    /// Checks the token, if this request needs one: every request but those of monitoring if a token is configured,
+    /// otherwise only a change. This is the only place that compares a token.
+    fn check_token(&self, request: &Request, endpoint: Endpoint, _peer: IpAddr) -> Result<(), Problem> {
+        let snapshot = self.runtime.snapshot();
+        let configured = snapshot.weir.admin.token.0.as_str();
+        let expected = match (configured, self.token.get()) {
+            _ if endpoint.is_public() => return Ok(()),
+            ("", _) if !(endpoint.changes() && request.method == Method::POST) => return Ok(()),
+            ("", None) => {
+                let detail = "changes need a token, and Weir could not store one of its own; set admin.token in \
+                              weir.yaml (WEIR_ADMIN_TOKEN in the shipped configuration)";
+                return Err(Problem::new(Code::Forbidden, detail));
+            }
+            ("", Some(own)) => own,
+            (configured, _) => configured,
+        };
+        let sent = admin_access::bearer_token(&request.headers);
+        if sent.is_some_and(|sent| sent.ct_eq(expected.as_bytes()).into()) {
+            return Ok(());
+        }
+        let detail = match configured {
+            "" => {
+                "missing or wrong admin token; send `Authorization: Bearer` with the token that Weir stored at start (its \
+                 log names the file), or use `weir purge` or `weir reload`"
+            }
+            _ => "missing or wrong admin token; send `Authorization: Bearer` with admin.token of weir.yaml",
+        };
+        Err(Problem::new(Code::Unauthorized, detail))
+    }
+
+    /// Returns the response of a permitted request. `body` is empty except for a change.
+    pub(crate) async fn respond(&self, endpoint: Endpoint, body: &[u8]) -> Response {
+        match endpoint {
+            Endpoint::Metrics => self.metrics(),
+            Endpoint::Live => json_response(200, &json!({ "status": "ok" })),
+            Endpoint::Ready if self.draining.load(Ordering::Acquire) => {
+                json_response(503, &json!({ "status": "draining" }))
+            }
+            Endpoint::Ready => {
                 json_response(200, &json!({ "status": "ready", "revision": self.runtime.snapshot().revision }))
             }
-            "/config" => json_response(200, &self.config()),
-            "/cache" => json_response(200, &self.cache()),
-            _ => self.reload().await,
+            Endpoint::Config => json_response(200, &self.config()),
+            Endpoint::Cache => json_response(200, &self.cache()),
+            Endpoint::Purge => self.purge(body).await,
+            Endpoint::Reload if !body.is_empty() && serde_json::from_slice::<Value>(body).is_err() => {
+                problem_response(&Problem::invalid("the body is not valid JSON; a reload needs none"))
+            }
+            Endpoint::Reload => self.reload().await,
         }
     }
 
-    fn metrics(&self) -> Response<Vec<u8>> {
+    fn metrics(&self) -> Response {
         self.shared.cache.run_pending_tasks();
         let metrics = &self.shared.metrics;
         metrics.cache.bytes.set(i64::try_from(self.shared.cache.bytes()).unwrap_or(i64::MAX));
@@ -149,7 +212,7 @@ impl AdminEndpoints {
         })
     }
 
-    async fn purge(&self, body: &[u8]) -> Response<Vec<u8>> {
+    async fn purge(&self, body: &[u8]) -> Response {
         let (scope, mode) = match parse_purge(&self.runtime.snapshot(), body) {
             Ok(purge) => purge,
             Err(problem) => return problem_response(&problem),
@@ -163,7 +226,7 @@ impl AdminEndpoints {
         }
     }
 
-    async fn reload(&self) -> Response<Vec<u8>> {
+    async fn reload(&self) -> Response {
         match self.reloader.reload("POST /reload").await {
             Reloaded::Refused(faults) => {
                 let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
@@ -180,19 +243,6 @@ impl AdminEndpoints {
             }
         }
     }
-}
-
-/// Reads the body of a request, up to 64 KiB.
-async fn read_body(session: &mut ServerSession) -> Result<Vec<u8>, Problem> {
-    const MAX_BODY: usize = 64 << 10;
-    let mut body = Vec::new();
-    while let Ok(Some(chunk)) = session.read_request_body().await {
-        if body.len() + chunk.len() > MAX_BODY {
-            return Err(Problem::new(Code::BodyTooLarge, format!("the request body is longer than {MAX_BODY} bytes")));
-        }
-        body.extend_from_slice(&chunk);
-    }
-    Ok(body)
 }
 
 /// Parses the body of a purge request, such as `{"session": ID}`.
@@ -258,31 +308,37 @@ fn clients(snapshot: &Snapshot) -> Vec<Value> {
     snapshot.clients.iter().map(row).collect()
 }
 
-fn response(status: u16, content_type: &'static str, body: Vec<u8>) -> Response<Vec<u8>> {
-    let mut response = Response::new(body);
-    *response.status_mut() = http::StatusCode::from_u16(status).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
-    let length = response.body().len();
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, http::HeaderValue::from_static(content_type));
-    headers.insert(header::CONTENT_LENGTH, length.into());
-    headers.insert(header::CACHE_CONTROL, http::HeaderValue::from_static("no-store"));
-    response
+fn response(status: u16, content_type: &'static str, body: Vec<u8>) -> Response {
+    let mut headers = ResponseHeaders::with_capacity(256);
+    headers.push("content-type", content_type);
+    headers.number("content-length", body.len() as u64);
+    headers.push("cache-control", "no-store");
+    Response { status, headers, body: Bytes::from(body).into() }
 }
 
-fn json_response(status: u16, value: &Value) -> Response<Vec<u8>> {
+fn json_response(status: u16, value: &Value) -> Response {
     response(status, "application/json", format!("{value}\n").into_bytes())
 }
 
-fn problem_response(problem: &Problem) -> Response<Vec<u8>> {
+pub(crate) fn problem_response(problem: &Problem) -> Response {
     let body = problem.to_value(None).to_string().into_bytes();
     let mut response = response(problem.code.status(), "application/problem+json", body);
     if let Some(methods) = problem.allow {
-        response.headers_mut().insert(header::ALLOW, http::HeaderValue::from_static(methods));
+        response.headers.push("allow", methods);
     }
     if problem.code == Code::Unauthorized {
-        response
-            .headers_mut()
-            .insert(header::WWW_AUTHENTICATE, http::HeaderValue::from_static("Bearer realm=\"weir-admin\""));
+        response.headers.push("www-authenticate", "Bearer realm=\"weir-admin\"");
     }
     response
+}
+
+fn refused(refusal: AccessRefusal) -> Problem {
+    let code = match refusal {
+        AccessRefusal::UnknownHost | AccessRefusal::ForeignPage => Code::Forbidden,
+        AccessRefusal::MissingHost
+        | AccessRefusal::SeveralHosts
+        | AccessRefusal::InvalidHost
+        | AccessRefusal::NotJson => Code::InvalidRequest,
+    };
+    Problem::new(code, refusal.to_string())
 }

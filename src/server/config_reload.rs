@@ -1,41 +1,63 @@
 //! Reloads the configuration when its files change, on SIGHUP and for `POST /reload`.
 
+use crate::engine::admin_token::AdminToken;
 use crate::fetch::provider_query::SharedState;
-use crate::runtime::reload::{self, Reloaded};
+use crate::runtime::reload::{self, ReloadClaim, Reloaded};
 use crate::runtime::{self, Runtime};
 use crate::server::diagnostics::LogFilter;
 use crate::server::systemd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::signal::unix::Signal;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tracing::{debug, info, warn};
+
+/// The longest time that a caller waits for a reload.
+const RELOAD_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Stores the token of the admin listener if none is configured. If that fails, requests that change something are
+/// refused.
+pub(crate) fn store_admin_token(runtime: &Runtime, token: &AdminToken) {
+    if !runtime.snapshot().weir.admin.token.0.is_empty() || token.is_stored() {
+        return;
+    }
+    match token.store() {
+        Ok(file) => info!(file = %file.display(), "admin.token is not set; made a token for this process"),
+        Err(error) => warn!(
+            "admin.token is not set, and Weir cannot store a token of its own, so the admin listener refuses purges and \
+             reloads; set WEIR_ADMIN_TOKEN: {error}"
+        ),
+    }
+}
 
 /// Reloads the configuration. Every trigger of a reload calls it.
 pub(crate) struct Reloader {
     runtime: Arc<Runtime>,
     shared: Arc<SharedState>,
+    /// One permit: reloads run one after another.
+    permit: Arc<Semaphore>,
+    /// Made if the configuration has no token.
+    admin_token: Arc<AdminToken>,
     /// Locked while the level is read and set, so that of two reloads the later one sets it last.
     log: Mutex<LogFilter>,
 }
 
 impl Reloader {
     #[must_use]
-    pub(crate) fn new(runtime: Arc<Runtime>, shared: Arc<SharedState>, log: LogFilter) -> Arc<Self> {
-        Arc::new(Self { runtime, shared, log: Mutex::new(log) })
+    pub(crate) fn new(
+        runtime: Arc<Runtime>,
+        shared: Arc<SharedState>,
+        log: LogFilter,
+        admin_token: Arc<AdminToken>,
+    ) -> Arc<Self> {
+        Arc::new(Self { runtime, shared, permit: Arc::new(Semaphore::new(1)), admin_token, log: Mutex::new(log) })
     }
 
     /// Reloads on a thread that may block; counts and logs the result.
     pub(crate) async fn reload(&self, reason: &str) -> Reloaded {
-        let runtime = self.runtime.clone();
-        let reload = move || {
-            systemd::reloading();
-            let outcome = runtime.reload(runtime::now());
-            systemd::ready();
-            outcome
-        };
-        let outcome = tokio::task::spawn_blocking(reload).await;
-        let outcome = outcome.unwrap_or_else(|_| Reloaded::Refused(Vec::new()));
+        systemd::reloading();
+        let outcome = self.reload_within(RELOAD_DEADLINE).await;
+        systemd::ready();
         let seconds = Duration::from_millis(runtime::now().0.unsigned_abs()).as_secs_f64();
         let metrics = &self.shared.metrics.config;
         match &outcome {
@@ -59,6 +81,30 @@ impl Reloader {
         outcome
     }
 
+    /// Reloads, and stops waiting after `limit`: a file system may block a read without end.
+    async fn reload_within(&self, limit: Duration) -> Reloaded {
+        let deadline = tokio::time::Instant::now() + limit;
+        let too_slow = || self.runtime.refuse_slow_reload(limit, runtime::now());
+        // A reload that is blocked keeps the permit, so blocked reloads do not take all threads.
+        let permit = tokio::time::timeout_at(deadline, self.permit.clone().acquire_owned()).await;
+        let Ok(Ok(permit)) = permit else { return too_slow() };
+        let (runtime, claim) = (self.runtime.clone(), Arc::<ReloadClaim>::default());
+        let claimed = claim.clone();
+        let admin_token = self.admin_token.clone();
+        let mut reload = tokio::task::spawn_blocking(move || {
+            let outcome = runtime.reload(runtime::now(), &claimed);
+            store_admin_token(&runtime, &admin_token);
+            drop(permit);
+            outcome
+        });
+        let outcome = match tokio::time::timeout_at(deadline, &mut reload).await {
+            Ok(outcome) => outcome,
+            Err(_) if claim.claim() => return too_slow(),
+            Err(_) => reload.await,
+        };
+        outcome.unwrap_or_else(|_| Reloaded::Refused(Vec::new()))
+    }
+
     fn set_log_level(&self) {
         let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         let level = self.runtime.snapshot().weir.log;
@@ -72,10 +118,20 @@ impl Reloader {
         if watcher.is_none() {
             warn!("cannot watch the configuration files; checking them at intervals");
         }
+        let mut blocked = None;
         loop {
             let event = reload::next_change(&mut changes).await;
             let checked = self.runtime.clone();
-            let differs = tokio::task::spawn_blocking(move || checked.has_changed()).await.unwrap_or(false);
+            // A check that is blocked is waited for again; no second one is started beside it.
+            let mut check =
+                blocked.take().unwrap_or_else(|| tokio::task::spawn_blocking(move || checked.has_changed()));
+            let differs = match tokio::time::timeout(RELOAD_DEADLINE, &mut check).await {
+                Ok(differs) => differs.unwrap_or(false),
+                Err(_) => {
+                    blocked = Some(check);
+                    false
+                }
+            };
             if event || differs {
                 self.reload("files changed").await;
             }

@@ -3,22 +3,21 @@
 //! Requests that are forwarded go to Pingora's proxy. The gateway makes no decision about a request.
 
 use crate::base::metrics::EdgeMetrics;
-use crate::base::problem::{Code, Problem};
 use crate::base::request_headers::RequestHeaders;
 use crate::base::request_reply::{Request, Response};
 use crate::config::edge::Limits;
 use crate::engine::request_record::RequestRecord;
 use crate::pipeline::watch::WatchStream;
 use crate::pipeline::{Handled, Pipeline};
-use crate::rules::chunked::ChunkedBody;
 use crate::runtime;
 use crate::server::access_log::AccessLogger;
-use crate::server::http1::{Http1Connection, NextHead};
-use crate::server::http1_head::{BodyFraming, RequestHead};
+use crate::server::http1::{ConnectionEnd, Http1Connection};
+use crate::server::http1_body::RequestBody;
+use crate::server::http1_head::RequestHead;
 use crate::server::http2_stream::Http2Stream;
 use crate::server::proxy::{PassThrough, ProxyContext};
 use crate::server::request_log::{Counters, InFlight, RequestLog};
-use crate::server::request_stream::{RequestBody, RequestStream};
+use crate::server::request_stream::RequestStream;
 use crate::server::shutdown::ShutdownSignals;
 use futures_util::stream::StreamExt;
 use http::Method;
@@ -143,9 +142,10 @@ impl Gateway {
         let mut connection = Http1Connection::new(stream, limits, signals);
         let (mut counters, mut idle_since) = (Counters::default(), now());
         for remaining in (0..limits.requests_per_connection).rev() {
-            let head = match connection.next_head(Some(peer), idle_since).await {
-                NextHead::Head(head) => head,
-                end => return self.end_without_request(connection, end).await,
+            let head = match connection.next_head(Some(peer), idle_since).await.into_head() {
+                Ok(head) => head,
+                Err(None) => return,
+                Err(Some(end)) => return self.end_without_request(connection, end).await,
             };
             let request = &head.request;
             match self.handle(request).await {
@@ -186,27 +186,15 @@ impl Gateway {
     }
 
     /// Ends an HTTP/1 connection on which no further request was read.
-    async fn end_without_request(&self, mut connection: Http1Connection, end: NextHead) {
-        let (reason, problem) = match end {
-            NextHead::Head(_) | NextHead::Closed => return,
-            NextHead::IdleTimeout => ("idle_timeout", None),
-            NextHead::HeaderTimeout => {
-                let detail = "the request head was not complete within limits.header_timeout";
-                ("header_timeout", Some(Box::new(Problem::new(Code::RequestTimeout, detail))))
-            }
-            NextHead::Malformed(problem) => ("malformed", Some(problem)),
-            NextHead::TooLarge(limit, problem) => {
-                self.count_limited(limit);
-                ("malformed", Some(problem))
-            }
-        };
-        self.count_end(reason);
-        if let Some(problem) = problem
+    async fn end_without_request(&self, mut connection: Http1Connection, end: ConnectionEnd) {
+        end.limit.into_iter().for_each(|limit| self.count_limited(limit));
+        self.count_end(end.reason);
+        if let Some(problem) = end.problem
             && connection.write_problem(&problem).await.is_err()
         {
             return;
         }
-        self.close(connection, reason == "malformed").await;
+        self.close(connection, end.unread).await;
     }
 
     /// Closes a connection. Counts it if the client sent more of an unread body than is discarded.
@@ -228,10 +216,7 @@ impl Gateway {
     ) -> Option<Http1Connection> {
         let (stream, mut received) = connection.into_parts();
         let behind_head = received.split_off(head.length);
-        let body = match head.body {
-            BodyFraming::Length(length) => RequestBody::Length(length),
-            BodyFraming::Chunked => RequestBody::Chunked(ChunkedBody::default()),
-        };
+        let body = RequestBody::framed(head);
         let mut session = HttpSession::new(Box::new(RequestStream::new(stream, body, behind_head.into())));
         session.set_pipelined_prefix(head.in_origin_form(received));
         session.set_read_timeout(Some(limits.stall_timeout.min(limits.body_timeout)));

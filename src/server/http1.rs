@@ -7,6 +7,7 @@ use crate::base::problem::{Code, Problem};
 use crate::base::request_reply::{Request, Response};
 use crate::config::edge::Limits;
 use crate::server::deadline::Deadline;
+use crate::server::http1_body::{BodyDecoder, BodyError};
 use crate::server::http1_head::{self, RequestHead};
 use crate::server::http1_response::{self, DateHeader, LAST_CHUNK};
 use crate::server::shutdown::{ShutdownSignals, SignalPoll, is_sent};
@@ -49,6 +50,49 @@ pub(crate) enum NextHead {
     Malformed(Box<Problem>),
     /// The head is over the limit of this name.
     TooLarge(&'static str, Box<Problem>),
+}
+
+/// How Weir ends a connection on which it read no further request.
+pub(crate) struct ConnectionEnd {
+    /// The metric's `reason` label.
+    pub reason: &'static str,
+    /// The size limit that is exceeded.
+    pub limit: Option<&'static str>,
+    /// The problem that the client gets.
+    pub problem: Option<Box<Problem>>,
+    /// The client may still be sending.
+    pub unread: bool,
+}
+
+impl NextHead {
+    /// Returns the head, or how the connection ends; `None` if there is nothing to do.
+    pub(crate) fn into_head(self) -> Result<RequestHead, Option<ConnectionEnd>> {
+        let (reason, limit, problem) = match self {
+            NextHead::Head(head) => return Ok(head),
+            NextHead::Closed => return Err(None),
+            NextHead::IdleTimeout => ("idle_timeout", None, None),
+            NextHead::HeaderTimeout => {
+                let detail = "the request head was not complete within limits.header_timeout";
+                ("header_timeout", None, Some(Box::new(Problem::new(Code::RequestTimeout, detail))))
+            }
+            NextHead::Malformed(problem) => ("malformed", None, Some(problem)),
+            NextHead::TooLarge(limit, problem) => ("malformed", Some(limit), Some(problem)),
+        };
+        Err(Some(ConnectionEnd { reason, limit, problem, unread: reason == "malformed" }))
+    }
+}
+
+/// Why no complete body was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BodyEnd {
+    /// It is over the limit.
+    TooLarge,
+    /// It is not well framed.
+    Invalid,
+    /// It did not arrive within a timeout.
+    Timeout,
+    /// The connection closed.
+    Closed,
 }
 
 /// An HTTP/1 connection.
@@ -184,6 +228,37 @@ impl Http1Connection {
         self.filled -= length;
         if self.filled == 0 && self.buffer.len() > BUFFER_SIZE {
             self.buffer = vec![0; BUFFER_SIZE];
+        }
+    }
+
+    /// Reads the body of `head`, whose bytes are still in the buffer. Consumes both.
+    ///
+    /// # Errors
+    /// There is no complete and valid body within `limits`. The connection cannot be used again.
+    pub(crate) async fn read_body(&mut self, head: &RequestHead, limits: &Limits) -> Result<Vec<u8>, BodyEnd> {
+        let end = |error| if error == BodyError::TooLarge { BodyEnd::TooLarge } else { BodyEnd::Invalid };
+        self.consume(head.length);
+        let mut decoder = BodyDecoder::new(head, limits.body_bytes).map_err(end)?;
+        let expects = head.request.header("expect").is_some_and(|value| value.eq_ignore_ascii_case("100-continue"));
+        if expects && head.has_body() && self.filled == 0 && head.request.version == Version::HTTP_11 {
+            self.out.clear();
+            self.out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+            self.write(&[]).await.map_err(|_| BodyEnd::Closed)?;
+        }
+        let latest = Instant::now() + limits.body_timeout;
+        loop {
+            let taken = decoder.take(&self.buffer[..self.filled]).map_err(end)?;
+            self.consume(taken);
+            if decoder.is_complete() {
+                return Ok(decoder.into_body());
+            }
+            let left = latest.saturating_duration_since(Instant::now());
+            self.deadline.set(self.stall_timeout.min(left));
+            match poll_fn(|cx| self.poll_read(cx)).await {
+                Ok(()) => {}
+                Err(NextHead::IdleTimeout | NextHead::HeaderTimeout) => return Err(BodyEnd::Timeout),
+                Err(_) => return Err(BodyEnd::Closed),
+            }
         }
     }
 

@@ -7,12 +7,14 @@ pub(crate) mod accept;
 pub(crate) mod access_log;
 pub(crate) mod admin;
 pub(crate) mod admin_gauges;
+pub(crate) mod admin_service;
 pub(crate) mod config_reload;
 pub(crate) mod connections;
 pub(crate) mod deadline;
 pub(crate) mod diagnostics;
 pub(crate) mod gateway;
 pub(crate) mod http1;
+pub(crate) mod http1_body;
 pub(crate) mod http1_head;
 pub(crate) mod http1_response;
 pub(crate) mod http2;
@@ -31,6 +33,7 @@ use crate::base::metrics::Metrics;
 use crate::config::edge::Listener;
 use crate::config::faults::Fault;
 use crate::config::load::ConfigSource;
+use crate::engine::admin_token::{self, AdminToken};
 use crate::engine::otlp::Exporter;
 use crate::fetch::provider_query::SharedState;
 use crate::pipeline::Pipeline;
@@ -38,6 +41,7 @@ use crate::runtime::{self, Runtime};
 use crate::server::accept::ListenerContext;
 use crate::server::access_log::AccessLogger;
 use crate::server::admin::AdminEndpoints;
+use crate::server::admin_service::AdminService;
 use crate::server::config_reload::Reloader;
 use crate::server::connections::Connections;
 use crate::server::gateway::Gateway;
@@ -190,20 +194,26 @@ impl Server {
         let (shutdown, background) = (Shutdown::new(), TaskTracker::new());
         let (runtime, shared, predecessor) = (self.runtime.clone(), self.shared.clone(), self.predecessor);
         accept_clients(self.listeners, &self.gateway, &runtime, &shared, &shutdown, &background)?;
-        let reloader = Reloader::new(runtime.clone(), shared.clone(), log);
+        let directories = runtime.source().runtime_directories();
+        let admin_token = Arc::new(AdminToken::new(self.admin.local_addr()?, directories));
+        if let Some((_, token)) = predecessor.as_ref().and_then(|predecessor| predecessor.admin_token.as_ref()) {
+            admin_token.inherit(token);
+        }
+        let reloader = Reloader::new(runtime.clone(), shared.clone(), log, admin_token.clone());
         let admin = AdminEndpoints {
             runtime: runtime.clone(),
             shared: shared.clone(),
             draining: shutdown.draining.clone(),
             reloader: reloader.clone(),
+            token: admin_token.clone(),
         };
-        background.spawn(accept::accept_admin(listen(self.admin)?, Arc::new(admin), shutdown.admin_signal()));
+        background.spawn(AdminService::new(admin).accept(listen(self.admin)?, shutdown.admin_signals()));
         background.spawn(reloader.clone().watch_files());
         // Before `ready`: a signal without a handler ends the process at once.
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         background.spawn(reloader.watch_hangup(signal(SignalKind::hangup())?));
         background.spawn(sweep(runtime.clone()));
-        let handoff = start_handoff(&runtime, predecessor, sockets).await;
+        let handoff = start_handoff(&runtime, predecessor, sockets, &admin_token).await;
         ready();
         systemd::ready();
         let taken_over = async {
@@ -220,6 +230,10 @@ impl Server {
         shutdown.start(&cause, &shared);
         report_shutdown(&cause, handoff);
         shutdown.drain(&cause, &runtime).await;
+        // A successor has replaced or removed the file.
+        if matches!(cause, ShutdownCause::Signal) {
+            admin_token.remove_file();
+        }
         let _ = tokio::task::spawn_blocking(move || exporter.get().into_iter().flatten().for_each(Exporter::shutdown))
             .await;
         Ok(())
@@ -281,10 +295,12 @@ async fn start_handoff(
     runtime: &Arc<Runtime>,
     predecessor: Option<Predecessor>,
     sockets: Vec<BoundSocket>,
+    admin_token: &Arc<AdminToken>,
 ) -> Option<Handoff> {
     let address = UpgradeAddress::of(&runtime.started().upgrade, &runtime.source().directory);
-    let mut listener = None;
-    if let Some(predecessor) = predecessor {
+    let (mut listener, mut inherited) = (None, None);
+    if let Some(mut predecessor) = predecessor {
+        inherited = predecessor.admin_token.take();
         let next = address.clone();
         let relieved = tokio::task::spawn_blocking(move || predecessor.relieve(next.as_ref())).await;
         listener = relieved.unwrap_or_else(|error| Err(error.to_string())).unwrap_or_else(|why| {
@@ -292,11 +308,16 @@ async fn start_handoff(
             None
         });
     }
+    // Only now: before, the old process needs its file.
+    config_reload::store_admin_token(runtime, admin_token);
+    if let Some((old, token)) = inherited.filter(|(old, _)| *old != admin_token.address() || !admin_token.is_stored()) {
+        admin_token::remove_file_of(&runtime.source().runtime_directories(), old, &token);
+    }
     let address = address?;
     let failed = |error| {
         warn!("upgrades are not possible: cannot listen on upgrade.socket ({address}): {error}");
     };
-    Handoff::new(address.clone(), listener, sockets, runtime).map_err(failed).ok()
+    Handoff::new(address.clone(), listener, sockets, runtime, admin_token.clone()).map_err(failed).ok()
 }
 
 /// Reports the start of the shutdown to the log and to the service manager. Ends the offer of the sockets.

@@ -4,7 +4,8 @@
 //! the body is its next request; it stays here until the response is written.
 
 use crate::engine::checked_stream::find_cause;
-use crate::rules::chunked::{ChunkFault, ChunkedBody};
+use crate::rules::chunked::ChunkFault;
+use crate::server::http1_body::RequestBody;
 use async_trait::async_trait;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::tls::SslDigest;
@@ -20,37 +21,6 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// The size of the buffer for bytes that are checked, in bytes.
 const BUFFER_SIZE: usize = 8 << 10;
-
-/// How the body of a request ends.
-#[derive(Debug)]
-pub(crate) enum RequestBody {
-    /// After this many bytes.
-    Length(u64),
-    /// With its last chunk.
-    Chunked(ChunkedBody),
-}
-
-impl RequestBody {
-    fn is_complete(&self) -> bool {
-        match self {
-            Self::Length(left) => *left == 0,
-            Self::Chunked(body) => body.is_complete(),
-        }
-    }
-
-    /// Moves the body's bytes to `out`. Returns how many bytes belong to it.
-    fn read(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<usize, ChunkFault> {
-        match self {
-            Self::Length(left) => {
-                let length = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
-                out.extend_from_slice(&bytes[..length]);
-                *left -= length as u64;
-                Ok(length)
-            }
-            Self::Chunked(body) => body.read(bytes, out),
-        }
-    }
-}
 
 /// A client's connection while one of its requests is forwarded.
 #[derive(Debug)]

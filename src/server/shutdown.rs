@@ -33,7 +33,7 @@ pub(crate) struct Shutdown {
     pub connections: TaskTracker,
 }
 
-/// The shutdown signals for a client connection. Each changes at most once.
+/// The shutdown signals for a connection. Each changes at most once.
 #[derive(Clone)]
 pub(crate) struct ShutdownSignals {
     /// The next request on the connection is the last one.
@@ -53,9 +53,9 @@ impl Shutdown {
         ShutdownSignals { last_request: self.last_request.subscribe(), close_idle: self.close_idle.subscribe() }
     }
 
-    /// Returns the signal for the admin listener.
-    pub(crate) fn admin_signal(&self) -> watch::Receiver<bool> {
-        self.stop_admin.subscribe()
+    /// Returns the signals for the admin listener. Its connections close as soon as it stops accepting.
+    pub(crate) fn admin_signals(&self) -> ShutdownSignals {
+        ShutdownSignals { last_request: self.stop_admin.subscribe(), close_idle: self.stop_admin.subscribe() }
     }
 
     /// Starts the shutdown: the listeners stop accepting.

@@ -4,6 +4,7 @@
 //! accepts connections. Until then the old process serves as before, so a failed upgrade has no effect on it. Each
 //! process checks that the other one runs as the same user.
 
+use crate::engine::admin_token::AdminToken;
 use crate::runtime::Runtime;
 use crate::server::upgrade_socket::{self, MAX_SOCKETS, UpgradeAddress};
 use serde_json::{Value, json};
@@ -31,6 +32,8 @@ pub(crate) struct Predecessor {
     listener: UnixListener,
     /// Signs page tokens if the configuration has no key. With it, page tokens of the old process stay valid.
     pub key: [u8; 32],
+    /// The token that the predecessor made for its admin listener, and the address of that listener.
+    pub admin_token: Option<(SocketAddr, String)>,
 }
 
 impl Predecessor {
@@ -44,7 +47,7 @@ impl Predecessor {
         upgrade_socket::peer_pid(&stream).map_err(failed)?;
         stream.write_all(REQUEST.as_bytes()).map_err(|e| failed(e.to_string()))?;
         let (message, fds) = upgrade_socket::receive(&mut stream).map_err(|e| failed(e.to_string()))?;
-        let (addresses, key) = parse_message(&message).map_err(failed)?;
+        let Message { addresses, key, admin_token } = parse_message(&message).map_err(failed)?;
         if fds.len() != addresses.len() + 1 {
             return Err(failed(format!("received {} sockets, expected {}", fds.len(), addresses.len() + 1)));
         }
@@ -53,7 +56,7 @@ impl Predecessor {
         let sockets = sockets.map(|(address, fd)| (address, TcpListener::from(fd))).collect();
         let listener = fds.next().map(UnixListener::from);
         let listener = listener.ok_or_else(|| failed("the socket of upgrade.socket is missing".to_owned()))?;
-        Ok(Self { stream, address: address.clone(), sockets, listener, key })
+        Ok(Self { stream, address: address.clone(), sockets, listener, key, admin_token })
     }
 
     /// Takes the socket that was configured for `address`, or else the one that is bound to it.
@@ -100,6 +103,7 @@ struct HandoffContents {
     sockets: Vec<BoundSocket>,
     listener: OwnedFd,
     key: [u8; 32],
+    admin_token: Arc<AdminToken>,
 }
 
 impl Handoff {
@@ -113,10 +117,12 @@ impl Handoff {
         listener: Option<UnixListener>,
         sockets: Vec<BoundSocket>,
         runtime: &Runtime,
+        admin_token: Arc<AdminToken>,
     ) -> io::Result<Self> {
         let listener = listener.map_or_else(|| address.listen(), Ok)?;
         listener.set_nonblocking(true)?;
-        let contents = HandoffContents { sockets, listener: listener.try_clone()?.into(), key: runtime.random() };
+        let (copy, key) = (listener.try_clone()?.into(), runtime.random());
+        let contents = HandoffContents { sockets, listener: copy, key, admin_token };
         let listener = tokio::net::UnixListener::from_std(listener)?;
         Ok(Self { address, listener, contents: Arc::new(contents) })
     }
@@ -151,7 +157,10 @@ fn hand_over(mut stream: UnixStream, contents: &HandoffContents) -> io::Result<u
     let pid = upgrade_socket::peer_pid(&stream).map_err(io::Error::other)?;
     upgrade_socket::expect(&mut stream, REQUEST)?;
     let addresses: Vec<String> = contents.sockets.iter().map(|socket| socket.address.to_string()).collect();
-    let message = json!({ "sockets": addresses, "page_token_key": hex::encode(contents.key) });
+    let mut message = json!({ "sockets": addresses, "page_token_key": hex::encode(contents.key) });
+    if let Some(token) = contents.admin_token.get() {
+        message["admin_token"] = json!({ "address": contents.admin_token.address().to_string(), "token": token });
+    }
     let fds: Vec<BorrowedFd<'_>> =
         contents.sockets.iter().map(|socket| &socket.fd).chain([&contents.listener]).map(AsFd::as_fd).collect();
     if fds.len() > MAX_SOCKETS {
@@ -163,8 +172,15 @@ fn hand_over(mut stream: UnixStream, contents: &HandoffContents) -> io::Result<u
     Ok(pid)
 }
 
-/// Reads the addresses and the key from the message that comes with the sockets.
-fn parse_message(message: &str) -> Result<(Vec<SocketAddr>, [u8; 32]), String> {
+/// The content of the message that comes with the sockets.
+struct Message {
+    addresses: Vec<SocketAddr>,
+    key: [u8; 32],
+    /// `None` if the old process has none, or is of a version that does not send it.
+    admin_token: Option<(SocketAddr, String)>,
+}
+
+fn parse_message(message: &str) -> Result<Message, String> {
     let message: Value = serde_json::from_str(message).map_err(|e| format!("the message is not valid JSON: {e}"))?;
     let addresses = message["sockets"].as_array().ok_or("the message has no list `sockets`")?;
     let address = |address: &Value| address.as_str().and_then(|text| text.parse().ok());
@@ -173,5 +189,7 @@ fn parse_message(message: &str) -> Result<(Vec<SocketAddr>, [u8; 32]), String> {
     let digits = digits.ok_or("`page_token_key` is missing, or does not have 64 digits")?;
     let mut key = [0; 32];
     hex::decode_to_slice(digits, &mut key).map_err(|_| "`page_token_key` is not hexadecimal")?;
-    Ok((addresses.ok_or("`sockets` contains an invalid address")?, key))
+    let admin_token = &message["admin_token"];
+    let admin_token = address(&admin_token["address"]).zip(admin_token["token"].as_str().map(str::to_owned));
+    Ok(Message { addresses: addresses.ok_or("`sockets` contains an invalid address")?, key, admin_token })
 }

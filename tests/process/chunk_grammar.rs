@@ -87,7 +87,7 @@ fn a_chunk_that_two_servers_read_differently_is_400_and_never_a_complete_body() 
         for parts in
             [vec![format!("{head}{body}")], vec![head.clone(), body.clone()], vec![head + half, rest.to_owned()]]
         {
-            let parts: Vec<&[u8]> = parts.iter().map(|part| part.as_bytes()).collect();
+            let parts: Vec<&[u8]> = parts.iter().map(String::as_bytes).collect();
             let response =
                 exchange(&weir, &parts).unwrap_or_else(|| panic!("{name}: Weir did not close the connection"));
             assert_eq!(statuses(&response), ["400"], "{name}: {response}");

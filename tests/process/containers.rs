@@ -170,11 +170,17 @@ fn weir_and_simulator_run_on_a_read_only_file_system() {
         run.env(format!("{name}_BASE_URL"), format!("http://{}", sim.address));
     }
     run.env("VECTARA_API_KEY", "zut_sim").env("WEIR_CONFIG", config.directory.path());
-    let mut weir = Process::start(run.env("WEIR_LISTEN", "127.0.0.1:0").env("WEIR_ADMIN", "127.0.0.1:0").arg("run"));
+    let mut weir = Process::start(
+        run.env("WEIR_LISTEN", "127.0.0.1:0").env("WEIR_ADMIN", "127.0.0.1:0").env_remove("XDG_RUNTIME_DIR").arg("run"),
+    );
     let line = wait_for_line(&weir.stderr, "listening http=");
     let (http, admin) = line.split_once(" admin=").unwrap();
     assert_eq!(send(http.parse().unwrap(), "GET", VECTARA, &[("X-API-Key", "open")]).status, 200);
-    assert_eq!(send(admin.parse().unwrap(), "POST", "/reload", &[]).status, 200);
+    // Weir can store no token of its own, so it refuses changes, and says what would permit them.
+    let refused = send(admin.parse().unwrap(), "POST", "/reload", &[]);
+    assert_eq!(refused.code(), (403, "forbidden".into()));
+    assert!(refused.json()["detail"].as_str().unwrap().contains("WEIR_ADMIN_TOKEN"), "{}", refused.json());
+    assert_eq!(send(admin.parse().unwrap(), "GET", "/config", &[]).status, 200);
     weir.signal("TERM");
     assert!(weir.wait().success());
 }

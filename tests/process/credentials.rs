@@ -329,8 +329,7 @@ fn a_forwarded_key_reaches_the_provider_and_scopes_cache_entries() {
     assert_eq!(get_with_own_key(&weir, "team-b", "zut_sim", "/v1/agents/agt_load_4/sessions").status, 200);
     // A purge of a client that sends its own keys removes every entry that such keys fetched.
     let body = json!({ "client": "team-a" }).to_string();
-    let head = request("POST", "/cache/purge", &[("Content-Length", &body.len().to_string())]);
-    let purged = send_bytes(weir.admin, &[&head[..], body.as_bytes()].concat()).json()["purged"].as_u64().unwrap();
+    let purged = weir.post_admin("/cache/purge", &body).json()["purged"].as_u64().unwrap();
     assert!(purged >= 3, "{purged}");
     assert!(!hit(&get_with_own_key(&weir, "team-a", "zut_sim", unified)) && hit(&weir.get(unified)));
 }

@@ -117,10 +117,7 @@ fn every_session_appears_once_and_in_order_for_any_sources_and_limit() {
 }
 
 pub(crate) fn purge_all(weir: &Weir) {
-    let body = "{\"all\": true}";
-    let mut bytes = request("POST", "/cache/purge", &[("Content-Length", &body.len().to_string())]);
-    bytes.extend_from_slice(body.as_bytes());
-    assert_eq!(send_bytes(weir.admin, &bytes).status, 200);
+    assert_eq!(weir.post_admin("/cache/purge", "{\"all\": true}").status, 200);
 }
 
 /// Four sources of nine sessions each, whose creation times alternate between the sources.

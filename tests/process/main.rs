@@ -11,6 +11,7 @@
 )]
 #![allow(unreachable_pub, clippy::needless_pass_by_value)]
 
+mod admin;
 mod api;
 mod audit;
 mod cache;
@@ -20,6 +21,7 @@ mod chunk_grammar;
 mod command;
 mod compatibility;
 mod config_faults;
+mod config_files;
 mod connection_limits;
 mod containers;
 mod cors;

@@ -306,9 +306,7 @@ fn an_entry_purged_while_a_request_waits_is_not_served_stale_to_it() {
     let waiter = weir.clone();
     let waiter = std::thread::spawn(move || waiter.get(VECTARA));
     wait_until("the request waits for the provider", || sim.calls() == 2);
-    let body = "{\"all\":true}";
-    let head = request("POST", "/cache/purge", &[("Content-Length", &body.len().to_string())]);
-    assert_eq!(send_bytes(weir.admin, &[&head[..], body.as_bytes()].concat()).json()["purged"], 1);
+    assert_eq!(weir.post_admin("/cache/purge", "{\"all\":true}").json()["purged"], 1);
     assert_eq!(waiter.join().unwrap().code(), (504, "provider_timeout".into()));
 }
 

@@ -4,10 +4,7 @@ use crate::support::*;
 use serde_json::{Value, json};
 
 fn purge(weir: &Weir, body: &Value) -> Response {
-    let body = body.to_string();
-    let mut bytes = request("POST", "/cache/purge", &[("Content-Length", &body.len().to_string())]);
-    bytes.extend_from_slice(body.as_bytes());
-    send_bytes(weir.admin, &bytes)
+    weir.post_admin("/cache/purge", &body.to_string())
 }
 
 fn is_hit(weir: &Weir, key: &str, target: &str) -> bool {

@@ -64,7 +64,7 @@ fn parse_response(bytes: &[u8]) -> Option<Response> {
 
 /// Builds a request without a body that closes its connection.
 pub fn request(method: &str, target: &str, headers: &[(&str, &str)]) -> Vec<u8> {
-    let mut text = format!("{method} {target} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n");
+    let mut text = format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
     for (name, value) in headers {
         text += &format!("{name}: {value}\r\n");
     }
@@ -264,6 +264,8 @@ impl Sim {
 /// A temporary copy of the shipped configuration directory.
 pub struct Config {
     pub directory: TempDir,
+    /// Where the gateway stores the token of its admin listener.
+    pub runtime: TempDir,
     env: Vec<(String, String)>,
 }
 
@@ -292,7 +294,7 @@ impl Config {
     pub fn shipped() -> Self {
         let directory = TempDir::new().unwrap();
         copy(&repository().join("config"), directory.path());
-        let config = Self { directory, env: Vec::new() };
+        let config = Self { directory, runtime: TempDir::new().unwrap(), env: Vec::new() };
         config.clients(CLIENTS)
     }
 
@@ -337,12 +339,20 @@ impl Config {
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(weir_program());
         command.arg("--config").arg(self.directory.path()).args(arguments);
-        for name in ["WEIR_CONFIG", "WEIR_ADMIN_TOKEN"] {
+        for name in ["WEIR_CONFIG", "WEIR_ADMIN_TOKEN", "RUNTIME_DIRECTORY"] {
             command.env_remove(name);
         }
         command.env("WEIR_LISTEN", "127.0.0.1:0").env("WEIR_ADMIN", "127.0.0.1:0");
+        command.env("XDG_RUNTIME_DIR", self.runtime.path());
         command.envs(self.env.iter().map(|(n, v)| (n, v)));
         command
+    }
+
+    /// The `Authorization` of the token that the gateway at this address made.
+    pub fn admin_authorization(&self, admin: SocketAddr) -> String {
+        let file = self.runtime.path().join(format!("weir/admin-{admin}.token"));
+        let token = fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        format!("Bearer {}", token.trim())
     }
 
     /// Starts `weir` with the simulator as its providers.
@@ -426,6 +436,19 @@ impl Weir {
         send(self.admin, method, path, &[])
     }
 
+    /// The `Authorization` of the token that this gateway made for its admin listener.
+    pub fn admin_authorization(&self) -> String {
+        self.config.admin_authorization(self.admin)
+    }
+
+    /// Sends a JSON body to the admin listener, with its token.
+    pub fn post_admin(&self, path: &str, body: &str) -> Response {
+        let (length, token) = (body.len().to_string(), self.admin_authorization());
+        let mut headers = vec![("Authorization", token.as_str()), ("Content-Length", length.as_str())];
+        headers.extend((!body.is_empty()).then_some(("Content-Type", "application/json")));
+        send_bytes(self.admin, &[&request("POST", path, &headers)[..], body.as_bytes()].concat())
+    }
+
     pub fn metrics(&self) -> String {
         String::from_utf8(self.admin("GET", "/metrics").body).unwrap()
     }
@@ -439,15 +462,12 @@ impl Weir {
 
     /// Makes every cache entry stale. Returns the number of entries.
     pub fn make_stale(&self) -> u64 {
-        let body = "{\"all\": true, \"mode\": \"soft\"}";
-        let mut bytes = request("POST", "/cache/purge", &[("Content-Length", &body.len().to_string())]);
-        bytes.extend_from_slice(body.as_bytes());
-        send_bytes(self.admin, &bytes).json()["purged"].as_u64().unwrap()
+        self.post_admin("/cache/purge", "{\"all\": true, \"mode\": \"soft\"}").json()["purged"].as_u64().unwrap()
     }
 
     /// Reloads through the admin listener. Returns status and body.
     pub fn reload(&self) -> (u16, Value) {
-        let response = self.admin("POST", "/reload");
+        let response = self.post_admin("/reload", "");
         (response.status, response.json())
     }
 }

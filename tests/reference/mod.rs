@@ -27,8 +27,11 @@ pub enum Reading {
     Invalid,
 }
 
-/// Returns the first line without its end, and the rest; `None` if it is incomplete. An error: it has a bare CR or LF.
-fn line(bytes: &[u8]) -> Result<Option<(&[u8], &[u8])>, ()> {
+/// A line without its end, and the rest.
+type Line<'b> = (&'b [u8], &'b [u8]);
+
+/// Returns the first line; `None` if it is incomplete. An error: it has a bare CR or LF.
+fn line(bytes: &[u8]) -> Result<Option<Line<'_>>, ()> {
     match bytes.iter().position(|byte| matches!(byte, b'\r' | b'\n')) {
         None => Ok(None),
         Some(end) if bytes[end..].starts_with(b"\r\n") => Ok(Some((&bytes[..end], &bytes[end + 2..]))),
