@@ -6,6 +6,7 @@ pub(crate) mod cache_control;
 pub(crate) mod cors;
 pub(crate) mod error_rules;
 pub(crate) mod fields;
+pub(crate) mod forwarding;
 pub(crate) mod freshness;
 pub(crate) mod hop_by_hop;
 pub(crate) mod mapping;

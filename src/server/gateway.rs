@@ -12,6 +12,8 @@ use crate::pipeline::{Handled, Pipeline};
 use crate::runtime;
 use crate::server::access_log::AccessLogger;
 use crate::server::http1::{ConnectionEnd, Http1Connection};
+use crate::server::http1_body;
+use crate::server::http1_head::RequestHead;
 use crate::server::http2_stream::Http2Stream;
 use crate::server::proxy::{PassThrough, ProxyContext};
 use crate::server::request_log::{Counters, InFlight, RequestLog};
@@ -173,7 +175,7 @@ impl Gateway {
                     return self.close(connection, head.has_body).await;
                 }
                 NextStep::Forward(context) => {
-                    match self.forward(connection, context, remaining, limits, signals).await {
+                    match self.forward(connection, &head, context, remaining, limits, signals).await {
                         Some(next) => (connection, idle_since) = (next, now()),
                         None => return,
                     }
@@ -205,12 +207,18 @@ impl Gateway {
     async fn forward(
         &self,
         connection: Http1Connection,
+        head: &RequestHead,
         context: ProxyContext,
         remaining: u32,
         limits: &Limits,
         signals: &ShutdownSignals,
     ) -> Option<Http1Connection> {
-        let (stream, received) = connection.into_parts();
+        let (stream, mut received) = connection.into_parts();
+        // Pingora gets this request only. It would close the connection if it got the next one too.
+        let next = received.split_off(http1_body::end_of_request(head, &received));
+        // Behind a request to upgrade, these bytes may be of another protocol. They are not read, and this is the last
+        // request.
+        let remaining = if !next.is_empty() && head.request.headers.contains("upgrade") { 0 } else { remaining };
         let mut session = HttpSession::new(stream);
         session.set_pipelined_prefix(received);
         session.set_read_timeout(Some(limits.stall_timeout.min(limits.body_timeout)));
@@ -221,7 +229,9 @@ impl Gateway {
         let process = self.proxy.process_new_http(ServerSession::H1(session), &signals.last_request);
         let reused = context.scope(process).await?;
         let (stream, _) = reused.consume();
-        Some(Http1Connection::new(stream, limits, signals))
+        let mut connection = Http1Connection::new(stream, limits, signals);
+        connection.put_back(&next);
+        Some(connection)
     }
 
     /// Serves the request of an HTTP/2 stream.

@@ -222,6 +222,13 @@ impl Http1Connection {
         }
     }
 
+    /// Puts bytes that were received already in front of those to read. The buffer must be empty.
+    pub(crate) fn put_back(&mut self, bytes: &[u8]) {
+        self.buffer.resize(self.buffer.len().max(bytes.len()), 0);
+        self.buffer[..bytes.len()].copy_from_slice(bytes);
+        self.filled = bytes.len();
+    }
+
     /// Reads the body of `head`, whose bytes are still in the buffer. Consumes both.
     ///
     /// # Errors

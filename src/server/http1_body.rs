@@ -102,7 +102,7 @@ impl BodyDecoder {
                     let Some(line) = line(MAX_LINE)? else { return Ok(taken) };
                     taken += line.len() + 2;
                     let size = chunk_size(line).ok_or(BodyError::Invalid)?;
-                    if self.body.len() as u64 + size > self.limit {
+                    if (self.body.len() as u64).saturating_add(size) > self.limit {
                         return Err(BodyError::TooLarge);
                     }
                     self.expected = if size == 0 { Expected::End } else { Expected::Chunk(size) };
@@ -135,6 +135,17 @@ fn chunk_size(line: &[u8]) -> Option<u64> {
         return None;
     }
     u64::from_str_radix(text(digits)?, 16).ok()
+}
+
+/// Returns the end of the request in `received`, which begins with `head`. It is the end of `received` if the body is not
+/// complete yet.
+pub(crate) fn end_of_request(head: &RequestHead, received: &[u8]) -> usize {
+    let body = received.get(head.length..).unwrap_or_default();
+    let end = BodyDecoder::new(head, u64::MAX).and_then(|mut decoder| {
+        let taken = decoder.take(body)?;
+        Ok(decoder.is_complete().then_some(head.length + taken))
+    });
+    end.ok().flatten().unwrap_or(received.len())
 }
 
 #[cfg(test)]
