@@ -16,11 +16,11 @@ use crate::engine::upstream::{ForwardPeer, Peer};
 use crate::fetch::provider_admission::{self, CallInFlight};
 use crate::fetch::provider_query::{ProviderIdentity, ProviderQuery, SharedState};
 use crate::pipeline::{problems, respond};
-use crate::rules::hop_by_hop;
 use crate::rules::purge::Subject;
+use crate::rules::{forwarding, hop_by_hop};
 use crate::runtime::snapshot::{Provider, Snapshot};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -95,6 +95,10 @@ pub struct ProviderHead {
     pub credential: Option<(HeaderName, HeaderValue)>,
     /// Trace context headers, if the request is traced.
     pub trace: Vec<(HeaderName, HeaderValue)>,
+    /// `Via`, in addition to the client's.
+    pub via: (HeaderName, HeaderValue),
+    /// `Max-Forwards`, one less than the client's.
+    pub max_forwards: Option<(HeaderName, HeaderValue)>,
 }
 
 /// What to do with the provider's response.
@@ -222,7 +226,7 @@ impl Forward {
 
     /// Returns the changes to the head of the client's request.
     #[must_use]
-    pub fn provider_head(&self, headers: &HeaderMap) -> ProviderHead {
+    pub fn provider_head(&self, version: Version, headers: &HeaderMap) -> ProviderHead {
         let target = &self.provider().target;
         ProviderHead {
             path_and_query: target.path(&self.request.path_and_query),
@@ -232,11 +236,13 @@ impl Forward {
             close: self.request.method == http::Method::HEAD,
             credential: self.credential_header.header.clone(),
             trace: if self.record.steps.context().is_some() { self.record.steps.headers() } else { Vec::new() },
+            via: forwarding::via(version),
+            max_forwards: forwarding::decremented(&self.request.method, headers),
         }
     }
 
     /// Decides what to do with the provider's response. Updates the breaker, the quota and the cache from its status.
-    pub fn response_action(&mut self, status: u16, headers: &HeaderMap) -> ResponseAction {
+    pub fn response_action(&mut self, version: Version, status: u16, headers: &HeaderMap) -> ResponseAction {
         self.retire_doubtful_connection(status, headers);
         self.count(&status.to_string());
         if status == 401 && !self.renewed && self.identity.credential.invalidate(&self.credential_header) {
@@ -262,7 +268,7 @@ impl Forward {
         self.record.status = status;
         self.record.steps.attribute("http.response.status_code", || TraceAttribute::Number(status.into()));
         let (drop, mut add) = self.header_changes(headers);
-        add.extend(self.cors_headers.iter().cloned());
+        add.extend(self.cors_headers.iter().cloned().chain([forwarding::via(version)]));
         ResponseAction::Forward { drop, set: self.headers_to_set(), add }
     }
 

@@ -34,6 +34,7 @@ use crate::pipeline::respond::Content;
 use crate::pipeline::routes::RouteResult;
 use crate::pipeline::watch::{WatchRequest, WatchStream, WatchTopics};
 use crate::rules::cors;
+use crate::rules::forwarding;
 use crate::rules::native_routes::NativeMatch;
 use crate::rules::request_limits;
 use crate::rules::route::{NO_ROUTE, Route, RouteMatch};
@@ -158,6 +159,10 @@ impl Pipeline {
         let client = admission::authenticate(context, record)?;
         native::check_permitted(&context.snapshot, client, provider)?;
         context.providers = vec![provider];
+        let request = context.request;
+        if forwarding::ends_here(&request.method, request.headers.get_all("max-forwards")) {
+            return Ok(RouteResult::Options);
+        }
         let identity = ProviderIdentity::of(&context.snapshot, client, provider, &context.request.headers)?;
         match native::action(&context.snapshot, client, &identity, native_match, context.request)? {
             NativeAction::Read(query) => routes::native_read(context, client, &query, record).await,
@@ -196,6 +201,7 @@ impl Pipeline {
                 response.headers.extend(cors_headers);
                 return Handled::Watch(response, stream);
             }
+            (Ok(RouteResult::Options), _) => respond::options(problems::FORWARDED_METHODS, &buckets, record),
             (Ok(RouteResult::NoContent), _) => respond::no_content(&buckets, record),
             (Ok(RouteResult::Content(content)), _) => respond::content(context.request, content, &buckets, record, now),
             (Err(problem), None) => respond::problem(&problem, &buckets, record, now),

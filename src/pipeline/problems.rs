@@ -25,7 +25,7 @@ use std::time::Duration;
 const TOKEN_RETRY: Duration = Duration::from_secs(5);
 
 /// Methods that are forwarded to a provider's own API.
-const FORWARDED_METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
+pub(crate) const FORWARDED_METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
 
 fn problem(code: Code, detail: &(impl ToString + ?Sized)) -> Box<Problem> {
     Box::new(Problem::new(code, detail.to_string()))

@@ -202,6 +202,14 @@ pub(crate) fn no_content(buckets: &[&Bucket], record: &mut RequestRecord) -> Res
     Response { status: 204, headers, body: Body::default() }
 }
 
+/// Returns the response to an `OPTIONS` request whose `Max-Forwards` is 0.
+#[must_use]
+pub(crate) fn options(allow: &str, buckets: &[&Bucket], record: &mut RequestRecord) -> Response {
+    let mut response = no_content(buckets, record);
+    response.headers.push("allow", allow);
+    response
+}
+
 /// Returns the response to a CORS preflight request.
 #[must_use]
 pub(crate) fn preflight(cors_headers: Vec<(HeaderName, HeaderValue)>, record: &mut RequestRecord) -> Response {

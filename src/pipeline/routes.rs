@@ -32,6 +32,8 @@ pub(crate) enum RouteResult {
     Watch(Box<WatchStream>),
     /// No body, because a watched session has ended and the client has its last state.
     NoContent,
+    /// An `OPTIONS` request that Weir must not forward: the methods that it forwards.
+    Options,
 }
 
 /// `GET /v1/providers`.

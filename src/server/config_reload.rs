@@ -145,3 +145,46 @@ impl Reloader {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::metrics::Metrics;
+    use crate::config::load::ConfigSource;
+    use crate::config::weir::LogLevel;
+    use crate::server::diagnostics;
+
+    fn reloader() -> Arc<Reloader> {
+        let source = ConfigSource::new(concat!(env!("CARGO_MANIFEST_DIR"), "/config"));
+        let runtime = Runtime::start(source, [0; 32], runtime::now()).unwrap();
+        let shared = Arc::new(SharedState::new(Metrics::new().unwrap(), 1 << 20, 1 << 20));
+        let token = AdminToken::new(([127, 0, 0, 1], 1).into(), Vec::new());
+        Reloader::new(Arc::new(runtime), shared, diagnostics::start(LogLevel::Error), Arc::new(token))
+    }
+
+    #[tokio::test]
+    async fn a_reload_behind_a_blocked_one_ends_at_its_deadline() {
+        let reloader = reloader();
+        let blocked = reloader.permit.clone().acquire_owned().await.unwrap();
+        let Reloaded::Refused(faults) = reloader.reload_within(Duration::from_millis(20)).await else {
+            panic!("the reload was not refused")
+        };
+        assert!(faults[0].message.contains("did not end within"), "{faults:?}");
+        assert!(reloader.runtime.last_error().is_some());
+        drop(blocked);
+        let unchanged = reloader.reload_within(Duration::from_secs(60)).await;
+        assert!(matches!(unchanged, Reloaded::Unchanged { .. }), "{unchanged:?}");
+        assert!(reloader.runtime.last_error().is_none());
+    }
+
+    #[test]
+    fn a_reload_whose_caller_has_given_up_changes_nothing() {
+        let reloader = reloader();
+        let claim = ReloadClaim::default();
+        assert!(claim.claim());
+        let _ = reloader.runtime.refuse_slow_reload(Duration::from_secs(1), runtime::now());
+        let outcome = reloader.runtime.reload(runtime::now(), &claim);
+        assert!(matches!(outcome, Reloaded::Refused(_)), "{outcome:?}");
+        assert!(reloader.runtime.last_error().is_some(), "the error stays");
+    }
+}

@@ -229,7 +229,9 @@ impl Gateway {
         let process = self.proxy.process_new_http(ServerSession::H1(session), &signals.last_request);
         let reused = context.scope(process).await?;
         let (stream, received) = RequestStream::unwrap(reused.consume().0)?;
-        Some(Http1Connection::with_received(stream, received, limits, signals))
+        let mut connection = Http1Connection::new(stream, limits, signals);
+        connection.put_back(&received);
+        Some(connection)
     }
 
     /// Serves the request of an HTTP/2 stream.

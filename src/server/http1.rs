@@ -139,15 +139,6 @@ impl Http1Connection {
         }
     }
 
-    /// Wraps a connection of which these bytes were read already.
-    #[must_use]
-    pub(crate) fn with_received(stream: Stream, received: Vec<u8>, limits: &Limits, signals: &ShutdownSignals) -> Self {
-        let mut connection = Self::new(stream, limits, signals);
-        connection.filled = received.len();
-        connection.buffer.splice(..received.len().min(BUFFER_SIZE), received);
-        connection
-    }
-
     /// Returns whether the server is shutting down, so that the current request is the last one.
     #[must_use]
     pub(crate) fn is_last_request(&self) -> bool {
@@ -229,6 +220,13 @@ impl Http1Connection {
         if self.filled == 0 && self.buffer.len() > BUFFER_SIZE {
             self.buffer = vec![0; BUFFER_SIZE];
         }
+    }
+
+    /// Puts bytes that were received already in front of those to read. The buffer must be empty.
+    pub(crate) fn put_back(&mut self, bytes: &[u8]) {
+        self.buffer.resize(self.buffer.len().max(bytes.len()), 0);
+        self.buffer[..bytes.len()].copy_from_slice(bytes);
+        self.filled = bytes.len();
     }
 
     /// Reads the body of `head`, whose bytes are still in the buffer. Consumes both.

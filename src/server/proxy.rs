@@ -171,7 +171,8 @@ impl ProxyHttp for PassThrough {
     ) -> pingora::Result<()> {
         let Some(ActiveRequest { forward, .. }) = &context.active else { return no_forward() };
         // Pingora has removed `Connection` from `request`, so its options are read from the client's header.
-        let head = forward.provider_head(&session.req_header().headers);
+        let client_version = session.req_header().version;
+        let head = forward.provider_head(client_version, &session.req_header().headers);
         for name in &head.drop {
             request.remove_header(name);
         }
@@ -179,13 +180,14 @@ impl ProxyHttp for PassThrough {
         request.set_uri(uri.map_err(|e| Error::because(ErrorType::InvalidHTTPHeader, "invalid path", e))?);
         request.insert_header(header::HOST, head.authority)?;
         // An HTTP/1.0 client sends its body at once (RFC 9110, section 10.1.1).
-        if session.req_header().version == Version::HTTP_10 {
+        if client_version == Version::HTTP_10 {
             request.remove_header(&header::EXPECT);
         }
         if head.close {
             request.insert_header(header::CONNECTION, "close")?;
         }
-        for (name, value) in head.credential.into_iter().chain(head.trace) {
+        request.append_header(head.via.0, head.via.1)?;
+        for (name, value) in head.credential.into_iter().chain(head.trace).chain(head.max_forwards) {
             request.insert_header(name, value)?;
         }
         Ok(())
@@ -227,7 +229,7 @@ impl ProxyHttp for PassThrough {
         if response.status.is_informational() {
             return remove_interim_fields(response);
         }
-        match forward.response_action(response.status.as_u16(), &response.headers) {
+        match forward.response_action(response.version, response.status.as_u16(), &response.headers) {
             ResponseAction::Forward { drop, set, add } => {
                 for name in &drop {
                     response.remove_header(name);
@@ -322,7 +324,8 @@ impl ProxyHttp for PassThrough {
             return no_response;
         }
         let (method, status) = (session.req_header().method.clone(), response.status);
-        session.as_downstream_mut().set_close_on_response_before_downstream_finish(true);
+        // The connection closes, because the client may still be sending; the response says so.
+        session.as_downstream_mut().set_keepalive(None);
         let _ = write_response(session.as_downstream_mut(), &method, response).await;
         FailToProxy { error_code: status, can_reuse_downstream: false }
     }

@@ -64,7 +64,9 @@ impl Shutdown {
         self.draining.store(true, Ordering::Release);
         self.last_request.send_replace(true);
         // After an upgrade the new process serves the admin address. Otherwise it stays available until the exit.
-        self.stop_admin.send_replace(matches!(cause, ShutdownCause::TakenOver(_)));
+        if let ShutdownCause::TakenOver(_) = cause {
+            self.stop_admin.send_replace(true);
+        }
         self.connections.close();
     }
 

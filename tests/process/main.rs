@@ -27,6 +27,7 @@ mod containers;
 mod cors;
 mod credentials;
 mod explain;
+mod forwarded_hops;
 mod frames;
 mod h2_uploads;
 mod host_values;

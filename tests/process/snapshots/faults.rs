@@ -71,19 +71,16 @@ pub fn snapshot() -> Value {
 }
 
 fn purge(weir: &Weir, body: &Value) -> Response {
-    let body = body.to_string();
-    let mut bytes = request("POST", "/cache/purge", &[("Content-Length", &body.len().to_string())]);
-    bytes.extend_from_slice(body.as_bytes());
-    send_bytes(weir.admin, &bytes)
+    weir.post_admin("/cache/purge", &body.to_string())
 }
 
 /// The responses of `POST /reload`. Weir also reloads when a file changes, so the results do not depend on which reload
 /// comes first: a changed configuration is not part of them.
 fn reloads(weir: &Weir) -> Value {
-    let unchanged = shape(&weir.admin("POST", "/reload"));
+    let unchanged = shape(&weir.post_admin("/reload", ""));
     weir.config.change("weir.yaml", "listen:", "listne:");
     weir.config.change("weir.yaml", "  grace: 10s", "  grace: ten");
-    let mut refused = shape(&weir.admin("POST", "/reload"));
+    let mut refused = shape(&weir.post_admin("/reload", ""));
     // The programs read the position of a fault; the rest of its line is text.
     for fault in refused["body"]["faults"].as_array_mut().unwrap() {
         let (position, _) = fault.as_str().unwrap().split_once(": ").unwrap();
