@@ -171,7 +171,9 @@ pub enum FailureKind {
     Connect,
     /// The TLS handshake failed.
     Tls,
-    /// The connect deadline or the total deadline passed.
+    /// No connection within the connect deadline. The label is that of `Timeout`.
+    ConnectTimeout,
+    /// The total deadline passed.
     Timeout,
     /// The connection broke before or within the response.
     Reset,
@@ -190,7 +192,7 @@ impl FailureKind {
         match self {
             FailureKind::Connect => "connect",
             FailureKind::Tls => "tls",
-            FailureKind::Timeout => "timeout",
+            FailureKind::ConnectTimeout | FailureKind::Timeout => "timeout",
             FailureKind::Reset => "reset",
             FailureKind::TooLarge => "too_large",
             FailureKind::Overloaded => "overloaded",

@@ -102,7 +102,11 @@ impl TokenError {
     pub fn code(&self) -> Code {
         match &self.fault {
             TokenFault::Deadline => Code::ProviderTimeout,
-            TokenFault::Transport(failure) if failure.kind == FailureKind::Timeout => Code::ProviderTimeout,
+            TokenFault::Transport(failure)
+                if matches!(failure.kind, FailureKind::ConnectTimeout | FailureKind::Timeout) =>
+            {
+                Code::ProviderTimeout
+            }
             TokenFault::Status { status: 429 | 503, .. } => Code::ProviderRateLimited,
             TokenFault::Status { status: 400..=499, .. } | TokenFault::NoToken => Code::ProviderAuthFailed,
             TokenFault::Transport(_) | TokenFault::Status { .. } => Code::ProviderError,

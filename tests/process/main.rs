@@ -13,7 +13,9 @@
 
 mod api;
 mod audit;
+mod breaker;
 mod cache;
+
 mod canary;
 mod chaos;
 mod command;
