@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout_at};
 
 /// How long a failure counts towards opening the breaker, and how long another failure of the same session counts as
 /// the same one.
-pub const FAILURE_WINDOW: Duration = Duration::from_secs(600);
+const FAILURE_WINDOW: Duration = Duration::from_secs(600);
 
 /// What a call is about, as a digest: a session, a list, or the path of another request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -59,7 +59,8 @@ pub enum CallOutcome {
 /// A circuit breaker. It opens after `failures` failures without a success between them. After `open_for` it admits one
 /// trial call at a time: a success closes it, and failures open it again by the same count.
 ///
-/// Failures of one subject count once, so that one broken session never opens the breaker or keeps it open.
+/// Failures of one subject count once, so that one broken session neither opens the breaker nor keeps it open, unless
+/// `failures` is 1.
 #[derive(Debug)]
 pub struct Breaker {
     /// The configuration. A reload keeps the state if this is unchanged.

@@ -118,7 +118,7 @@ async fn request(
     let deadline = started + provider.target.timeout;
     // The queue may use half of the timeout, so that enough time is left for the response.
     let latest = deadline - provider.target.timeout / 2;
-    let guards = CallGuards::of(provider, &query.identity, query.call_subject());
+    let guards = query.identity.guards(provider, query.call_subject());
     steps.step("gate");
     let _permit =
         provider_admission::admit(metrics, provider, &guards, query.client_id(), latest, shared.clock).await?;

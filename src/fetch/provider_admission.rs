@@ -8,7 +8,6 @@ use crate::base::model::Time;
 use crate::base::problem::Code;
 use crate::base::request_reply::FailureKind;
 use crate::engine::breaker::{AdmittedCall, Breaker, CallOutcome, CallSubject, ProviderQuota, QuotaLimit};
-use crate::fetch::provider_query::ProviderIdentity;
 use crate::rules::error_rules::{ProviderError, ProviderErrorCause};
 use crate::runtime::snapshot::Provider;
 use prometheus::IntGauge;
@@ -134,10 +133,14 @@ impl CallPermit {
 }
 
 impl CallGuards {
-    /// Returns the quota and the breakers of a call with this identity.
-    pub(crate) fn of(provider: &Provider, identity: &ProviderIdentity, subject: CallSubject) -> Self {
-        let breakers = [provider.breaker.clone(), identity.breaker(provider)];
-        Self { quota: identity.quota(provider), breakers, subject }
+    /// Returns the guards of a call, from the quota and the breaker of its credential.
+    pub(crate) fn new(
+        provider: &Provider,
+        quota: Arc<ProviderQuota>,
+        breaker: Arc<Breaker>,
+        subject: CallSubject,
+    ) -> Self {
+        Self { quota, breakers: [provider.breaker.clone(), breaker], subject }
     }
 
     fn check_breakers(&self, now: Time) -> Result<(), Time> {

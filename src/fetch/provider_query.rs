@@ -16,6 +16,7 @@ use crate::engine::credential::{ClientCredentialError, Credential};
 use crate::engine::request_record::StoreOutcome;
 use crate::engine::upstream::UpstreamClient;
 use crate::fetch::error::{FetchError, NoOperation};
+use crate::fetch::provider_admission::CallGuards;
 use crate::rules::provider_body::CompiledOperation;
 use crate::rules::purge::{Mode, Scope, Subject};
 use crate::rules::route::SessionName;
@@ -126,16 +127,22 @@ pub struct ProviderIdentity {
 impl ProviderIdentity {
     /// Returns the quota of the credential.
     #[must_use]
-    pub fn quota(&self, provider: &Provider) -> Arc<ProviderQuota> {
+    fn quota(&self, provider: &Provider) -> Arc<ProviderQuota> {
         let quota = self.configured.as_ref().map(|(quota, _)| quota.clone());
         quota.unwrap_or_else(|| provider.quotas.forwarded(&self.credential))
     }
 
     /// Returns the breaker of the credential.
     #[must_use]
-    pub fn breaker(&self, provider: &Provider) -> Arc<Breaker> {
+    fn breaker(&self, provider: &Provider) -> Arc<Breaker> {
         let breaker = self.configured.as_ref().map(|(_, breaker)| breaker.clone());
         breaker.unwrap_or_else(|| provider.quotas.forwarded_breaker(&self.credential))
+    }
+
+    /// Returns the quota and the breakers of a call about `subject`.
+    #[must_use]
+    pub(crate) fn guards(&self, provider: &Provider, subject: CallSubject) -> CallGuards {
+        CallGuards::new(provider, self.quota(provider), self.breaker(provider), subject)
     }
 
     /// Returns the identity of a client at a provider, for a request with these headers.

@@ -152,7 +152,7 @@ impl Forward {
         let deadline = tokio::time::Instant::now() + config.target.timeout;
         let latest = deadline - config.target.timeout / 2;
         let subject = call_subject(config, &request.path_and_query);
-        let guards = CallGuards::of(config, &identity, subject);
+        let guards = identity.guards(config, subject);
         let (id, limits) = (&snapshot.clients[client].id, &snapshot.weir.limits);
         let share = provider_admission::acquire_client_share(metrics, config, &guards.quota, id, latest).await?;
         let permit = provider_admission::admit(metrics, config, &guards, id, latest, shared.clock).await?;

@@ -58,9 +58,7 @@ fn one_broken_session_opens_no_breaker_on_any_route() {
         ("native read", &|weir, n| weir.get_with(&format!("/vectara{BROKEN}?page={n}"), &no_cache)),
         ("pass-through read below it", &|weir, n| weir.get(&format!("/vectara{BROKEN}/part_{n}"))),
         ("pass-through write", &|weir, n| post(weir, "open", &format!("/vectara{BROKEN}/message_{n}"), "{}")),
-        ("batch", &|weir, _| {
-            post(weir, "open", "/v1/sessions/batch-get", r#"{"ids":["vectara:agt_load_1:ase_agt_load_1_1"]}"#)
-        }),
+        ("batch", &|weir, _| weir.get_with("/v1/sessions:batchGet?id=vectara:agt_load_1:ase_agt_load_1_1", &no_cache)),
         ("list", &|weir, n| weir.get(&format!("/v1/agents/agt_load_1/sessions?limit={}", n + 1))),
     ];
     for (fault, status) in

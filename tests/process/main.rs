@@ -15,7 +15,6 @@ mod api;
 mod audit;
 mod breaker;
 mod cache;
-
 mod canary;
 mod chaos;
 mod command;
