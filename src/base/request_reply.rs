@@ -186,6 +186,12 @@ pub enum FailureKind {
 }
 
 impl FailureKind {
+    /// Returns whether a deadline passed.
+    #[must_use]
+    pub fn is_timeout(self) -> bool {
+        matches!(self, FailureKind::ConnectTimeout | FailureKind::Timeout)
+    }
+
     /// Returns the metric's `status` label.
     #[must_use]
     pub fn as_str(self) -> &'static str {
