@@ -171,7 +171,9 @@ pub enum FailureKind {
     Connect,
     /// The TLS handshake failed.
     Tls,
-    /// The connect deadline or the total deadline passed.
+    /// No connection within the connect deadline. The label is that of `Timeout`.
+    ConnectTimeout,
+    /// The total deadline passed.
     Timeout,
     /// The connection broke before or within the response.
     Reset,
@@ -184,13 +186,19 @@ pub enum FailureKind {
 }
 
 impl FailureKind {
+    /// Returns whether a deadline passed.
+    #[must_use]
+    pub fn is_timeout(self) -> bool {
+        matches!(self, FailureKind::ConnectTimeout | FailureKind::Timeout)
+    }
+
     /// Returns the metric's `status` label.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             FailureKind::Connect => "connect",
             FailureKind::Tls => "tls",
-            FailureKind::Timeout => "timeout",
+            FailureKind::ConnectTimeout | FailureKind::Timeout => "timeout",
             FailureKind::Reset => "reset",
             FailureKind::TooLarge => "too_large",
             FailureKind::Overloaded => "overloaded",

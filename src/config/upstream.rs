@@ -35,12 +35,12 @@ pub struct Capacity {
     pub concurrent: u32,
 }
 
-/// A circuit breaker: it opens after consecutive failures.
+/// A circuit breaker: it opens after failures without a success between them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BreakerConfig {
-    /// Consecutive failures that open it.
+    /// The failures that open it. Failures of one session count once.
     pub failures: NonZeroU32,
-    /// The time for which it stays open before it lets one request through.
+    /// The time for which it stays open before it lets one call at a time through.
     pub open_for: Duration,
 }
 

@@ -6,7 +6,7 @@
 use crate::base::metrics::UpstreamMetrics;
 use crate::base::problem::Code;
 use crate::base::request_headers::RequestHeaders;
-use crate::base::request_reply::{FailureKind, ProviderFailure, ProviderReply, ProviderRequest};
+use crate::base::request_reply::{ProviderFailure, ProviderReply, ProviderRequest};
 use crate::config::credentials::{CredentialConfig as Config, OAuth2};
 use crate::config::faults::{Faults, Located};
 use crate::config::upstream;
@@ -102,7 +102,7 @@ impl TokenError {
     pub fn code(&self) -> Code {
         match &self.fault {
             TokenFault::Deadline => Code::ProviderTimeout,
-            TokenFault::Transport(failure) if failure.kind == FailureKind::Timeout => Code::ProviderTimeout,
+            TokenFault::Transport(failure) if failure.kind.is_timeout() => Code::ProviderTimeout,
             TokenFault::Status { status: 429 | 503, .. } => Code::ProviderRateLimited,
             TokenFault::Status { status: 400..=499, .. } | TokenFault::NoToken => Code::ProviderAuthFailed,
             TokenFault::Transport(_) | TokenFault::Status { .. } => Code::ProviderError,

@@ -447,7 +447,7 @@ pub(crate) fn forward_failure(target: &Target, error: &Error, connected: bool) -
 fn connect_failure(target: &Target, error: &Error) -> ProviderFailure {
     let (kind, detail) = match error.etype() {
         ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => (
-            FailureKind::Timeout,
+            FailureKind::ConnectTimeout,
             format!("no connection to {} within {} ms", target.authority, target.connect_timeout.as_millis()),
         ),
         ErrorType::TLSHandshakeFailure

@@ -7,12 +7,11 @@ use crate::base::json;
 use crate::base::model::{Show, Time};
 use crate::base::request_reply::{CallStats, ProviderFailure, ProviderReply, ProviderRequest};
 use crate::base::trace_context::{Side, TraceAttribute, TraceSteps};
-use crate::engine::breaker::ProviderQuota;
 use crate::engine::cache::{CachedView, Entry, EntryKind};
 use crate::engine::credential::CredentialHeader;
 use crate::engine::request_record::StoreOutcome;
 use crate::fetch::error::{FetchCause, FetchError};
-use crate::fetch::provider_admission;
+use crate::fetch::provider_admission::{self, CallGuards};
 use crate::fetch::provider_query::{CallResult, ProviderQuery, SharedState};
 use crate::rules::cache_control::{self, Directives};
 use crate::rules::error_rules::ProviderError;
@@ -119,11 +118,12 @@ async fn request(
     let deadline = started + provider.target.timeout;
     // The queue may use half of the timeout, so that enough time is left for the response.
     let latest = deadline - provider.target.timeout / 2;
-    let quota = query.identity.quota(provider);
+    let guards = query.identity.guards(provider, query.call_subject());
     steps.step("gate");
-    let _permit = provider_admission::admit(metrics, provider, &quota, query.client_id(), latest, shared.clock).await?;
+    let _permit =
+        provider_admission::admit(metrics, provider, &guards, query.client_id(), latest, shared.clock).await?;
     call_stats.queue_time = started.elapsed();
-    let attempts = Attempts::new(shared, query, operation, quota, deadline);
+    let attempts = Attempts::new(shared, query, operation, guards, deadline);
     let mut may_renew_token = true;
     loop {
         steps.step("credential");
@@ -137,7 +137,7 @@ async fn request(
         if may_renew_token
             && result.as_ref().is_err_and(|error| error.status() == Some(401))
             && credential.invalidate(&header)
-            && provider_admission::admit_retry(provider, &attempts.quota, shared.now())
+            && provider_admission::admit_retry(&attempts.guards, shared.now())
         {
             may_renew_token = false;
             continue;
@@ -151,7 +151,7 @@ struct Attempts<'c> {
     shared: &'c SharedState,
     query: &'c ProviderQuery,
     operation: &'c CompiledOperation,
-    quota: Arc<ProviderQuota>,
+    guards: CallGuards,
     deadline: Instant,
     /// The number of requests sent.
     tries: AtomicU32,
@@ -165,7 +165,7 @@ impl<'c> Attempts<'c> {
         shared: &'c SharedState,
         query: &'c ProviderQuery,
         operation: &'c CompiledOperation,
-        quota: Arc<ProviderQuota>,
+        guards: CallGuards,
         deadline: Instant,
     ) -> Self {
         let (metrics, provider, name) = (&shared.metrics.upstream, query.provider(), operation.name());
@@ -173,7 +173,7 @@ impl<'c> Attempts<'c> {
             let responses = metrics.requests.with_label_values(&[&provider.name, name, "200"]);
             (responses, metrics.duration.with_label_values(&[&*provider.name, name]))
         });
-        Self { shared, query, operation, quota, deadline, tries: AtomicU32::new(0), ok_responses, durations }
+        Self { shared, query, operation, guards, deadline, tries: AtomicU32::new(0), ok_responses, durations }
     }
 
     /// Sends the request. Sends it again if it fails and the retry budget and the quota permit it.
@@ -195,7 +195,7 @@ impl<'c> Attempts<'c> {
         provider.retry_budget.earn();
         self.tries.fetch_add(1, Ordering::Relaxed);
         let may_retry = |failure: &ProviderFailure| {
-            let admitted = provider_admission::admit_retry(provider, &self.quota, self.shared.now());
+            let admitted = provider_admission::admit_retry(&self.guards, self.shared.now());
             let may_retry = admitted && provider.retry_budget.take();
             let outcome = if may_retry { "made" } else { "refused" };
             metrics.retries.with_label_values(&[&*provider.name, outcome]).inc();
@@ -245,7 +245,7 @@ impl<'c> Attempts<'c> {
             Ok(reply) => Err(errors.judge(reply, self.query.identity.credential.is_forwarded(), now)),
             Err(failure) => Err(errors.judge_failure(failure)),
         };
-        provider_admission::record_result(provider, &self.quota, result.as_ref().err(), now);
+        provider_admission::record_result(&self.guards, result.as_ref().err(), now);
         result
     }
 

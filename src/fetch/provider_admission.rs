@@ -7,7 +7,7 @@ use crate::base::metrics::UpstreamMetrics;
 use crate::base::model::Time;
 use crate::base::problem::Code;
 use crate::base::request_reply::FailureKind;
-use crate::engine::breaker::{ProviderQuota, QuotaLimit};
+use crate::engine::breaker::{AdmittedCall, Breaker, CallOutcome, CallSubject, ProviderQuota, QuotaLimit};
 use crate::rules::error_rules::{ProviderError, ProviderErrorCause};
 use crate::runtime::snapshot::Provider;
 use prometheus::IntGauge;
@@ -108,6 +108,60 @@ pub(crate) async fn acquire_client_share(
     Err(refusal.counted(metrics, name))
 }
 
+/// The quota and the breakers of one call.
+pub(crate) struct CallGuards {
+    /// The quota of the call's credential.
+    pub quota: Arc<ProviderQuota>,
+    /// The provider's breaker, which counts calls without a connection, and that of the credential.
+    breakers: [Arc<Breaker>; 2],
+    /// What the call is about.
+    subject: CallSubject,
+}
+
+/// What a call holds until its end.
+pub(crate) struct CallPermit {
+    _capacity: OwnedSemaphorePermit,
+    /// Admits the next trials when dropped.
+    admitted: Option<[AdmittedCall; 2]>,
+}
+
+impl CallPermit {
+    /// Ends the call's trial: its result is recorded, but the call continues.
+    pub(crate) fn end_trial(&mut self) {
+        self.admitted = None;
+    }
+}
+
+impl CallGuards {
+    /// Returns the guards of a call, from the quota and the breaker of its credential.
+    pub(crate) fn new(
+        provider: &Provider,
+        quota: Arc<ProviderQuota>,
+        breaker: Arc<Breaker>,
+        subject: CallSubject,
+    ) -> Self {
+        Self { quota, breakers: [provider.breaker.clone(), breaker], subject }
+    }
+
+    fn check_breakers(&self, now: Time) -> Result<(), Time> {
+        self.breakers.iter().try_for_each(|breaker| breaker.check(self.subject, now))
+    }
+
+    fn admit(&self, now: Time) -> Result<[AdmittedCall; 2], Time> {
+        let [connections, credential] = &self.breakers;
+        Ok([connections.admit(self.subject, now)?, credential.admit(self.subject, now)?])
+    }
+
+    fn record(&self, outcome: CallOutcome, now: Time) {
+        let [connections, credential] = &self.breakers;
+        // A session that fails says nothing about connections.
+        if outcome != CallOutcome::Failure {
+            connections.record(self.subject, outcome, now);
+        }
+        credential.record(self.subject, outcome, now);
+    }
+}
+
 /// Waits for a permit to call a provider, at most until `latest`. `clock` is read before and after the wait.
 ///
 /// # Errors
@@ -115,65 +169,78 @@ pub(crate) async fn acquire_client_share(
 pub(crate) async fn admit(
     metrics: &UpstreamMetrics,
     provider: &Provider,
-    quota: &ProviderQuota,
+    guards: &CallGuards,
     client: &Arc<str>,
     latest: Instant,
     clock: fn() -> Time,
-) -> Result<OwnedSemaphorePermit, NotAdmitted> {
-    let admitted = try_admit(provider, quota, client, latest, clock).await;
+) -> Result<CallPermit, NotAdmitted> {
+    let admitted = try_admit(provider, guards, client, latest, clock).await;
     admitted.map_err(|refusal| refusal.counted(metrics, &provider.name))
 }
 
 async fn try_admit(
     provider: &Provider,
-    quota: &ProviderQuota,
+    guards: &CallGuards,
     client: &Arc<str>,
     latest: Instant,
     clock: fn() -> Time,
-) -> Result<OwnedSemaphorePermit, NotAdmitted> {
+) -> Result<CallPermit, NotAdmitted> {
     let name = || provider.name.clone();
     let breaker_open = |until: Time, now: Time| NotAdmitted::Breaker { provider: name(), wait: until.since(now) };
     let check = || {
         let now = clock();
-        if let Some(until) = quota.paused_until(now) {
+        if let Some(until) = guards.quota.paused_until(now) {
             return Err(NotAdmitted::Pause { provider: name(), wait: until.since(now) });
         }
-        provider.breaker.open_until(now).map_or(Ok(()), |until| Err(breaker_open(until, now)))
+        guards.check_breakers(now).map_err(|until| breaker_open(until, now))
     };
     // Checked before the wait, to refuse at once, and after it, because the state may have changed.
     check()?;
     let busy = |limit, wait| NotAdmitted::Capacity { provider: name(), limit, wait };
-    let permit = quota.acquire(client, latest, check, busy).await?;
+    let capacity = guards.quota.acquire(client, latest, check, busy).await?;
     let now = clock();
-    provider.breaker.admit(now).map_err(|until| breaker_open(until, now))?;
-    Ok(permit)
+    let admitted = guards.admit(now).map_err(|until| breaker_open(until, now))?;
+    Ok(CallPermit { _capacity: capacity, admitted: Some(admitted) })
 }
 
 /// Returns whether a call may send its request once more: there is no pause, the breaker is not open, and the quota has a
 /// call left. Takes that call from the quota.
 #[must_use]
-pub(crate) fn admit_retry(provider: &Provider, quota: &ProviderQuota, now: Time) -> bool {
-    provider.breaker.open_until(now).is_none() && quota.paused_until(now).is_none() && quota.try_take()
+pub(crate) fn admit_retry(guards: &CallGuards, now: Time) -> bool {
+    let quota = &guards.quota;
+    guards.breakers.iter().all(|breaker| breaker.is_closed()) && quota.paused_until(now).is_none() && quota.try_take()
 }
 
-/// Updates the breaker and the pause from how a request ended. Call it before the permit is dropped, so that the next
+/// Updates the breakers and the pause from how a request ended. Call it before the permit is dropped, so that the next
 /// call sees the new state.
-pub(crate) fn record_result(provider: &Provider, quota: &ProviderQuota, error: Option<&ProviderError>, now: Time) {
-    let succeeded = match error.map(|error| &error.cause) {
-        None => true,
+pub(crate) fn record_result(guards: &CallGuards, error: Option<&ProviderError>, now: Time) {
+    if let Some(outcome) = outcome(error) {
+        guards.record(outcome, now);
+    }
+    if let Some(wait) = error.and_then(|error| error.wait) {
+        guards.quota.pause_until(now.plus(wait));
+    }
+}
+
+/// Returns what the result says about the provider; `None` if it says nothing.
+fn outcome(error: Option<&ProviderError>) -> Option<CallOutcome> {
+    Some(match error.map(|error| &error.cause) {
+        None => CallOutcome::Success,
         Some(ProviderErrorCause::Failure(failure)) => match failure.kind {
-            // Weir reached its own limit, which says nothing about the provider.
-            FailureKind::Overloaded => return,
-            FailureKind::TooLarge => true,
-            _ => false,
+            // Weir reached its own limit.
+            FailureKind::Overloaded => return None,
+            FailureKind::TooLarge => CallOutcome::Success,
+            FailureKind::Connect | FailureKind::ConnectTimeout | FailureKind::Tls => CallOutcome::NoConnection,
+            FailureKind::Timeout | FailureKind::Reset | FailureKind::Malformed => CallOutcome::Failure,
         },
-        // A provider that throttles (503) or refuses the request (below 500) works.
         Some(
             ProviderErrorCause::Response { status, .. } | ProviderErrorCause::ForwardedCredentialRefused { status },
-        ) => *status < 500 || *status == 503,
-    };
-    provider.breaker.record(succeeded, now);
-    if let Some(wait) = error.and_then(|error| error.wait) {
-        quota.pause_until(now.plus(wait));
-    }
+        ) => match *status {
+            // The provider does not know this method. A proxy in front of a provider that is down may say so too.
+            501 => return None,
+            // A provider that throttles (503) or refuses the request (below 500) works.
+            ..=499 | 503 => CallOutcome::Success,
+            _ => CallOutcome::Failure,
+        },
+    })
 }

@@ -9,13 +9,14 @@ use crate::base::operation::Operation;
 use crate::base::request_headers::RequestHeaders;
 use crate::base::request_reply::Request;
 use crate::base::trace_context::Spans;
-use crate::engine::breaker::ProviderQuota;
+use crate::engine::breaker::{Breaker, CallSubject, ProviderQuota};
 use crate::engine::cache::{Cache, Entry, Key, KeyParts};
 use crate::engine::coalesce::Coalescer;
 use crate::engine::credential::{ClientCredentialError, Credential};
 use crate::engine::request_record::StoreOutcome;
 use crate::engine::upstream::UpstreamClient;
 use crate::fetch::error::{FetchError, NoOperation};
+use crate::fetch::provider_admission::CallGuards;
 use crate::rules::provider_body::CompiledOperation;
 use crate::rules::purge::{Mode, Scope, Subject};
 use crate::rules::route::SessionName;
@@ -119,15 +120,29 @@ impl SharedState {
 pub struct ProviderIdentity {
     /// The credential that Weir sends.
     pub credential: Credential,
-    /// The quota of the credential; `None` if the client sent the credential.
-    quota: Option<Arc<ProviderQuota>>,
+    /// The quota and the breaker of the credential; `None` if the client sent the credential.
+    configured: Option<(Arc<ProviderQuota>, Arc<Breaker>)>,
 }
 
 impl ProviderIdentity {
     /// Returns the quota of the credential.
     #[must_use]
-    pub fn quota(&self, provider: &Provider) -> Arc<ProviderQuota> {
-        self.quota.clone().unwrap_or_else(|| provider.quotas.forwarded(&self.credential))
+    fn quota(&self, provider: &Provider) -> Arc<ProviderQuota> {
+        let quota = self.configured.as_ref().map(|(quota, _)| quota.clone());
+        quota.unwrap_or_else(|| provider.quotas.forwarded(&self.credential))
+    }
+
+    /// Returns the breaker of the credential.
+    #[must_use]
+    fn breaker(&self, provider: &Provider) -> Arc<Breaker> {
+        let breaker = self.configured.as_ref().map(|(_, breaker)| breaker.clone());
+        breaker.unwrap_or_else(|| provider.quotas.forwarded_breaker(&self.credential))
+    }
+
+    /// Returns the quota and the breakers of a call about `subject`.
+    #[must_use]
+    pub(crate) fn guards(&self, provider: &Provider, subject: CallSubject) -> CallGuards {
+        CallGuards::new(provider, self.quota(provider), self.breaker(provider), subject)
     }
 
     /// Returns the identity of a client at a provider, for a request with these headers.
@@ -142,9 +157,10 @@ impl ProviderIdentity {
     ) -> Result<Self, IdentityError> {
         let access = permitted(snapshot, client, provider)?;
         if !access.credential.is_forwarded() {
-            return Ok(Self { credential: access.credential.clone(), quota: Some(access.quota.clone()) });
+            let configured = Some((access.quota.clone(), access.breaker.clone()));
+            return Ok(Self { credential: access.credential.clone(), configured });
         }
-        Ok(Self { credential: access.credential.for_request(headers, &snapshot.keys)?, quota: None })
+        Ok(Self { credential: access.credential.for_request(headers, &snapshot.keys)?, configured: None })
     }
 }
 
@@ -221,7 +237,7 @@ impl ProviderQuery {
     #[must_use]
     pub fn credential_from(&self) -> &'static str {
         match &self.snapshot.clients[self.target.client].access[self.target.provider] {
-            _ if self.identity.quota.is_none() => "the request",
+            _ if self.identity.configured.is_none() => "the request",
             Some(access) if access.is_clients_own => "the client, in clients.yaml",
             _ => "the provider's file",
         }
@@ -243,6 +259,12 @@ impl ProviderQuery {
     #[must_use]
     pub fn client_id(&self) -> &Arc<str> {
         &self.snapshot.clients[self.target.client].id
+    }
+
+    /// Returns what the call is about, for the breaker.
+    #[must_use]
+    pub fn call_subject(&self) -> CallSubject {
+        CallSubject::of_session(self.subject.agent.as_deref(), self.subject.session.as_deref())
     }
 
     /// Returns the limit of requests that wait for one call.

@@ -4,16 +4,18 @@
 //! A [`Forward`] lives as long as the stream and keeps the provider's permits until then. Pingora transports the bytes.
 
 use crate::base::ids::{ClientId, ProviderId};
+use crate::base::operation::Operation;
 use crate::base::problem::{Outcome, Problem};
 use crate::base::request_reply::{ProviderFailure, ProviderReply, Response};
 use crate::base::trace_context::TraceAttribute;
 use crate::engine::body_deadline::BodyDeadline;
+use crate::engine::breaker::CallSubject;
 use crate::engine::cache::WriteScope;
 use crate::engine::connection_groups::{ConnectionGroup, announces_forbidden_body};
 use crate::engine::credential::CredentialHeader;
 use crate::engine::request_record::RequestRecord;
 use crate::engine::upstream::{ForwardPeer, Peer};
-use crate::fetch::provider_admission::{self, CallInFlight};
+use crate::fetch::provider_admission::{self, CallGuards, CallInFlight, CallPermit};
 use crate::fetch::provider_query::{ProviderIdentity, ProviderQuery, SharedState};
 use crate::pipeline::{problems, respond};
 use crate::rules::purge::Subject;
@@ -76,8 +78,12 @@ pub struct Forward {
     started: Instant,
     /// The deadline of the client's body.
     pub body_deadline: Arc<BodyDeadline>,
-    /// The permits of the client's share and of the provider.
-    _permits: [OwnedSemaphorePermit; 2],
+    /// The quota and the breakers.
+    guards: CallGuards,
+    /// The provider's permit.
+    permit: CallPermit,
+    /// The permit of the client's share.
+    _share: OwnedSemaphorePermit,
     _call: CallInFlight,
 }
 
@@ -152,9 +158,11 @@ impl Forward {
         let started = Instant::now();
         let deadline = tokio::time::Instant::now() + config.target.timeout;
         let latest = deadline - config.target.timeout / 2;
-        let (quota, id, limits) = (identity.quota(config), &snapshot.clients[client].id, &snapshot.weir.limits);
-        let share = provider_admission::acquire_client_share(metrics, config, &quota, id, latest).await?;
-        let permit = provider_admission::admit(metrics, config, &quota, id, latest, shared.clock).await?;
+        let subject = call_subject(config, &request.path_and_query);
+        let guards = identity.guards(config, subject);
+        let (id, limits) = (&snapshot.clients[client].id, &snapshot.weir.limits);
+        let share = provider_admission::acquire_client_share(metrics, config, &guards.quota, id, latest).await?;
+        let permit = provider_admission::admit(metrics, config, &guards, id, latest, shared.clock).await?;
         let credential_header = identity.credential.header(&shared.upstream, metrics, deadline).await?;
         Ok(Box::new(Self {
             record: RequestRecord::new(String::new(), ""),
@@ -181,7 +189,9 @@ impl Forward {
                 limits.body_timeout,
                 tokio::time::Instant::now(),
             )),
-            _permits: [share, permit],
+            guards,
+            permit,
+            _share: share,
             _call: call,
         }))
     }
@@ -254,8 +264,9 @@ impl Forward {
             let reply = ProviderReply { status, headers: headers.clone(), body: Bytes::new() };
             provider.errors.judge(reply, is_forwarded, self.shared.now())
         });
-        let quota = self.identity.quota(provider);
-        provider_admission::record_result(provider, &quota, error.as_ref(), self.shared.now());
+        provider_admission::record_result(&self.guards, error.as_ref(), self.shared.now());
+        // The response may be a stream that never ends.
+        self.permit.end_trial();
         self.status = Some(status);
         self.streams = !headers.contains_key(header::CONTENT_LENGTH);
         // The client sees the refusal of its own credential, but not the refusal of Weir's.
@@ -323,8 +334,7 @@ impl Forward {
         self.count(failure.kind.as_str());
         let provider = self.provider();
         let error = provider.errors.judge_failure(failure);
-        let quota = self.identity.quota(provider);
-        provider_admission::record_result(provider, &quota, Some(&error), self.shared.now());
+        provider_admission::record_result(&self.guards, Some(&error), self.shared.now());
         error.into()
     }
 
@@ -385,6 +395,19 @@ impl Forward {
     pub fn credential_refused(&self) -> Box<Problem> {
         problems::credential_refused(&self.provider().name)
     }
+}
+
+/// Returns what a forwarded request is about, for the breaker: the session that the path names or is below, the lists
+/// of an agent, or else the path.
+fn call_subject(provider: &Provider, path_and_query: &str) -> CallSubject {
+    let (path, query) = path_and_query.split_once('?').unwrap_or((path_and_query, ""));
+    for (operation, compiled) in provider.operations.iter() {
+        let Some((captured, segments_below)) = compiled.template.read_ids(path, query) else { continue };
+        if operation == Operation::GetSession || segments_below == 0 {
+            return CallSubject::of_session(captured.agent.as_deref(), captured.session.as_deref());
+        }
+    }
+    CallSubject::of_path(path_and_query)
 }
 
 /// Replaces the URLs in a response's headers that lead to the provider with the same places at Weir.

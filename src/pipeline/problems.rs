@@ -268,6 +268,14 @@ pub(crate) fn too_many_watchers(limit: i64) -> Box<Problem> {
     Box::new(Problem::overloaded(format!("{limit} sessions are watched, which is the limit (overload.max_watchers)")))
 }
 
+/// 503 if one client watches its share of `overload.max_watchers`.
+#[must_use]
+pub(crate) fn watcher_share(share: i64) -> Box<Problem> {
+    Box::new(Problem::overloaded(format!(
+        "this client watches {share} sessions, which is its share (half of overload.max_watchers)"
+    )))
+}
+
 /// 503 if the buffered bytes of responses reach their limit.
 #[must_use]
 pub(crate) fn buffer_limit() -> Box<Problem> {

@@ -30,11 +30,15 @@ use tokio::time::Instant;
 /// How often an unchanged stream sends a comment, so that closed connections are noticed and proxies do not time out.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(15);
 const HEARTBEAT: &[u8] = b":\n\n";
+/// How often a stream checks that its client may still watch the session, also while it waits for the provider.
+const RIGHTS_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The topics of all watched sessions.
 #[derive(Default)]
 pub(crate) struct WatchTopics {
     topics: Mutex<HashMap<Key, Weak<Topic>>>,
+    /// The open watches of each client that has any, by the client's id.
+    watches: Mutex<HashMap<Arc<str>, i64>>,
 }
 
 /// The last fetch of a watched session, shared by its watches.
@@ -55,6 +59,10 @@ struct SessionFetch {
 impl WatchTopics {
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, Weak<Topic>>> {
         self.topics.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_watches(&self) -> MutexGuard<'_, HashMap<Arc<str>, i64>> {
+        self.watches.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns the topic of a session; makes one if nobody watches it.
@@ -80,24 +88,47 @@ impl Drop for Topic {
 }
 
 /// Counts a watch until it is dropped.
-struct WatchPermit(Arc<SharedState>);
+struct WatchPermit {
+    shared: Arc<SharedState>,
+    topics: Arc<WatchTopics>,
+    client: Arc<str>,
+}
 
 impl WatchPermit {
-    /// Counts a watch, unless `limit` watches are open.
-    fn acquire(shared: &Arc<SharedState>, limit: i64) -> Outcome<Self> {
-        let watchers = &shared.metrics.http.watchers;
-        watchers.inc();
-        let permit = Self(shared.clone());
-        if watchers.get() <= limit {
-            return Ok(permit);
+    /// Counts a watch, unless `max_watchers` watches are open, or the client has its share of them. If there are several
+    /// clients, the share is half of the limit, rounded up, so that one client leaves the rest to the others.
+    fn acquire(shared: &Arc<SharedState>, topics: &Arc<WatchTopics>, config: &Snapshot, id: ClientId) -> Outcome<Self> {
+        let limit = i64::from(config.weir.overload.max_watchers);
+        let share = if config.clients.iter().nth(1).is_some() { (limit + 1) / 2 } else { limit };
+        let client = config.clients[id].id.clone();
+        shared.metrics.http.watchers.inc();
+        let clients_watches = {
+            let mut watches = topics.lock_watches();
+            let count = watches.entry(client.clone()).or_default();
+            *count += 1;
+            *count
+        };
+        let permit = Self { shared: shared.clone(), topics: topics.clone(), client };
+        if shared.metrics.http.watchers.get() > limit {
+            return Err(problems::too_many_watchers(limit));
         }
-        Err(problems::too_many_watchers(limit))
+        if clients_watches > share {
+            return Err(problems::watcher_share(share));
+        }
+        Ok(permit)
     }
 }
 
 impl Drop for WatchPermit {
     fn drop(&mut self) {
-        self.0.metrics.http.watchers.dec();
+        self.shared.metrics.http.watchers.dec();
+        let mut watches = self.topics.lock_watches();
+        if let Some(count) = watches.get_mut(&self.client) {
+            *count -= 1;
+            if *count <= 0 {
+                watches.remove(&self.client);
+            }
+        }
     }
 }
 
@@ -119,6 +150,8 @@ pub struct WatchStream {
     /// When to fetch the session again.
     next_fetch: Instant,
     next_heartbeat: Instant,
+    /// When to check the client's rights again.
+    next_rights_check: Instant,
     /// The client got an event for the provider's current failure.
     failing: bool,
     ended: bool,
@@ -157,14 +190,14 @@ impl WatchRequest<'_> {
     /// Obtains the session and starts a watch.
     ///
     /// # Errors
-    /// As for one session; 503 over `overload.max_watchers`.
+    /// As for one session; 503 over `overload.max_watchers` or the client's share of it.
     pub(crate) async fn start(
         self,
         query: ProviderQuery,
         lookup: CacheLookup,
         record: &mut RequestRecord,
     ) -> Outcome<WatchStart> {
-        let permit = WatchPermit::acquire(self.shared, i64::from(self.snapshot.weir.overload.max_watchers))?;
+        let permit = WatchPermit::acquire(self.shared, self.topics, self.snapshot, self.client)?;
         let Served { entry, status } = obtain::obtain(self.shared, &query, lookup, None, self.now, record).await?;
         record.cache = Some(status);
         obtain::check_exists(&entry)?;
@@ -186,6 +219,7 @@ impl WatchRequest<'_> {
             ready: None,
             next_fetch: now,
             next_heartbeat: now + HEARTBEAT_INTERVAL,
+            next_rights_check: now + RIGHTS_INTERVAL,
             failing: false,
             ended: false,
             _permit: permit,
@@ -215,27 +249,54 @@ impl WatchStream {
             if self.ended {
                 return None;
             }
-            let (stopping, heartbeat, fetch) = (self.shared.stopping.clone(), self.next_heartbeat, self.next_fetch);
-            let update = async {
-                tokio::time::sleep_until(fetch).await;
-                self.update().await;
-            };
+            let (stopping, heartbeat) = (self.shared.stopping.clone(), self.next_heartbeat);
             tokio::select! {
+                biased;
                 () = stopping.cancelled() => return None,
-                () = update => {}
-                // This cancels a slow fetch. Another watch of the topic can then fetch.
+                // Before all else, so that a client without rights gets no further event.
+                () = tokio::time::sleep_until(self.next_rights_check) => {
+                    self.check_rights();
+                }
                 () = tokio::time::sleep_until(heartbeat) => self.ready = Some(Bytes::from_static(HEARTBEAT)),
+                () = tokio::time::sleep_until(self.next_fetch) => {
+                    if self.check_rights() {
+                        self.update().await;
+                    }
+                }
             }
         }
     }
 
-    /// Fetches the session, unless another watch has just fetched it, and adds an event if something changed.
+    /// Checks the client's rights. If they are gone, adds the last event and returns false.
+    fn check_rights(&mut self) -> bool {
+        self.next_rights_check = Instant::now() + RIGHTS_INTERVAL;
+        let Err(problem) = self.authorize() else { return true };
+        self.ended = true;
+        self.add_problem_event(&problem);
+        false
+    }
+
+    /// Fetches the session, unless another watch has just fetched it, and adds an event if something changed. Returns
+    /// early for a heartbeat, at shutdown, and if the client loses its rights.
     async fn update(&mut self) {
-        let fetched = match self.authorize() {
-            Ok(()) => self.fetch().await,
-            Err(problem) => {
-                self.ended = true;
-                return self.add_problem_event(&problem);
+        let stopping = self.shared.stopping.clone();
+        let fetched = {
+            let (shared, query, topic) = (self.shared.clone(), self.query.clone(), self.topic.clone());
+            let mut fetch = std::pin::pin!(fetch(&shared, &query, &topic));
+            loop {
+                tokio::select! {
+                    biased;
+                    () = stopping.cancelled() => return,
+                    () = tokio::time::sleep_until(self.next_rights_check) => {
+                        // After a change of the client's credential or of the provider's address, this fetch is not for it.
+                        if !self.check_rights() || self.query.key != query.key {
+                            return;
+                        }
+                    }
+                    fetched = &mut fetch => break fetched,
+                    // This cancels a slow fetch. Another watch of the topic can then fetch.
+                    () = tokio::time::sleep_until(self.next_heartbeat) => return,
+                }
             }
         };
         let result = match &fetched.result {
@@ -275,32 +336,6 @@ impl WatchStream {
             self.topic = self.topics.topic(&self.query.key);
         }
         Ok(())
-    }
-
-    /// Returns the topic's last fetch if it is recent, otherwise fetches the session.
-    async fn fetch(&self) -> SessionFetch {
-        let interval = self.query.provider().freshness.watch;
-        let mut last = self.topic.last.lock().await;
-        let now = self.shared.now();
-        if let Some(last) = last.as_ref().filter(|last| now.since(last.fetched_at) < interval) {
-            return last.clone();
-        }
-        // Other requests may have refreshed the cache entry.
-        let directives = Directives { max_age: Some(interval), ..Directives::default() };
-        let lookup = fetch::look_up(&self.shared, &self.query, directives, now);
-        let mut record = RequestRecord::new(String::new(), "");
-        let obtained = obtain::obtain(&self.shared, &self.query, lookup, None, now, &mut record).await;
-        let fetched = match obtained {
-            Ok(served) => match &served.entry.kind {
-                EntryKind::NotFound(error) => {
-                    SessionFetch { fetched_at: self.shared.now(), result: Err((&**error).into()) }
-                }
-                _ => SessionFetch { fetched_at: served.entry.life.stored_at, result: Ok(served.entry) },
-            },
-            Err(problem) => SessionFetch { fetched_at: self.shared.now(), result: Err(problem) },
-        };
-        *last = Some(fetched.clone());
-        fetched
     }
 
     /// Schedules the next fetch for `freshness.watch` after this time.
@@ -350,4 +385,28 @@ impl WatchStream {
         event.extend_from_slice(b"\n\n");
         self.ready = Some(event.into());
     }
+}
+
+/// Returns the topic's last fetch if it is recent, otherwise fetches the session.
+async fn fetch(shared: &Arc<SharedState>, query: &ProviderQuery, topic: &Topic) -> SessionFetch {
+    let interval = query.provider().freshness.watch;
+    let mut last = topic.last.lock().await;
+    let now = shared.now();
+    if let Some(last) = last.as_ref().filter(|last| now.since(last.fetched_at) < interval) {
+        return last.clone();
+    }
+    // Other requests may have refreshed the cache entry.
+    let directives = Directives { max_age: Some(interval), ..Directives::default() };
+    let lookup = fetch::look_up(shared, query, directives, now);
+    let mut record = RequestRecord::new(String::new(), "");
+    let obtained = obtain::obtain(shared, query, lookup, None, now, &mut record).await;
+    let fetched = match obtained {
+        Ok(served) => match &served.entry.kind {
+            EntryKind::NotFound(error) => SessionFetch { fetched_at: shared.now(), result: Err((&**error).into()) },
+            _ => SessionFetch { fetched_at: served.entry.life.stored_at, result: Ok(served.entry) },
+        },
+        Err(problem) => SessionFetch { fetched_at: shared.now(), result: Err(problem) },
+    };
+    *last = Some(fetched.clone());
+    fetched
 }

@@ -68,7 +68,7 @@ impl ProviderError {
             ProviderErrorCause::Response { code, .. } => *code,
             ProviderErrorCause::ForwardedCredentialRefused { .. } => Code::Unauthorized,
             ProviderErrorCause::Failure(failure) => match failure.kind {
-                FailureKind::Timeout => Code::ProviderTimeout,
+                FailureKind::ConnectTimeout | FailureKind::Timeout => Code::ProviderTimeout,
                 FailureKind::Overloaded => Code::Overloaded,
                 FailureKind::TooLarge | FailureKind::Malformed => Code::ProviderInvalidResponse,
                 FailureKind::Connect | FailureKind::Tls | FailureKind::Reset => Code::ProviderError,

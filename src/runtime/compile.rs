@@ -172,7 +172,8 @@ impl<'a> Compiler<'a> {
         let previous = self.previous_provider(&name);
         let breaker = previous.map(|p| p.breaker.clone()).filter(|breaker| breaker.config == config.upstream.breaker);
         let previous_quotas = previous.map(|p| &p.quotas);
-        let mut quotas = ProviderQuotas::new(config.upstream.capacity.clone(), previous_quotas);
+        let mut quotas =
+            ProviderQuotas::new(config.upstream.capacity.clone(), config.upstream.breaker.clone(), previous_quotas);
         let CredentialQuota { credential, .. } = quotas.configure(credential, previous_quotas);
         Some(Provider {
             name,
@@ -248,13 +249,13 @@ impl<'a> Compiler<'a> {
             None => provider.credential.clone(),
         };
         let previous = self.previous_provider(&name).map(|previous| &previous.quotas);
-        let CredentialQuota { credential, quota } = provider.quotas.configure(credential, previous);
+        let CredentialQuota { credential, quota, breaker } = provider.quotas.configure(credential, previous);
         let policies = config.provider_rate_limits.iter().filter(|(at, _)| at.value == *name).flat_map(|(_, all)| all);
         // One policy can limit all requests of a client and also its requests to a provider. These are two buckets, so they
         // have different keys.
         let key = format!("{}\n{name}", config.id.value);
         let buckets = policies.filter_map(|at| bucket(limiters, &at.value, &key)).collect();
-        is_permitted.then_some(Access { credential, is_clients_own: own.is_some(), quota, buckets })
+        is_permitted.then_some(Access { credential, is_clients_own: own.is_some(), quota, breaker, buckets })
     }
 }
 

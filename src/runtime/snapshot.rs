@@ -109,6 +109,8 @@ pub struct Access {
     pub is_clients_own: bool,
     /// The quota of the credential.
     pub quota: Arc<ProviderQuota>,
+    /// The breaker of the credential.
+    pub breaker: Arc<Breaker>,
     /// The buckets of the client's policies for requests to this provider.
     pub buckets: Vec<Bucket>,
 }
@@ -135,11 +137,11 @@ pub struct Provider {
     pub freshness: Freshness,
     /// A digest of all rules that make views and lifetimes. An entry with another digest is mapped again.
     pub rules: u64,
-    /// Stops calls while the provider fails.
+    /// Stops the calls of all credentials while there is no connection to the provider.
     pub breaker: Arc<Breaker>,
     /// Limits the share of requests that are retries.
     pub retry_budget: Arc<RetryBudget>,
-    /// The quota of each credential.
+    /// The quota and the breaker of each credential.
     pub quotas: ProviderQuotas,
     /// Writes Weir's problems in the format of the provider's API; `None` if no format is configured.
     pub native_errors: Option<NativeErrors>,

@@ -15,7 +15,9 @@ pub(crate) fn set_providers(metrics: &Metrics, snapshot: &Snapshot, now: Time) {
     for provider in &snapshot.providers {
         let name = &*provider.name;
         let set_flag = |gauge: &prometheus::IntGaugeVec, on: bool| gauge.with_label_values(&[name]).set(on.into());
-        set_flag(&upstream.breaker_open, provider.breaker.open_until(now).is_some());
+        let breaker_open = provider.breaker.open_until(now).is_some()
+            || provider.quotas.breakers().any(|breaker| breaker.open_until(now).is_some());
+        set_flag(&upstream.breaker_open, breaker_open);
         set_flag(&upstream.throttled, provider.quotas.all().any(|quota| quota.paused_until(now).is_some()));
         let usages: Vec<QuotaUsage> = provider.quotas.all().filter_map(|quota| quota.usage()).collect();
         // A provider may have several quotas. The gauge shows the one with the least capacity left.

@@ -14,6 +14,7 @@
 mod admin;
 mod api;
 mod audit;
+mod breaker;
 mod cache;
 mod canary;
 mod chaos;

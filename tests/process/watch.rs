@@ -271,3 +271,122 @@ fn a_stream_without_changes_has_heartbeats() {
     watcher.next_session();
     assert_eq!(watcher.next(), Received::Heartbeat);
 }
+
+const TWO_CLIENTS: &str = "clients:\n  - { id: open, keys: [ { sha256: SHA(open) } ] }\n  - { id: other, keys: [ { sha256: SHA(other) } ] }\n";
+const OTHER: [(&str, &str); 1] = [("X-Weir-Key", "other")];
+
+/// Requires that the stream ends with a problem of this code before its next heartbeat, which comes after 15 s.
+fn expect_revoked(watcher: &Watcher, code: &str) {
+    let Received::Event { name, data, .. } = watcher.next() else { panic!("a heartbeat or the end came first") };
+    assert_eq!((name.as_str(), &data["code"], watcher.next()), ("problem", &json!(code), Received::End));
+}
+
+#[test]
+fn one_client_does_not_take_all_watchers() {
+    let sim = Sim::start();
+    let weir = poll_every_second()
+        .clients(TWO_CLIENTS)
+        .edit("weir.yaml", "max_watchers: 10000 ", "max_watchers: 3 ")
+        .start(&sim);
+    let greedy: Vec<Watcher> = (0..2).map(|_| Watcher::start(weir.http, PATH, &[])).collect();
+    for _ in 0..3 {
+        let refused = weir.get(PATH);
+        assert_eq!(refused.code(), (503, "overloaded".into()));
+        assert!(refused.header("retry-after").is_some());
+        let detail = refused.json()["detail"].as_str().unwrap().to_owned();
+        assert_eq!(detail, "this client watches 2 sessions, which is its share (half of overload.max_watchers)");
+    }
+    let other = Watcher::start(weir.http, PATH, &OTHER);
+    other.next_session();
+    let refused = weir.get_as("other", PATH);
+    assert_eq!(refused.code(), (503, "overloaded".into()));
+    assert!(refused.json()["detail"].as_str().unwrap().starts_with("3 sessions are watched"), "{:?}", refused.json());
+    greedy[0].stream.shutdown(std::net::Shutdown::Both).unwrap();
+    wait_until("the first watcher is gone", || weir.metric("weir_watchers") < 3.0);
+    let again = Watcher::start(weir.http, PATH, &[]);
+    again.next_session();
+    assert_eq!(weir.metric("weir_watchers"), 3.0);
+}
+
+#[test]
+fn a_revoked_watcher_ends_at_once_during_a_pause_and_the_other_watcher_of_the_topic_stays() {
+    let sim = Sim::start();
+    let weir = poll_every_second().clients(TWO_CLIENTS).start(&sim);
+    let (revoked, other) = (Watcher::start(weir.http, PATH, &[]), Watcher::start(weir.http, PATH, &OTHER));
+    sim.set_response(NATIVE, 429, &json!({ "retry-after": "300" }), "{}");
+    for watcher in [&revoked, &other] {
+        watcher.next_session();
+        let Received::Event { data, .. } = watcher.next() else { panic!("not a problem event") };
+        assert_eq!(data["code"], "provider_rate_limited");
+    }
+    weir.config
+        .write("clients.yaml", &expand_digests("clients:\n  - { id: other, keys: [ { sha256: SHA(other) } ] }\n"));
+    assert_eq!(weir.reload().0, 200);
+    expect_revoked(&revoked, "unauthorized");
+    assert_eq!(other.next(), Received::Heartbeat);
+    assert_eq!(weir.metric("weir_watchers"), 1.0);
+}
+
+#[test]
+fn a_watcher_without_permission_ends_while_the_breaker_is_open() {
+    let sim = Sim::start();
+    let weir = poll_every_second()
+        .edit("providers/vectara.yaml", "failures: 5", "failures: 1")
+        .edit("providers/vectara.yaml", "open_for: 10s", "open_for: 5m")
+        .start(&sim);
+    let watcher = Watcher::start(weir.http, PATH, &[]);
+    watcher.next_session();
+    sim.set_response("/v2/", 500, &json!({}), "{}");
+    let Received::Event { data, .. } = watcher.next() else { panic!("not a problem event") };
+    assert_eq!(data["code"], "provider_error");
+    assert_eq!(weir.metric("weir_upstream_breaker_open{provider=\"vectara\"}"), 1.0);
+    weir.config.write(
+        "clients.yaml",
+        &expand_digests("clients:\n  - { id: open, keys: [ { sha256: SHA(open) } ], providers: [palantir] }\n"),
+    );
+    assert_eq!(weir.reload().0, 200);
+    expect_revoked(&watcher, "forbidden");
+}
+
+#[test]
+fn a_watcher_whose_key_expires_ends_while_the_provider_hangs() {
+    let sim = Sim::start();
+    let output = std::process::Command::new("date").args(["-u", "-d", "+8 seconds", "+%FT%TZ"]).output().unwrap();
+    let expiry = String::from_utf8(output.stdout).unwrap();
+    let clients =
+        format!("clients:\n  - {{ id: open, keys: [ {{ sha256: SHA(open), expires_at: {} }} ] }}\n", expiry.trim());
+    let weir = poll_every_second()
+        .clients(&clients)
+        .edit("providers/vectara.yaml", "timeout: 10s", "timeout: 60s")
+        .start(&sim);
+    let watcher = Watcher::start(weir.http, PATH, &[]);
+    watcher.next_session();
+    sim.plan_fault(NATIVE, 0, &json!({ "kind": "hang" }));
+    expect_revoked(&watcher, "unauthorized");
+}
+
+#[test]
+fn a_revoked_watcher_over_http2_ends_although_the_next_poll_is_far() {
+    let sim = Sim::start();
+    let weir = Config::shipped()
+        .clients(TWO_CLIENTS)
+        .edit("providers/vectara.yaml", "watch: 5s ", "watch: 5m ")
+        .edit("weir.yaml", "    # h2c: true ", "    h2c: true ")
+        .start(&sim);
+    let curl = std::process::Command::new("curl")
+        .args(["-sS", "-N", "--http2-prior-knowledge", "--max-time", "30", "-H", "X-API-Key: open"])
+        .arg(format!("http://{}{PATH}", weir.http))
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_until("the watcher is counted", || weir.metric("weir_watchers") == 1.0);
+    weir.config
+        .write("clients.yaml", &expand_digests("clients:\n  - { id: other, keys: [ { sha256: SHA(other) } ] }\n"));
+    assert_eq!(weir.reload().0, 200);
+    let output = curl.wait_with_output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && text.starts_with("id: "), "{text}");
+    let last = text.trim_end().rsplit("\n\n").next().unwrap();
+    assert!(last.starts_with("event: problem\n") && last.contains("\"unauthorized\""), "{text}");
+    assert!(!text.contains("\n:\n"), "no heartbeat came before the end: {text}");
+}
