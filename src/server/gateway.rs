@@ -17,7 +17,7 @@ use crate::server::http1_head::RequestHead;
 use crate::server::http2_stream::Http2Stream;
 use crate::server::proxy::{PassThrough, ProxyContext};
 use crate::server::request_log::{Counters, InFlight, RequestLog};
-use crate::server::request_stream::RequestStream;
+use crate::server::request_stream::{RequestStream, UnreadStream};
 use crate::server::shutdown::ShutdownSignals;
 use futures_util::stream::StreamExt;
 use http::Method;
@@ -217,7 +217,8 @@ impl Gateway {
         let (stream, mut received) = connection.into_parts();
         let behind_head = received.split_off(head.length);
         let body = RequestBody::framed(head);
-        let mut session = HttpSession::new(Box::new(RequestStream::new(stream, body, behind_head.into())));
+        let unread = UnreadStream::default();
+        let mut session = HttpSession::new(Box::new(RequestStream::new(stream, body, behind_head.into(), &unread)));
         session.set_pipelined_prefix(head.in_origin_form(received));
         session.set_read_timeout(Some(limits.stall_timeout.min(limits.body_timeout)));
         session.set_write_timeout(Some(limits.stall_timeout));
@@ -227,7 +228,13 @@ impl Gateway {
         // Except for a 100 that the client expects.
         session.set_ignore_info_resp(true);
         let process = self.proxy.process_new_http(ServerSession::H1(session), &signals.last_request);
-        let reused = context.scope(process).await?;
+        let Some(reused) = context.scope(process).await else {
+            // The response came before the end of the request body.
+            if let Some(stream) = unread.take() {
+                self.close(Http1Connection::new(stream, limits, signals), true).await;
+            }
+            return None;
+        };
         let (stream, received) = RequestStream::unwrap(reused.consume().0)?;
         let mut connection = Http1Connection::new(stream, limits, signals);
         connection.put_back(&received);

@@ -41,11 +41,20 @@ impl RequestBody {
         }
     }
 
-    /// Returns how many bytes of data are announced and not read yet.
-    fn announced(&self) -> u64 {
+    /// Returns how many of the next bytes are data, which is written as it is.
+    #[must_use]
+    pub(crate) fn plain_bytes(&self) -> u64 {
         match self {
             Self::Length(left) => *left,
             Self::Chunked(body) => body.data_left(),
+        }
+    }
+
+    /// Moves past this many bytes of data. It must not be more than [`RequestBody::plain_bytes`].
+    pub(crate) fn pass(&mut self, bytes: u64) {
+        match self {
+            Self::Length(left) => *left = left.saturating_sub(bytes),
+            Self::Chunked(body) => body.pass(bytes),
         }
     }
 
@@ -93,7 +102,7 @@ impl BodyDecoder {
     }
 
     fn is_too_large(&self) -> bool {
-        (self.data.len() as u64).saturating_add(self.body.announced()) > self.limit
+        (self.data.len() as u64).saturating_add(self.body.plain_bytes()) > self.limit
     }
 
     /// Returns whether the body is complete.

@@ -15,7 +15,7 @@ use pingora::protocols::{
 };
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -25,26 +25,51 @@ const BUFFER_SIZE: usize = 8 << 10;
 /// A client's connection while one of its requests is forwarded.
 #[derive(Debug)]
 pub(crate) struct RequestStream {
-    inner: Stream,
+    /// `None` only while it is dropped.
+    inner: Option<Stream>,
     body: RequestBody,
     /// Bytes from the client that are not checked yet. Once the body is complete, they belong to the next request.
     received: Vec<u8>,
     /// Checked bytes, and how many of them Pingora has read.
     checked: (Vec<u8>, usize),
+    unread: UnreadStream,
+}
+
+/// Gets the connection of a request whose body Pingora has not read to its end.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct UnreadStream(Arc<Mutex<Option<Stream>>>);
+
+impl UnreadStream {
+    /// Returns the connection, if the request is over and its body is not complete.
+    pub(crate) fn take(&self) -> Option<Stream> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl Drop for RequestStream {
+    fn drop(&mut self) {
+        if !self.body.is_complete() {
+            *self.unread.0.lock().unwrap_or_else(PoisonError::into_inner) = self.inner.take();
+        }
+    }
 }
 
 impl RequestStream {
     /// Wraps a connection behind the head of a request. `received` has the bytes behind the head that were read already.
     #[must_use]
-    pub(crate) fn new(inner: Stream, body: RequestBody, received: Vec<u8>) -> Self {
-        Self { inner, body, received, checked: (Vec::new(), 0) }
+    pub(crate) fn new(inner: Stream, body: RequestBody, received: Vec<u8>, unread: &UnreadStream) -> Self {
+        Self { inner: Some(inner), body, received, checked: (Vec::new(), 0), unread: unread.clone() }
+    }
+
+    fn inner(&mut self) -> io::Result<Pin<&mut Stream>> {
+        self.inner.as_mut().map(Pin::new).ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 
     /// Returns the connection that was wrapped, and the bytes of the next request that were read already.
     #[must_use]
     pub(crate) fn unwrap(stream: Stream) -> Option<(Stream, Vec<u8>)> {
-        let Self { inner, received, .. } = *stream.into_any().downcast::<Self>().ok()?;
-        Some((inner, received))
+        let mut stream = stream.into_any().downcast::<Self>().ok()?;
+        Some((stream.inner.take()?, std::mem::take(&mut stream.received)))
     }
 
     /// Waits until the client closes the connection or begins another request, of which the first bytes are stored.
@@ -52,7 +77,7 @@ impl RequestStream {
         if self.received.is_empty() {
             let mut bytes = [0; BUFFER_SIZE];
             let mut buffer = ReadBuf::new(&mut bytes);
-            ready!(Pin::new(&mut self.inner).poll_read(cx, &mut buffer))?;
+            ready!(self.inner()?.poll_read(cx, &mut buffer))?;
             if buffer.filled().is_empty() {
                 return Poll::Ready(Ok(()));
             }
@@ -62,12 +87,23 @@ impl RequestStream {
         Poll::Pending
     }
 
+    /// Reads data that Pingora may get as it is.
+    fn poll_plain(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let most = usize::try_from(self.body.plain_bytes()).unwrap_or(usize::MAX);
+        let mut part = ReadBuf::new(buffer.initialize_unfilled_to(buffer.remaining().min(most)));
+        ready!(self.inner()?.poll_read(cx, &mut part))?;
+        let length = part.filled().len();
+        buffer.advance(length);
+        self.body.pass(length as u64);
+        Poll::Ready(Ok(()))
+    }
+
     /// Checks the next bytes from the client. Returns whether there were any.
     fn poll_check(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
         let mut bytes = [0; BUFFER_SIZE];
         if self.received.is_empty() {
             let mut buffer = ReadBuf::new(&mut bytes);
-            ready!(Pin::new(&mut self.inner).poll_read(cx, &mut buffer))?;
+            ready!(self.inner()?.poll_read(cx, &mut buffer))?;
             self.received.extend_from_slice(buffer.filled());
         }
         let (checked, read) = &mut self.checked;
@@ -100,6 +136,9 @@ impl AsyncRead for RequestStream {
             if self.body.is_complete() {
                 return self.poll_end(cx);
             }
+            if self.received.is_empty() && self.body.plain_bytes() > 0 {
+                return self.poll_plain(cx, buffer);
+            }
             if !ready!(self.poll_check(cx))? {
                 return Poll::Ready(Ok(()));
             }
@@ -109,7 +148,7 @@ impl AsyncRead for RequestStream {
 
 impl AsyncWrite for RequestStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, bytes)
+        self.inner()?.poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(
@@ -117,56 +156,58 @@ impl AsyncWrite for RequestStream {
         cx: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write_vectored(cx, parts)
+        self.inner()?.poll_write_vectored(cx, parts)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.inner.is_write_vectored()
+        self.inner.as_ref().is_some_and(|inner| inner.is_write_vectored())
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
+        self.inner()?.poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
+        self.inner()?.poll_shutdown(cx)
     }
 }
 
 #[async_trait]
 impl Shutdown for RequestStream {
     async fn shutdown(&mut self) {
-        Shutdown::shutdown(&mut *self.inner).await;
+        if let Some(inner) = &mut self.inner {
+            Shutdown::shutdown(&mut **inner).await;
+        }
     }
 }
 
 impl UniqueID for RequestStream {
     fn id(&self) -> UniqueIDType {
-        self.inner.id()
+        self.inner.as_ref().map_or(-1, |inner| inner.id())
     }
 }
 
 impl Ssl for RequestStream {
     fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
-        self.inner.get_ssl_digest()
+        self.inner.as_ref()?.get_ssl_digest()
     }
 }
 
 impl GetTimingDigest for RequestStream {
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        self.inner.get_timing_digest()
+        self.inner.as_ref().map(|inner| inner.get_timing_digest()).unwrap_or_default()
     }
 }
 
 impl GetProxyDigest for RequestStream {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        self.inner.get_proxy_digest()
+        self.inner.as_ref()?.get_proxy_digest()
     }
 }
 
 impl GetSocketDigest for RequestStream {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        self.inner.get_socket_digest()
+        self.inner.as_ref()?.get_socket_digest()
     }
 }
 
