@@ -78,6 +78,8 @@ metrics! {
     EdgeMetrics {
         /// Open client connections.
         connections: IntGauge("weir_connections"),
+        /// Client connections that may be open at the same time: limits.connections, or fewer if the process can open too few files.
+        connections_limit: IntGauge("weir_connections_limit"),
         /// Connections that Weir refused or closed, by reason.
         ended: IntCounterVec("weir_connections_ended_total", ["reason"]),
         /// Requests over a limit, by the limit's name in the configuration.

@@ -11,6 +11,7 @@ use crate::config::edge::Listener;
 use crate::config::faults::{Fault, Faults, Location};
 use crate::config::provider::ProviderConfig;
 use crate::config::weir::{AccessLog, Weir};
+use crate::engine::open_files::OpenFiles;
 use crate::engine::tls;
 use http::Uri;
 use std::net::IpAddr;
@@ -127,6 +128,9 @@ fn exposure(weir: &Weir, warnings: &mut Faults) {
 /// Checks the access log, the cache and the shutdown.
 fn running(config: &Config, warnings: &mut Faults) {
     let (weir, location) = (&config.weir, &config.weir.locations.file);
+    if let Some(warning) = OpenFiles::available().warning(&weir.limits) {
+        warnings.add(location, warning);
+    }
     if weir.access_log == AccessLog::Off {
         warnings.add(location, "access_log is off, so nobody can see who sent which request; use on, or { sample: N }");
     }

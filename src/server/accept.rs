@@ -5,6 +5,7 @@
 
 use crate::base::metrics::EdgeMetrics;
 use crate::base::problem::{Code, Problem};
+use crate::engine::open_files::OpenFiles;
 use crate::runtime::Runtime;
 use crate::server::connections::{ConnectionLimit, Connections};
 use crate::server::gateway::Gateway;
@@ -39,6 +40,8 @@ pub(crate) struct ListenerContext {
     pub h2c: bool,
     /// The configuration in force.
     pub runtime: Arc<Runtime>,
+    /// The files that the process may open.
+    pub files: OpenFiles,
     /// The open connections of all listeners.
     pub connections: Arc<Connections>,
     /// Metrics of connections.
@@ -55,8 +58,8 @@ pub(crate) async fn accept_clients(
     signals: ShutdownSignals,
 ) {
     while let Some((socket, peer)) = accept(&listener, &signals.last_request).await {
-        let limits = &context.runtime.snapshot().weir.limits;
-        match context.connections.open(peer.ip(), limits, &context.metrics) {
+        let caps = context.files.connections(&context.runtime.snapshot().weir.limits);
+        match context.connections.open(peer.ip(), caps, &context.metrics) {
             Ok(guard) => {
                 let (context, signals) = (context.clone(), signals.clone());
                 tasks.spawn(async move {

@@ -7,6 +7,7 @@ use crate::base::problem::{Code, Problem};
 use crate::base::request_reply::{Request, Response};
 use crate::base::response_headers::ResponseHeaders;
 use crate::engine::admin_token::AdminToken;
+use crate::engine::open_files::OpenFiles;
 use crate::fetch::provider_query::SharedState;
 use crate::rules::admin_access::{self, AccessRefusal};
 use crate::rules::purge::{Mode, Scope};
@@ -34,6 +35,8 @@ pub(crate) struct AdminEndpoints {
     pub draining: Arc<AtomicBool>,
     /// Reloads the configuration.
     pub reloader: Arc<Reloader>,
+    /// The files that the process may open.
+    pub files: OpenFiles,
     /// The token that holds if none is configured.
     pub token: Arc<AdminToken>,
 }
@@ -169,6 +172,8 @@ impl AdminEndpoints {
         let metrics = &self.shared.metrics;
         metrics.cache.bytes.set(i64::try_from(self.shared.cache.bytes()).unwrap_or(i64::MAX));
         let (snapshot, now) = (self.runtime.snapshot(), runtime::now());
+        let connections = self.files.connections(&snapshot.weir.limits).total;
+        metrics.edge.connections_limit.set(i64::try_from(connections).unwrap_or(i64::MAX));
         let text = metrics.expose(|| {
             admin_gauges::set_providers(metrics, &snapshot, now);
             admin_gauges::set_expiries(metrics, &snapshot, now);

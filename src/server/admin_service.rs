@@ -7,6 +7,7 @@ use crate::base::metrics::{AdminMetrics, EdgeMetrics};
 use crate::base::problem::{Code, Outcome, Problem};
 use crate::base::request_reply::{Request, Response};
 use crate::config::edge::Limits;
+use crate::engine::open_files::ConnectionCaps;
 use crate::rules::request_limits;
 use crate::runtime;
 use crate::server::accept::{self, MAX_REFUSALS, REFUSAL_TIMEOUT};
@@ -43,7 +44,7 @@ impl AdminService {
     pub(crate) fn new(endpoints: AdminEndpoints) -> Arc<Self> {
         let (metrics, edge) = (endpoints.shared.metrics.admin.clone(), endpoints.shared.metrics.edge.clone());
         let edge = EdgeMetrics { connections: metrics.connections.clone(), ended: metrics.ended.clone(), ..edge };
-        let refusals = Arc::new(Semaphore::new(MAX_REFUSALS));
+        let refusals = Arc::new(Semaphore::new(endpoints.files.other_connections(MAX_REFUSALS)));
         Arc::new(Self { endpoints, connections: Arc::default(), edge, metrics, refusals })
     }
 
@@ -51,7 +52,7 @@ impl AdminService {
     fn limits(&self) -> Limits {
         let limits = self.endpoints.runtime.snapshot().weir.limits.clone();
         Limits {
-            connections: MAX_CONNECTIONS.min(limits.connections),
+            connections: self.endpoints.files.other_connections(MAX_CONNECTIONS).min(limits.connections),
             connections_per_address: MAX_CONNECTIONS_PER_ADDRESS.min(limits.connections_per_address),
             ..limits
         }
@@ -62,7 +63,8 @@ impl AdminService {
         let tasks = TaskTracker::new();
         while let Some((socket, peer)) = accept::accept(&listener, &signals.last_request).await {
             let limits = self.limits();
-            match self.connections.open(peer.ip(), &limits, &self.edge) {
+            let caps = ConnectionCaps { total: limits.connections, per_address: limits.connections_per_address };
+            match self.connections.open(peer.ip(), caps, &self.edge) {
                 Ok(guard) => {
                     let (service, signals) = (self.clone(), signals.clone());
                     tasks.spawn(async move {

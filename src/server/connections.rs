@@ -1,7 +1,8 @@
 //! Counts open client connections and enforces the limits on them: in total, and per client address.
 
 use crate::base::metrics::EdgeMetrics;
-use crate::config::edge::{Limits, counted_address};
+use crate::config::edge::counted_address;
+use crate::engine::open_files::ConnectionCaps;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -57,15 +58,15 @@ impl Connections {
     pub(crate) fn open(
         self: &Arc<Self>,
         address: IpAddr,
-        limits: &Limits,
+        caps: ConnectionCaps,
         metrics: &EdgeMetrics,
     ) -> Result<ConnectionGuard, ConnectionLimit> {
         let (address, mut counts) = (counted_address(address), self.counts());
-        if counts.total >= limits.connections {
+        if counts.total >= caps.total {
             return Err(ConnectionLimit::Total);
         }
         let from_address = counts.by_address.entry(address).or_default();
-        if *from_address >= limits.connections_per_address {
+        if *from_address >= caps.per_address {
             return Err(ConnectionLimit::PerAddress);
         }
         *from_address += 1;
@@ -98,8 +99,8 @@ mod tests {
     fn connections_are_limited_in_total_and_per_address() {
         let metrics = Metrics::new().unwrap().edge;
         let connections = Arc::<Connections>::default();
-        let limits = Limits { connections: 3, connections_per_address: 2, ..Limits::default() };
-        let open = |address: &str| connections.open(address.parse().unwrap(), &limits, &metrics);
+        let caps = ConnectionCaps { total: 3, per_address: 2 };
+        let open = |address: &str| connections.open(address.parse().unwrap(), caps, &metrics);
         let first = open("10.0.0.1").unwrap_or_else(|limit| panic!("{limit:?}"));
         let _second = open("10.0.0.1").unwrap_or_else(|limit| panic!("{limit:?}"));
         assert_eq!(open("10.0.0.1").err(), Some(ConnectionLimit::PerAddress));

@@ -34,6 +34,7 @@ use crate::config::edge::Listener;
 use crate::config::faults::Fault;
 use crate::config::load::ConfigSource;
 use crate::engine::admin_token::{self, AdminToken};
+use crate::engine::open_files::OpenFiles;
 use crate::engine::otlp::Exporter;
 use crate::fetch::provider_query::SharedState;
 use crate::pipeline::Pipeline;
@@ -193,7 +194,11 @@ impl Server {
         let exporter = start_exporter(&self.runtime, &self.shared);
         let (shutdown, background) = (Shutdown::new(), TaskTracker::new());
         let (runtime, shared, predecessor) = (self.runtime.clone(), self.shared.clone(), self.predecessor);
-        accept_clients(self.listeners, &self.gateway, &runtime, &shared, &shutdown, &background)?;
+        let files = OpenFiles::raise();
+        if let Some(warning) = files.warning(&runtime.snapshot().weir.limits) {
+            warn!("{warning}");
+        }
+        accept_clients(self.listeners, &self.gateway, files, &runtime, &shared, &shutdown, &background)?;
         let directories = runtime.source().runtime_directories();
         let admin_token = Arc::new(AdminToken::new(self.admin.local_addr()?, directories));
         if let Some((_, token)) = predecessor.as_ref().and_then(|predecessor| predecessor.admin_token.as_ref()) {
@@ -205,6 +210,7 @@ impl Server {
             shared: shared.clone(),
             draining: shutdown.draining.clone(),
             reloader: reloader.clone(),
+            files,
             token: admin_token.clone(),
         };
         background.spawn(AdminService::new(admin).accept(listen(self.admin)?, shutdown.admin_signals()));
@@ -244,6 +250,7 @@ impl Server {
 fn accept_clients(
     listeners: Vec<(Listener, std::net::TcpListener)>,
     gateway: &Arc<Gateway>,
+    files: OpenFiles,
     runtime: &Arc<Runtime>,
     shared: &Arc<SharedState>,
     shutdown: &Shutdown,
@@ -256,9 +263,10 @@ fn accept_clients(
             gateway: gateway.clone(),
             h2c: config.h2c,
             runtime: runtime.clone(),
+            files,
             connections: connections.clone(),
             metrics: shared.metrics.edge.clone(),
-            refusals: Arc::new(Semaphore::new(accept::MAX_REFUSALS)),
+            refusals: Arc::new(Semaphore::new(files.other_connections(accept::MAX_REFUSALS))),
         };
         let (tasks, signals) = (shutdown.connections.clone(), shutdown.signals());
         background.spawn(accept::accept_clients(listen(listener)?, Arc::new(context), tasks, signals));

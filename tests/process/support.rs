@@ -357,17 +357,29 @@ impl Config {
 
     /// Starts `weir` with the simulator as its providers.
     pub fn run(&self, arguments: &[&str], sim: &Sim) -> Process {
+        Process::start(&mut self.command_with(arguments, sim))
+    }
+
+    /// The command that starts `weir` with the simulator as its providers.
+    fn command_with(&self, arguments: &[&str], sim: &Sim) -> Command {
         let mut command = self.command(arguments);
         for line in sim.process.stdout.lock().unwrap().iter() {
             if let Some((name, value)) = line.strip_prefix("env ").and_then(|pair| pair.split_once('=')) {
                 command.env(name, value);
             }
         }
-        Process::start(command.envs(self.env.iter().map(|(n, v)| (n, v))))
+        command.envs(self.env.iter().map(|(n, v)| (n, v)));
+        command
     }
 
     pub fn start(self, sim: &Sim) -> Weir {
         Weir::start(self, sim)
+    }
+
+    /// Starts the gateway by another command, which `wrap` makes of the usual one.
+    pub fn start_with(self, sim: &Sim, wrap: impl FnOnce(Command) -> Command) -> Weir {
+        let process = Process::start(&mut wrap(self.command_with(&["run"], sim)));
+        Weir::of(self, process)
     }
 
     /// Runs `weir check`. Returns the exit code and the lines on stderr, with paths relative to the directory.
@@ -404,6 +416,11 @@ pub struct Weir {
 impl Weir {
     fn start(config: Config, sim: &Sim) -> Self {
         let process = config.run(&["run"], sim);
+        Self::of(config, process)
+    }
+
+    /// Waits until a started gateway listens.
+    fn of(config: Config, process: Process) -> Self {
         let line = wait_for_line(&process.stderr, "listening http=");
         let (http, admin) = line.split_once(" admin=").unwrap();
         // With several listeners, tests use the first.

@@ -1,0 +1,87 @@
+//! The limit of open files: one address that only opens connections takes nothing from the others.
+
+use crate::support::*;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::Command;
+
+/// The program, in a shell that lowers the limit of open files first: `ulimit -S` for the soft limit, `-H` for both.
+fn under(limits: &str, program: Command) -> Command {
+    let mut shell = Command::new("sh");
+    shell.arg("-c").arg(format!("{limits} && exec \"$0\" \"$@\"")).arg(program.get_program()).args(program.get_args());
+    for (name, value) in program.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    shell
+}
+
+/// Opens connections that send nothing.
+fn flood(weir: &Weir, count: usize) -> Vec<TcpStream> {
+    (0..count).map(|_| TcpStream::connect(weir.http).unwrap()).collect()
+}
+
+#[test]
+fn idle_connections_of_one_address_leave_files_for_hits_misses_reloads_and_monitoring() {
+    let sim = Sim::start();
+    let config = Config::shipped();
+    let weir = config.start_with(&sim, |command| under("ulimit -S -n 256 && ulimit -H -n 256", command));
+    assert!(
+        weir.process.stderr.lock().unwrap().iter().any(|line| line.contains("can open only 256 files")),
+        "Weir says so at its start"
+    );
+    assert_eq!(weir.metric("weir_connections_limit"), 128.0);
+    assert_eq!(weir.get(VECTARA).status, 200);
+    wait_until("the connection of the request is closed", || weir.metric("weir_connections") == 0.0);
+    let idle = flood(&weir, 200);
+    let refused = "weir_connections_ended_total{reason=\"connections_per_address\"}";
+    wait_until("Weir has refused the others", || weir.metric(refused) == 136.0);
+    assert_eq!(weir.metric("weir_connections"), 64.0, "one address gets half of what all clients get");
+    // Another address of the loopback network.
+    let from_another = |target: &str| {
+        let url = format!("http://{}{target}", weir.http);
+        let output = Command::new("curl")
+            .args(["-s", "--interface", "127.0.0.2", "--max-time", "20", "-H", "X-API-Key: open", "-w", "%{http_code}"])
+            .args(["-o", "/dev/null", &url])
+            .output()
+            .unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(from_another(VECTARA), "200", "a hit");
+    assert_eq!(from_another(PALANTIR), "200", "a call to a provider");
+    assert_eq!(weir.admin("GET", "/readyz").status, 200);
+    weir.config.change("weir.yaml", "  grace: 10s", "  grace: 11s");
+    assert_eq!(weir.reload().0, 200);
+    drop(idle);
+    wait_until("the connections are closed", || weir.metric("weir_connections") < 3.0);
+    assert_eq!(weir.get(AGENTHUMAN).status, 200, "the first address is served again");
+}
+
+#[test]
+fn the_soft_limit_of_open_files_is_raised() {
+    let sim = Sim::start();
+    let weir = Config::shipped().start_with(&sim, |command| under("ulimit -S -n 64", command));
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", weir.process.id())).unwrap();
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let words: Vec<&str> = files.split_whitespace().collect();
+    assert_eq!(words[3], words[4], "{files}");
+    let _open = flood(&weir, 100);
+    wait_until("more connections are open than the soft limit allowed", || weir.metric("weir_connections") == 100.0);
+    let mut socket = TcpStream::connect(weir.http).unwrap();
+    socket.write_all(&request("GET", VECTARA, &[("X-API-Key", "open"), ("Connection", "close")])).unwrap();
+    let mut response = String::new();
+    socket.read_to_string(&mut response).unwrap();
+    assert!(response.starts_with("HTTP/1.1 200"), "{response}");
+}
+
+#[test]
+fn check_warns_if_too_few_files_can_be_opened() {
+    let config = Config::shipped();
+    for (limits, warns) in [("ulimit -S -n 256 && ulimit -H -n 256", true), ("true", false)] {
+        let output = under(limits, config.command(&["check", "--strict"])).output().unwrap();
+        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert_eq!(text.contains("can open only 256 files"), warns, "{text}");
+    }
+}
