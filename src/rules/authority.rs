@@ -83,7 +83,7 @@ fn is_name(text: &str) -> bool {
             return false;
         }
     }
-    !text.is_empty()
+    !text.is_empty() && text != "."
 }
 
 /// Returns whether a byte is in `unreserved` or `sub-delims`, except the comma.
@@ -122,6 +122,8 @@ mod tests {
     fn invalid_hosts_are_refused() {
         for text in [
             "",
+            ".",
+            ".:80",
             ":",
             ":80",
             "x y",
