@@ -16,6 +16,9 @@ use std::net::IpAddr;
 /// The maximum number of header fields that are parsed. `limits.header_count` is lower and is checked later.
 const MAX_FIELDS: usize = 256;
 
+/// The longest method in bytes. It is in logs and traces, also of clients without a key. The longest registered one has 17.
+pub(crate) const MAX_METHOD: usize = 32;
+
 /// The head of a request.
 pub struct RequestHead {
     /// The request.
@@ -82,6 +85,9 @@ pub fn parse(bytes: &[u8], peer: Option<IpAddr>) -> Outcome<Option<RequestHead>>
     let (method, target) = (parsed.method.unwrap_or_default(), parsed.path.unwrap_or_default());
     let version = if parsed.version == Some(1) { Version::HTTP_11 } else { Version::HTTP_10 };
     let Ok(method) = Method::from_bytes(method.as_bytes()) else { return invalid("invalid HTTP method") };
+    if method.as_str().len() > MAX_METHOD {
+        return invalid(format!("the method is longer than {MAX_METHOD} bytes"));
+    }
     let headers = to_headers(parsed.headers, length);
     let body = body_framing(&headers, version)?;
     let keep_alive = keeps_alive(&headers, version);
@@ -254,6 +260,9 @@ mod tests {
         ] {
             assert_eq!(target(bad, host), Err(Code::InvalidRequest), "{bad} {host}");
         }
+        let method = |length: usize| parse_text(&format!("{} / HTTP/1.1\r\nHost: h\r\n\r\n", "M".repeat(length)));
+        assert!(method(MAX_METHOD).is_ok());
+        assert_eq!(method(MAX_METHOD + 1).err(), Some(Code::InvalidRequest));
         assert_eq!(parse_text("CONNECT a:443 HTTP/1.1\r\n\r\n").err(), Some(Code::MethodNotAllowed));
     }
 

@@ -6,6 +6,7 @@
 
 use crate::base::request_reply::{Body, Response};
 use crate::rules::authority::Authority;
+use crate::server::http1_head::MAX_METHOD;
 use crate::server::http2_frames::{HeaderFault, HeaderFaults};
 use crate::server::proxy::response_header;
 use async_trait::async_trait;
@@ -77,7 +78,8 @@ impl Http2Stream {
             return None;
         }
         let has_fragment = faults.take(respond.stream_id().as_u32(), HeaderFault::Fragment);
-        if has_fragment || !has_clear_authority(&request) {
+        let long_method = request.method.as_str().len() > MAX_METHOD;
+        if has_fragment || long_method || !has_clear_authority(&request) {
             let mut response = http::Response::new(());
             *response.status_mut() = StatusCode::BAD_REQUEST;
             // An error means that the client has reset the stream.

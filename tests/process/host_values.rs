@@ -160,6 +160,29 @@ fn http2_status(socket: &mut TcpStream, wanted: u32) -> Option<u16> {
 }
 
 #[test]
+fn a_long_method_is_400_and_in_no_log_line() {
+    let sim = Sim::start();
+    let weir = start(&sim);
+    let long = "METHOD".repeat(10_000);
+    for route in routes() {
+        for method in [&long, &"M".repeat(33)] {
+            for version in ["1.1", "1.0"] {
+                let bytes = get(&route, version, "Host: a\r\n").replacen("GET", method, 1);
+                let status = status(&weir, &bytes);
+                assert!(matches!(status, 400 | 414), "{status} over HTTP/{version} on {route}");
+            }
+        }
+        let mut socket = frames::connect(&weir);
+        socket.write_all(&frames::request(1, &"M".repeat(33), &route, "open", &[], 5)).unwrap();
+        assert_eq!(http2_status(&mut socket, 1), Some(400), "over HTTP/2 on {route}");
+        // A method that is not registered is not refused for its length.
+        let bytes = get(&route, "1.1", "Host: a\r\n").replacen("GET", &"M".repeat(32), 1);
+        assert_ne!(status(&weir, &bytes), 400, "{route}");
+    }
+    assert!(weir.process.stdout.lock().unwrap().iter().all(|line| line.len() < 1000), "the access log stays short");
+}
+
+#[test]
 fn http2_hosts_follow_the_same_rules() {
     let sim = Sim::start();
     let weir = start(&sim);
