@@ -9,6 +9,7 @@ use crate::engine::rate_limit::Cost;
 use crate::rules::freshness::Lifetime;
 use http::HeaderValue;
 use serde_json::Value;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +30,8 @@ pub struct RequestRecord {
     pub provider_wait: Duration,
     /// When the response was made.
     pub responded_at: Time,
+    /// The address of a client without a valid key whose failures are over the limit: its response is delayed.
+    pub guessing_address: Option<IpAddr>,
     /// The problem code, if the response is a problem.
     pub error: Option<&'static str>,
     /// The HTTP status of the response.
@@ -76,6 +79,7 @@ impl RequestRecord {
             cache: None,
             provider_wait: Duration::ZERO,
             responded_at: Time::default(),
+            guessing_address: None,
             error: None,
             status: 0,
             bytes: 0,

@@ -60,7 +60,7 @@ pub(crate) fn authenticate(context: &mut RequestContext<'_>, record: &mut Reques
     record.steps.step("authenticate");
     check_host(context.request)?;
     let identified = context.snapshot.keys.identify(context.request, context.now);
-    let id = identified.map_err(|error| authentication_failure(context, error.into()))?;
+    let id = identified.map_err(|error| authentication_failure(context, error.into(), record))?;
     context.client = Some(id);
     let client = &context.snapshot.clients[id];
     (record.client, record.vary) = (Some(client.id.clone()), client.vary.clone());
@@ -71,8 +71,13 @@ pub(crate) fn authenticate(context: &mut RequestContext<'_>, record: &mut Reques
     Ok(id)
 }
 
-/// Counts a failed authentication. Returns its problem, or 429 if the address has had too many failures.
-fn authentication_failure(context: &RequestContext<'_>, problem: Box<Problem>) -> Box<Problem> {
+/// Counts a failed authentication. Returns its problem, or 429 if the address has had too many failures; the server delays
+/// that response.
+fn authentication_failure(
+    context: &RequestContext<'_>,
+    problem: Box<Problem>,
+    record: &mut RequestRecord,
+) -> Box<Problem> {
     let counter = &context.shared.metrics.edge.auth_failures;
     let address = client_address::address(context.request, &context.snapshot.weir.trusted_proxies).map(counted_address);
     let counted = context.snapshot.failures.as_ref().zip(address).map(|(failures, address)| failures.record(address));
@@ -81,6 +86,7 @@ fn authentication_failure(context: &RequestContext<'_>, problem: Box<Problem>) -
         return problem;
     };
     counter.with_label_values(&["limited"]).inc();
+    record.guessing_address = address;
     problems::too_many_invalid_keys(wait)
 }
 

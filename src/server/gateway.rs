@@ -11,6 +11,7 @@ use crate::pipeline::watch::WatchStream;
 use crate::pipeline::{Handled, Pipeline};
 use crate::runtime;
 use crate::server::access_log::AccessLogger;
+use crate::server::guess_delay::GuessDelay;
 use crate::server::http1::{ConnectionEnd, Http1Connection};
 use crate::server::http1_body::RequestBody;
 use crate::server::http1_head::RequestHead;
@@ -40,6 +41,7 @@ pub(crate) struct Gateway {
     /// Streams forwarded requests.
     proxy: Arc<HttpProxy<PassThrough>>,
     metrics: EdgeMetrics,
+    guess_delay: GuessDelay,
     /// Start of every request id that Weir makes. It is random, so that two processes make different ids.
     id_prefix: String,
     next_id: AtomicU64,
@@ -73,7 +75,14 @@ impl Gateway {
         let conf = Arc::new(ServerConf { max_retries: 8, ..ServerConf::default() });
         let mut proxy = http_proxy(&conf, pass_through.clone());
         proxy.handle_init_modules();
-        Self { pass_through, proxy: Arc::new(proxy), metrics, id_prefix, next_id: AtomicU64::new(1) }
+        Self {
+            pass_through,
+            proxy: Arc::new(proxy),
+            guess_delay: GuessDelay::new(&metrics),
+            metrics,
+            id_prefix,
+            next_id: AtomicU64::new(1),
+        }
     }
 
     /// Has the pipeline handle a request.
@@ -149,10 +158,16 @@ impl Gateway {
             };
             let request = &head.request;
             match self.handle(request).await {
-                NextStep::Respond(response, served) => {
+                NextStep::Respond(response, mut served) => {
                     // Weir's own routes ignore a body. The next request would begin after it, so the connection closes.
                     let keep_alive =
                         head.keep_alive && !head.has_body() && remaining > 0 && !connection.is_last_request();
+                    let Some(delayed) = self.guess_delay.wait(served.record.guessing_address).await else {
+                        self.finish(&mut counters, request, served);
+                        return;
+                    };
+                    // The delay is not time that the request took.
+                    served.started += delayed;
                     let now = served.record.responded_at;
                     let written = connection.write_response(request, response, keep_alive, now).await;
                     idle_since = self.finish(&mut counters, request, served);
@@ -241,13 +256,18 @@ impl Gateway {
         Some(connection)
     }
 
-    /// Serves the request of an HTTP/2 stream.
-    pub(crate) async fn serve_stream(&self, mut stream: Http2Stream, stopping: &watch::Receiver<bool>) {
+    /// Serves the request of an HTTP/2 stream. Returns whether the connection may stay open.
+    pub(crate) async fn serve_stream(&self, mut stream: Http2Stream, stopping: &watch::Receiver<bool>) -> bool {
         let stall_timeout = self.pass_through.pipeline.runtime.snapshot().weir.limits.stall_timeout;
         stream.set_write_timeout(stall_timeout);
         let request = to_request(&stream);
         match self.handle(&request).await {
-            NextStep::Respond(response, served) => {
+            NextStep::Respond(response, mut served) => {
+                let Some(delayed) = self.guess_delay.wait(served.record.guessing_address).await else {
+                    self.finish(&mut Counters::default(), &request, served);
+                    return false;
+                };
+                served.started += delayed;
                 let written = stream.write_response(&request.method, response).await;
                 self.finish(&mut Counters::default(), &request, served);
                 if written.is_ok() {
@@ -260,7 +280,7 @@ impl Gateway {
                 let _ = stream.end();
             }
             NextStep::Forward(context) => {
-                let Some(body_deadline) = context.body_deadline() else { return };
+                let Some(body_deadline) = context.body_deadline() else { return true };
                 if stream.has_no_body() {
                     body_deadline.part_received(tokio::time::Instant::now(), true);
                 }
@@ -273,6 +293,7 @@ impl Gateway {
                 }
             }
         }
+        true
     }
 
     /// Counts a connection that Weir ended or refused.

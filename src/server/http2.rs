@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// How long new streams are accepted after GOAWAY: the client may have sent them before it received the frame.
@@ -56,6 +57,7 @@ async fn serve_streams(
 ) -> Option<&'static str> {
     let streams = TaskTracker::new();
     streams.close();
+    let closing = CancellationToken::new();
     let (mut accepted, mut malformed, mut accept_until) = (0, 0, None);
     let mut stop = stopping.clone();
     loop {
@@ -67,6 +69,7 @@ async fn serve_streams(
                 continue;
             }
             next = connection.accept() => next,
+            () = closing.cancelled() => return None,
             () = idle(&streams, limits.idle_timeout) => return Some("idle_timeout"),
         };
         let (request, respond) = match next {
@@ -84,9 +87,11 @@ async fn serve_streams(
         if accept_until.is_some_and(|until| Instant::now() > until) {
             return None;
         }
-        let (gateway_of_stream, stopping) = (gateway.clone(), stopping.clone());
+        let (gateway_of_stream, stopping, closing) = (gateway.clone(), stopping.clone(), closing.clone());
         streams.spawn(async move {
-            gateway_of_stream.serve_stream(stream, &stopping).await;
+            if !gateway_of_stream.serve_stream(stream, &stopping).await {
+                closing.cancel();
+            }
         });
         accepted += 1;
         if accepted == limits.requests_per_connection && accept_until.is_none() {

@@ -13,6 +13,7 @@ pub(crate) mod connections;
 pub(crate) mod deadline;
 pub(crate) mod diagnostics;
 pub(crate) mod gateway;
+pub(crate) mod guess_delay;
 pub(crate) mod http1;
 pub(crate) mod http1_body;
 pub(crate) mod http1_head;

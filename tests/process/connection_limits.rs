@@ -1,5 +1,6 @@
 //! Tests of the limits on connections, requests and failed authentications.
 
+use crate::frames;
 use crate::support::*;
 use serde_json::json;
 use std::io::{Read, Write};
@@ -130,6 +131,55 @@ fn each_request_limit_has_its_status_and_is_counted() {
     let _ = endless.write_all(&[b'x'; 50_000]);
     let _ = endless.read_to_end(&mut Vec::new());
     wait_until("the body exceeds the limit", || weir.metric("weir_limited_total{limit=\"body_bytes\"}") == 2.0);
+}
+
+#[test]
+fn guesses_over_the_limit_take_time_and_a_valid_key_does_not() {
+    let sim = Sim::start();
+    let config = Config::shipped().edit("weir.yaml", "    requests: 120\n    per: 1m", "    requests: 3\n    per: 1h");
+    let weir = config.edit("weir.yaml", "    # h2c: true ", "    h2c: true ").start(&sim);
+    let count = |decision: &str| weir.metric(&format!("weir_auth_failures_total{{decision=\"{decision}\"}}"));
+    for n in 0..3 {
+        assert_eq!(weir.get_as(&format!("guess{n}"), VECTARA).status, 401);
+    }
+    let begun = Instant::now();
+    let answers = std::thread::scope(|scope| {
+        let guess = |n: usize| {
+            let bytes = request("GET", VECTARA, &[("X-API-Key", &format!("more{n}")), ("Connection", "close")]);
+            let mut socket = TcpStream::connect(weir.http).unwrap();
+            socket.set_read_timeout(Some(MAX_WAIT)).unwrap();
+            socket.write_all(&bytes).unwrap();
+            let mut answer = Vec::new();
+            let _ = socket.read_to_end(&mut answer);
+            String::from_utf8_lossy(&answer).into_owned()
+        };
+        let guesses: Vec<_> = (0..40).map(|n| scope.spawn(move || guess(n))).collect();
+        wait_until("the address has as many delayed responses as it may have", || {
+            weir.metric("weir_auth_failures_delayed") == 16.0 || count("limited") >= 40.0
+        });
+        assert_eq!(weir.get(VECTARA).status, 200, "a valid key from the same address");
+        guesses.into_iter().map(|guess| guess.join().unwrap()).collect::<Vec<_>>()
+    });
+    assert!(begun.elapsed() >= std::time::Duration::from_secs(1));
+    let answered = answers.iter().filter(|answer| answer.starts_with("HTTP/1.1 429")).count();
+    let silent = answers.iter().filter(|answer| answer.is_empty()).count();
+    assert_eq!(answered + silent, 40, "{answers:?}");
+    assert!(silent > 0, "over 16 delayed responses, a guess gets none");
+    assert_eq!((count("limited"), count("dropped")), (40.0, f64::from(u32::try_from(silent).unwrap())));
+
+    // Over HTTP/2, too many guesses end the connection, so that its streams are no faster.
+    let mut socket = frames::connect(&weir);
+    for n in 0..40 {
+        // Weir may have closed the connection already.
+        let _ = socket.write_all(&frames::request(2 * n + 1, "GET", VECTARA, "guess", &[], 5));
+    }
+    let mut answered = 0;
+    let goes_on = frames::read_until(&mut socket, |kind, _, _| {
+        answered += usize::from(kind == frames::HEADERS);
+        answered == 40
+    });
+    assert!(!goes_on && answered <= 16, "{answered} answered");
+    wait_until("no response is delayed", || weir.metric("weir_auth_failures_delayed") == 0.0);
 }
 
 #[test]

@@ -1,0 +1,69 @@
+//! Delays the responses to clients that guess keys, so that a guess takes time.
+//!
+//! Only a request without a valid key from an address over `limits.auth_failures` is delayed. A valid key never is.
+
+use crate::base::metrics::EdgeMetrics;
+use crate::engine::open_files::ConnectionCaps;
+use crate::server::connections::Connections;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a response is delayed.
+const DELAY: Duration = Duration::from_secs(1);
+/// The most responses that are delayed at the same time. Over it, a request gets no response.
+const CAPS: ConnectionCaps = ConnectionCaps { total: 1024, per_address: 16 };
+
+/// The delayed responses of all connections.
+pub(crate) struct GuessDelay {
+    delayed: Arc<Connections>,
+    metrics: EdgeMetrics,
+}
+
+impl GuessDelay {
+    #[must_use]
+    pub(crate) fn new(metrics: &EdgeMetrics) -> Self {
+        // `Connections` counts in this gauge.
+        let metrics = EdgeMetrics { connections: metrics.auth_delayed.clone(), ..metrics.clone() };
+        Self { delayed: Arc::default(), metrics }
+    }
+
+    /// Waits until a client at this address may get its response. Returns how long it waited; `None` if the client gets no
+    /// response, because too many are delayed.
+    pub(crate) async fn wait(&self, address: Option<IpAddr>) -> Option<Duration> {
+        let Some(address) = address else { return Some(Duration::ZERO) };
+        let Ok(_delayed) = self.delayed.open(address, CAPS, &self.metrics) else {
+            self.metrics.auth_failures.with_label_values(&["dropped"]).inc();
+            return None;
+        };
+        tokio::time::sleep(DELAY).await;
+        Some(DELAY)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::metrics::Metrics;
+
+    #[tokio::test(start_paused = true)]
+    async fn delays_are_bounded_in_total_and_for_each_address() {
+        let metrics = Metrics::new().unwrap().edge;
+        let delay = Arc::new(GuessDelay::new(&metrics));
+        let begun = tokio::time::Instant::now();
+        assert_eq!(delay.wait(None).await, Some(Duration::ZERO), "a client with a valid key");
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+        let guess = |address: [u8; 4]| {
+            let delay = delay.clone();
+            async move { delay.wait(Some(address.into())).await }
+        };
+        let one = futures_util::future::join_all((0..20).map(|_| guess([10, 0, 0, 1]))).await;
+        assert_eq!(one.iter().filter(|waited| **waited == Some(DELAY)).count(), CAPS.per_address);
+        assert_eq!(begun.elapsed(), DELAY);
+        let many = (0..2000_u16).map(|number| guess([10, 1, number.to_be_bytes()[0], number.to_be_bytes()[1]]));
+        let many = futures_util::future::join_all(many).await;
+        assert_eq!(many.iter().filter(|waited| **waited == Some(DELAY)).count(), CAPS.total);
+        assert_eq!(metrics.auth_delayed.get(), 0, "all delays have ended");
+        assert_eq!(metrics.auth_failures.with_label_values(&["dropped"]).get(), 4 + 2000 - 1024);
+    }
+}
