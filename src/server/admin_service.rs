@@ -6,13 +6,14 @@
 use crate::base::metrics::{AdminMetrics, EdgeMetrics};
 use crate::base::problem::{Code, Outcome, Problem};
 use crate::base::request_reply::{Request, Response};
-use crate::config::edge::Limits;
+use crate::config::edge::{Limits, counted_address};
 use crate::engine::open_files::ConnectionCaps;
 use crate::rules::request_limits;
 use crate::runtime;
 use crate::server::accept::{self, MAX_REFUSALS, REFUSAL_TIMEOUT};
 use crate::server::admin::{AdminEndpoints, problem_response};
 use crate::server::connections::Connections;
+use crate::server::guess_delay::GuessDelay;
 use crate::server::http1::{BodyEnd, Http1Connection};
 use crate::server::http1_head::RequestHead;
 use crate::server::shutdown::ShutdownSignals;
@@ -37,6 +38,7 @@ pub(crate) struct AdminService {
     edge: EdgeMetrics,
     metrics: AdminMetrics,
     refusals: Arc<Semaphore>,
+    guess_delay: GuessDelay,
 }
 
 impl AdminService {
@@ -45,7 +47,8 @@ impl AdminService {
         let (metrics, edge) = (endpoints.shared.metrics.admin.clone(), endpoints.shared.metrics.edge.clone());
         let edge = EdgeMetrics { connections: metrics.connections.clone(), ended: metrics.ended.clone(), ..edge };
         let refusals = Arc::new(Semaphore::new(endpoints.files.other_connections(MAX_REFUSALS)));
-        Arc::new(Self { endpoints, connections: Arc::default(), edge, metrics, refusals })
+        let guess_delay = GuessDelay::new(&edge);
+        Arc::new(Self { endpoints, connections: Arc::default(), edge, metrics, refusals, guess_delay })
     }
 
     /// Returns the limits in force. Most are those of client connections.
@@ -106,6 +109,11 @@ impl AdminService {
                 }
             };
             let answered = self.answer(&mut connection, &head, peer.ip(), limits).await;
+            // Somebody may be guessing the token.
+            let guesses = (answered.response.status == 401).then(|| counted_address(peer.ip()));
+            if self.guess_delay.wait(guesses).await.is_none() {
+                return;
+            }
             let keep_alive = head.keep_alive && !answered.unread && remaining > 0 && !connection.is_last_request();
             let written = connection.write_response(&head.request, answered.response, keep_alive, runtime::now()).await;
             idle_since = now();

@@ -4,6 +4,7 @@ use crate::support::*;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::time::{Duration, Instant};
 
 const PURGE: &str = "{\"all\":true}";
 
@@ -364,4 +365,32 @@ fn a_flood_of_admin_connections_does_not_starve_clients_nor_the_other_way_round(
     wait_until("clients are refused", || weir.metric("weir_connections_ended_total{reason=\"connections\"}") >= 4.0);
     assert_eq!(weir.admin("GET", "/healthz").status, 200);
     drop(clients);
+}
+
+#[test]
+fn guesses_of_the_token_take_time_and_the_token_does_not() {
+    let sim = Sim::start();
+    let weir = Config::shipped().start(&sim);
+    let refused = "weir_admin_requests_total{path=\"/reload\",status=\"401\"}";
+    let begun = Instant::now();
+    let answers = std::thread::scope(|scope| {
+        let guess = |n: usize| {
+            let token = format!("Bearer guess{n}");
+            let bytes = request("POST", "/reload", &[("Authorization", &token), ("Connection", "close")]);
+            let mut socket = TcpStream::connect(weir.admin).unwrap();
+            socket.set_read_timeout(Some(MAX_WAIT)).unwrap();
+            socket.write_all(&bytes).unwrap();
+            let mut answer = Vec::new();
+            let _ = socket.read_to_end(&mut answer);
+            String::from_utf8_lossy(&answer).into_owned()
+        };
+        let guesses: Vec<_> = (0..30).map(|n| scope.spawn(move || guess(n))).collect();
+        wait_until("all guesses have arrived", || weir.metric(refused) == 30.0);
+        assert_eq!(weir.reload().0, 200);
+        guesses.into_iter().map(|guess| guess.join().unwrap()).collect::<Vec<_>>()
+    });
+    assert!(begun.elapsed() >= Duration::from_secs(1));
+    let answered = answers.iter().filter(|answer| answer.starts_with("HTTP/1.1 401")).count();
+    let silent = answers.iter().filter(|answer| answer.is_empty()).count();
+    assert!(answered + silent == 30 && silent > 0, "{answers:?}");
 }
