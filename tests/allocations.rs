@@ -6,8 +6,9 @@
 mod support;
 
 use serde_json::Value;
+use std::sync::Arc;
 use support::{LIST_PATH, SESSION_PATH, WarmPipeline, list_body, request, session_body};
-use weir::testing::Operation;
+use weir::testing::{HeaderBlocks, Operation};
 
 #[global_allocator]
 static ALLOCATOR: dhat::Alloc = dhat::Alloc;
@@ -18,6 +19,16 @@ fn allocations(mut work: impl FnMut()) -> u64 {
     let before = dhat::HeapStats::get().total_blocks;
     (0..20).for_each(|_| work());
     (dhat::HeapStats::get().total_blocks - before) / 20
+}
+
+/// Reads the header block of an HTTP/2 request with 1,000 fields. An unknown client can send such blocks at any rate.
+fn read_header_block() {
+    // `:method: GET`, then a new name and a value, both `a` in Huffman code (RFC 7541, section 6.2.2).
+    let block = [&[0x82][..], &[0x00, 0x81, 0x1f, 0x81, 0x1f].repeat(1000)].concat();
+    let length = u32::try_from(block.len()).unwrap().to_be_bytes();
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let frames = [&preface[..], &length[1..], &[1, 5, 0, 0, 0, 1], &block].concat();
+    HeaderBlocks::new(block.len(), Arc::default()).read(&frames).unwrap();
 }
 
 /// This file has one test because the profiler counts the allocations of the whole process.
@@ -39,6 +50,7 @@ fn hits_and_misses_stay_within_their_allocation_budgets() {
             allocations(|| warm.store(&session_query, session_body.clone())),
         ),
         ("a list's miss", 8_000, allocations(|| warm.store(&list_query, list_body.clone()))),
+        ("a header block of 2,000 strings in Huffman code", 20, allocations(read_header_block)),
     ];
     for (name, budget, count) in measured {
         println!("{name}: {count} allocations, budget {budget}");

@@ -5,7 +5,7 @@
 use crate::config::edge::Limits;
 use crate::server::gateway::Gateway;
 use crate::server::http2_frames::{FollowedStream, HeaderBlocks, HeaderFaults};
-use crate::server::http2_stream::Http2Stream;
+use crate::server::http2_stream::{Http2Stream, Rejection};
 use bytes::Bytes;
 use h2::server::Connection;
 use pingora::protocols::http::v2::server::H2Options;
@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 
 /// How long new streams are accepted after GOAWAY: the client may have sent them before it received the frame.
 const GOAWAY_GRACE: Duration = Duration::from_secs(1);
-/// The number of malformed requests after which the connection closes.
+/// A connection accepts no further stream after this many more malformed requests than others.
 const MAX_MALFORMED: u32 = 32;
 /// The most bytes of a header block as it is sent. What it may contain is limited by `limits.h2_header_list`.
 const MAX_HEADER_BLOCK: usize = 256 << 10;
@@ -58,7 +58,7 @@ async fn serve_streams(
     let streams = TaskTracker::new();
     streams.close();
     let closing = CancellationToken::new();
-    let (mut accepted, mut malformed, mut accept_until) = (0, 0, None);
+    let (mut accepted, mut malformed, mut accept_until) = (0, 0_u32, None);
     let mut stop = stopping.clone();
     loop {
         let next = tokio::select! {
@@ -77,25 +77,31 @@ async fn serve_streams(
             Some(Err(error)) => return end_reason(&error),
             None => return None,
         };
-        let Some(stream) = Http2Stream::accept(request, respond, digest.clone(), faults.clone()) else {
-            malformed += 1;
-            if malformed == MAX_MALFORMED {
-                return Some("malformed");
-            }
-            continue;
-        };
         if accept_until.is_some_and(|until| Instant::now() > until) {
             return None;
         }
-        let (gateway_of_stream, stopping, closing) = (gateway.clone(), stopping.clone(), closing.clone());
-        streams.spawn(async move {
-            if !gateway_of_stream.serve_stream(stream, &stopping).await {
-                closing.cancel();
-            }
-        });
         accepted += 1;
-        if accepted == limits.requests_per_connection && accept_until.is_none() {
-            gateway.count_end("requests_per_connection");
+        malformed = match Http2Stream::accept(request, respond, digest.clone(), faults.clone()) {
+            Err(Rejection::Malformed) => malformed + 1,
+            Err(Rejection::Invalid) => malformed,
+            Ok(stream) => {
+                let (gateway_of_stream, stopping, closing) = (gateway.clone(), stopping.clone(), closing.clone());
+                streams.spawn(async move {
+                    if !gateway_of_stream.serve_stream(stream, &stopping).await {
+                        closing.cancel();
+                    }
+                });
+                malformed.saturating_sub(1)
+            }
+        };
+        let reached = match (malformed >= MAX_MALFORMED, accepted >= limits.requests_per_connection) {
+            (true, _) => "malformed",
+            (false, true) => "requests_per_connection",
+            (false, false) => continue,
+        };
+        if accept_until.is_none() {
+            gateway.count_end(reached);
+            // The streams that are open end as usual.
             connection.graceful_shutdown();
             accept_until = Some(Instant::now() + GOAWAY_GRACE);
         }

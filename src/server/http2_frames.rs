@@ -3,12 +3,12 @@
 //! The library forgets the fragment of a `:path`, and pseudo-header fields in trailers. This module passes every byte on
 //! and writes none; `http2_stream` asks it about a stream.
 
-use loona_hpack::Decoder;
+use crate::rules::hpack::{FieldName, HeaderReader};
 use pingora::protocols::Stream;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -44,27 +44,55 @@ pub struct HeaderFaults {
 }
 
 impl HeaderFaults {
+    /// Remembers a fault. Of too many faults in trailers it forgets the oldest: trailers are not passed on in any case.
+    ///
+    /// # Errors
+    /// There are too many requests with a fragment that nobody has asked about.
     fn add(&self, stream: u32, fault: HeaderFault) -> io::Result<()> {
-        let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
-        if faults.len() >= MAX_FAULTS {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "too many malformed header blocks"));
+        let mut faults = self.lock();
+        if faults.contains(&(stream, fault)) {
+            return Ok(());
+        }
+        let same = || faults.iter().filter(|(_, known)| *known == fault);
+        if same().count() >= MAX_FAULTS {
+            if fault == HeaderFault::Fragment {
+                return malformed("too many requests with a fragment");
+            }
+            let oldest = same().next().copied();
+            faults.retain(|known| Some(*known) != oldest);
         }
         faults.push((stream, fault));
         self.count.store(faults.len(), Ordering::Release);
         Ok(())
     }
 
-    /// Returns whether a stream had this fault, and removes it.
-    pub(crate) fn take(&self, stream: u32, fault: HeaderFault) -> bool {
-        // Nearly always there are none, so no request waits for another.
-        if self.count.load(Ordering::Acquire) == 0 {
-            return false;
+    fn lock(&self) -> MutexGuard<'_, Vec<(u32, HeaderFault)>> {
+        self.faults.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps the faults for which `keep` returns `true`. Nearly always there are none, so no request waits for another.
+    fn retain(&self, keep: impl Fn(u32, HeaderFault) -> bool) {
+        if self.count.load(Ordering::Acquire) > 0 {
+            let mut faults = self.lock();
+            faults.retain(|(stream, fault)| keep(*stream, *fault));
+            self.count.store(faults.len(), Ordering::Release);
         }
-        let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = faults.contains(&(stream, fault));
-        faults.retain(|known| *known != (stream, fault));
-        self.count.store(faults.len(), Ordering::Release);
-        found
+    }
+
+    /// Returns whether a stream has this fault.
+    pub(crate) fn has(&self, stream: u32, fault: HeaderFault) -> bool {
+        self.count.load(Ordering::Acquire) > 0 && self.lock().contains(&(stream, fault))
+    }
+
+    /// Forgets the fragments of this request and of the ones before it. Requests are accepted in their order, so the
+    /// library has refused those that are still here.
+    pub(crate) fn forget_fragments_until(&self, accepted: u32) {
+        self.retain(|stream, fault| fault != HeaderFault::Fragment || stream > accepted);
+    }
+
+    /// Forgets the faults of a stream that has ended.
+    pub(crate) fn forget(&self, ended: u32) {
+        self.retain(|stream, _| stream != ended);
     }
 }
 
@@ -94,7 +122,7 @@ pub struct HeaderBlocks {
     max_block: usize,
     /// The highest stream with a request.
     highest: u32,
-    decoder: Decoder<'static>,
+    reader: HeaderReader,
     faults: Arc<HeaderFaults>,
 }
 
@@ -102,9 +130,6 @@ impl HeaderBlocks {
     /// Begins at the connection preface. Longer header blocks than `max_block` end the connection.
     #[must_use]
     pub fn new(max_block: usize, faults: Arc<HeaderFaults>) -> Self {
-        let mut decoder = Decoder::new();
-        // Weir does not announce another size (RFC 9113, section 6.5.2).
-        decoder.set_max_allowed_table_size(4096);
         Self {
             position: Position::Preface(PREFACE),
             frame: Vec::new(),
@@ -112,7 +137,7 @@ impl HeaderBlocks {
             block: Vec::new(),
             max_block,
             highest: 0,
-            decoder,
+            reader: HeaderReader::new(),
             faults,
         }
     }
@@ -205,12 +230,12 @@ impl HeaderBlocks {
         let is_trailers = stream <= self.highest;
         self.highest = self.highest.max(stream);
         let mut fault = None;
-        let read = self.decoder.decode_with_cb(&self.block, |name, value| {
-            if is_trailers && name.starts_with(b":") {
+        let read = self.reader.read(&self.block, |field| match field.name {
+            FieldName::Path | FieldName::OtherPseudo if is_trailers => {
                 fault = Some(HeaderFault::PseudoHeaderInTrailers);
-            } else if *name == *b":path" && value.contains(&b'#') {
-                fault = Some(HeaderFault::Fragment);
             }
+            FieldName::Path if field.has_number_sign => fault = Some(HeaderFault::Fragment),
+            _ => {}
         });
         if read.is_err() {
             return malformed("a header block is malformed");
@@ -379,13 +404,31 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_is_taken_once() {
+    fn faults_in_trailers_are_bounded_and_end_no_connection() {
+        let open = |stream| frame(HEADERS, 4, stream, &[0x83, 0x86, 0x84]);
+        let trailers = |stream| frame(HEADERS, 5, stream, &literal(":path", "/"));
+        let streams: Vec<u32> = (0..300).map(|number| 2 * number + 1).collect();
+        let frames: Vec<_> = streams.iter().flat_map(|stream| [open(*stream), trailers(*stream)]).collect();
+        let kept = on_every_step(&frames).unwrap();
+        let expected = streams[300 - MAX_FAULTS..].iter().map(|stream| (*stream, HeaderFault::PseudoHeaderInTrailers));
+        assert_eq!(kept, expected.collect::<Vec<_>>());
+        let repeated = [vec![open(1)], vec![trailers(1); 300]].concat();
+        assert_eq!(on_every_step(&repeated).unwrap().len(), 1, "one stream has one entry");
+    }
+
+    #[test]
+    fn faults_of_ended_and_refused_streams_are_forgotten() {
+        use HeaderFault::{Fragment, PseudoHeaderInTrailers};
         let faults = HeaderFaults::default();
-        faults.add(1, HeaderFault::Fragment).unwrap();
-        faults.add(3, HeaderFault::PseudoHeaderInTrailers).unwrap();
-        assert!(!faults.take(5, HeaderFault::Fragment));
-        assert!(faults.take(1, HeaderFault::Fragment) && !faults.take(1, HeaderFault::Fragment));
-        assert!(!faults.take(3, HeaderFault::Fragment));
-        assert!(faults.take(3, HeaderFault::PseudoHeaderInTrailers));
+        for (stream, fault) in [(1, PseudoHeaderInTrailers), (3, Fragment), (5, Fragment), (7, Fragment)] {
+            faults.add(stream, fault).unwrap();
+        }
+        assert!(faults.has(5, Fragment) && !faults.has(5, PseudoHeaderInTrailers));
+        faults.forget_fragments_until(5);
+        assert!(!faults.has(3, Fragment) && !faults.has(5, Fragment) && faults.has(7, Fragment));
+        assert!(faults.has(1, PseudoHeaderInTrailers));
+        faults.forget(1);
+        faults.forget_fragments_until(7);
+        assert!(!faults.has(1, PseudoHeaderInTrailers) && faults.count.load(Ordering::Acquire) == 0);
     }
 }

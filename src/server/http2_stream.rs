@@ -4,17 +4,17 @@
 //! response, so that a client with `Expect: 100-continue` would wait for its timeout. This module makes no decision about
 //! a request that is well-formed.
 
+use crate::base::problem::Problem;
 use crate::base::request_reply::{Body, Response};
-use crate::rules::authority::Authority;
-use crate::server::http1_head::MAX_METHOD;
 use crate::server::http2_frames::{HeaderFault, HeaderFaults};
+use crate::server::http2_head;
 use crate::server::proxy::response_header;
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::Stream;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderName, Method, StatusCode, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Digest;
 use pingora::protocols::http::HttpTask;
@@ -40,6 +40,15 @@ const CONNECTION_HEADERS: [HeaderName; 5] = [
     HeaderName::from_static("proxy-connection"),
 ];
 
+/// Why a stream with a request is not served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rejection {
+    /// The request breaks the rules of HTTP/2 (RFC 9113, sections 8.1.1 and 8.3.1), so the stream was reset.
+    Malformed,
+    /// The request is invalid in every version of HTTP, so the client has received 400.
+    Invalid,
+}
+
 /// A stream with a request.
 pub(crate) struct Http2Stream {
     request: RequestHeader,
@@ -62,31 +71,30 @@ pub(crate) struct Http2Stream {
 }
 
 impl Http2Stream {
-    /// Returns the stream of a request. Ends the stream and returns `None` if the request is malformed (RFC 9113, sections
-    /// 8.1.1 and 8.3.1).
+    /// Returns the stream of a request.
+    ///
+    /// # Errors
+    /// Weir has ended the stream, for this reason.
     pub(crate) fn accept(
         request: http::Request<RecvStream>,
         mut respond: SendResponse<Bytes>,
         digest: Arc<Digest>,
         faults: Arc<HeaderFaults>,
-    ) -> Option<Self> {
+    ) -> Result<Self, Rejection> {
         let (head, body) = request.into_parts();
         let request = RequestHeader::from(head);
-        let is_path = |path: &[u8]| !path.iter().any(|byte| matches!(byte, 0 | b'\r' | b'\n' | b' '));
-        if !is_path(request.raw_path()) || !has_clear_length(&request) || !has_clear_values(&request) {
+        if http2_head::is_malformed(&request) {
             respond.send_reset(Reason::PROTOCOL_ERROR);
-            return None;
+            return Err(Rejection::Malformed);
         }
-        let has_fragment = faults.take(respond.stream_id().as_u32(), HeaderFault::Fragment);
-        let long_method = request.method.as_str().len() > MAX_METHOD;
-        if has_fragment || long_method || !has_clear_authority(&request) {
-            let mut response = http::Response::new(());
-            *response.status_mut() = StatusCode::BAD_REQUEST;
-            // An error means that the client has reset the stream.
-            let _ = respond.send_response(response, true);
-            return None;
+        let stream = respond.stream_id().as_u32();
+        let has_fragment = faults.has(stream, HeaderFault::Fragment);
+        faults.forget_fragments_until(stream);
+        if let Some(detail) = http2_head::invalid(&request, has_fragment) {
+            send_problem(&mut respond, &request.method, &Problem::invalid(detail));
+            return Err(Rejection::Invalid);
         }
-        Some(Self {
+        Ok(Self {
             request,
             body,
             respond,
@@ -145,6 +153,7 @@ impl Http2Stream {
         if self.ended || self.response.is_some() {
             return Ok(());
         }
+        self.check_trailers()?;
         if header.status.is_informational() {
             return if header.status == StatusCode::CONTINUE { self.write_continue() } else { Ok(()) };
         }
@@ -204,11 +213,7 @@ impl Http2Stream {
     async fn read_part(&mut self) -> Result<Option<Bytes>> {
         let part = self.body.data().await.transpose();
         let Some(part) = part.or_err(ErrorType::ReadError, "while reading an HTTP/2 request body")? else {
-            if self.faults.take(self.respond.stream_id().as_u32(), HeaderFault::PseudoHeaderInTrailers) {
-                self.respond.send_reset(Reason::PROTOCOL_ERROR);
-                return Error::e_explain(ErrorType::ReadError, "the trailers have a pseudo-header field");
-            }
-            return Ok(None);
+            return self.check_trailers().map(|()| None);
         };
         self.bytes_read += part.len();
         if let Some(buffer) = &mut self.retry_buffer {
@@ -218,6 +223,19 @@ impl Http2Stream {
         }
         let _ = self.body.flow_control().release_capacity(part.len());
         Ok(Some(part))
+    }
+
+    /// Resets the stream if its trailers, as far as they have arrived, have a pseudo-header field.
+    ///
+    /// # Errors
+    /// They have one.
+    fn check_trailers(&mut self) -> Result<()> {
+        if self.faults.has(self.respond.stream_id().as_u32(), HeaderFault::PseudoHeaderInTrailers) {
+            self.respond.send_reset(Reason::PROTOCOL_ERROR);
+            self.ended = true;
+            return Error::e_explain(ErrorType::ReadError, "the trailers have a pseudo-header field");
+        }
+        Ok(())
     }
 
     /// Waits until the client resets the stream.
@@ -239,34 +257,28 @@ impl Http2Stream {
     }
 }
 
-/// Returns whether the body has at most one length, and that is a number. HTTP/1 requests have the same rule.
-fn has_clear_length(request: &RequestHeader) -> bool {
-    let mut lengths = request.headers.get_all(header::CONTENT_LENGTH).iter().map(HeaderValue::as_bytes);
-    let Some(length) = lengths.next() else { return true };
-    let is_number =
-        length.iter().all(u8::is_ascii_digit) && str::from_utf8(length).is_ok_and(|text| text.parse::<u64>().is_ok());
-    is_number && lengths.next().is_none()
+impl Drop for Http2Stream {
+    fn drop(&mut self) {
+        self.faults.forget(self.respond.stream_id().as_u32());
+    }
 }
 
-/// Returns whether no value begins or ends with a space or a tab (RFC 9113, section 8.2.1).
-fn has_clear_values(request: &RequestHeader) -> bool {
-    let is_space = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
-    let mut values = request.headers.values().map(HeaderValue::as_bytes);
-    values.all(|value| !is_space(value.first()) && !is_space(value.last()))
-}
-
-/// Returns whether the request names one host, and its path is a path.
-fn has_clear_authority(request: &RequestHeader) -> bool {
-    let path = request.method == Method::CONNECT || matches!(request.raw_path(), [b'/', ..] | b"*");
-    let mut hosts = request.headers.get_all(header::HOST).iter().map(|host| Authority::parse(host.as_bytes()));
-    let authority = request.uri.authority().map(|authority| Authority::parse(authority.as_str().as_bytes()));
-    let default_port = if request.uri.scheme_str() == Some("http") { 80 } else { 443 };
-    let named = match (authority, hosts.next()) {
-        (Some(Some(authority)), Some(Some(host))) => authority.is_same(&host, default_port),
-        (Some(Some(_)), None) | (None, Some(Some(_))) => true,
-        _ => false,
-    };
-    path && named && hosts.next().is_none()
+/// Sends a problem that belongs to no request that Weir serves.
+fn send_problem(respond: &mut SendResponse<Bytes>, method: &Method, problem: &Problem) {
+    let body = Bytes::from(problem.to_value(None).to_string());
+    let response = http::Response::builder()
+        .status(problem.code.status())
+        .header(header::CONTENT_TYPE, "application/problem+json")
+        .header(header::CONTENT_LENGTH, body.len())
+        .header(header::CACHE_CONTROL, "no-store");
+    // An error means that the client has reset the stream.
+    if let Ok(response) = response.body(())
+        && let is_head = *method == Method::HEAD
+        && let Ok(mut writer) = respond.send_response(response, is_head)
+        && !is_head
+    {
+        let _ = writer.send_data(body, true);
+    }
 }
 
 #[async_trait]
@@ -459,64 +471,5 @@ impl Session for Http2Stream {
 
     fn restore_custom_message_writer(&mut self, _: Box<dyn CustomMessageWrite>) -> Result<()> {
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn request(method: &str, uri: &str, headers: &[(&'static str, &str)]) -> RequestHeader {
-        let mut request = http::Request::builder().method(method).uri(uri);
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        RequestHeader::from(request.body(()).unwrap().into_parts().0)
-    }
-
-    #[test]
-    fn lengths_that_differ_or_are_no_numbers_are_refused() {
-        for (lengths, expected) in [
-            (&[][..], true),
-            (&["0"], true),
-            (&["12"], true),
-            (&["12", "12"], false),
-            (&["12, 12"], false),
-            (&["12", "13"], false),
-            (&["12,13"], false),
-            (&["12,"], false),
-            (&[""], false),
-            (&["+1"], false),
-            (&["-1"], false),
-            (&["0x1"], false),
-            (&["99999999999999999999999"], false),
-        ] {
-            let headers: Vec<_> = lengths.iter().map(|length| ("content-length", *length)).collect();
-            assert_eq!(has_clear_length(&request("POST", "http://a/", &headers)), expected, "{lengths:?}");
-        }
-    }
-
-    #[test]
-    fn a_request_names_one_host_and_a_path() {
-        for (method, uri, hosts, expected) in [
-            ("GET", "http://a/", &[][..], true),
-            ("GET", "http://a/", &["a"], true),
-            ("GET", "/x", &["a"], true),
-            ("OPTIONS", "*", &["a"], true),
-            ("GET", "/x", &[], false),
-            ("GET", "http://a/", &["A:80"], true),
-            ("GET", "https://a/", &["A:443"], true),
-            ("GET", "https://a/", &["a:80"], false),
-            ("GET", "http://a/", &[""], false),
-            ("GET", "/x", &["x,y"], false),
-            ("GET", "/x", &["x:99999"], false),
-            ("GET", "http://a/", &["b"], false),
-            ("GET", "http://a/", &["a", "a"], false),
-            ("GET", "http://u@a/", &[], false),
-            ("GET", "/x", &["u@a"], false),
-        ] {
-            let headers: Vec<_> = hosts.iter().map(|host| ("host", *host)).collect();
-            assert_eq!(has_clear_authority(&request(method, uri, &headers)), expected, "{method} {uri} {hosts:?}");
-        }
     }
 }

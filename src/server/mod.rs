@@ -20,6 +20,7 @@ pub(crate) mod http1_head;
 pub(crate) mod http1_response;
 pub(crate) mod http2;
 pub(crate) mod http2_frames;
+mod http2_head;
 mod http2_stream;
 pub(crate) mod proxy;
 pub(crate) mod request_log;

@@ -77,3 +77,25 @@ pub fn kinds(mut bytes: &[u8]) -> Vec<u8> {
     }
     kinds
 }
+
+/// Returns the status of the response on a stream over HTTP/2; `None` if the stream is reset.
+pub fn response_status(socket: &mut TcpStream, wanted: u32) -> Option<u16> {
+    let mut status = None;
+    let found = read_until(socket, |kind, stream, payload| {
+        assert_ne!(kind, GOAWAY, "the connection ends: {payload:?}");
+        if kind == HEADERS && stream == wanted {
+            // The first field of a response is `:status`, by its index in the static table, or as a literal.
+            status = Some(match payload[0] {
+                0x88 => 200,
+                0x8c => 400,
+                _ => {
+                    let digits = payload.windows(3).find(|three| three.iter().all(u8::is_ascii_digit));
+                    digits.map_or(1, |digits| String::from_utf8_lossy(digits).parse().unwrap())
+                }
+            });
+        }
+        stream == wanted && (kind == HEADERS || kind == RESET)
+    });
+    assert!(found, "no response on stream {wanted}");
+    status
+}

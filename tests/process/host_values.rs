@@ -11,13 +11,13 @@ use std::sync::{Arc, Mutex};
 
 const CLIENTS: &str = "clients:\n  - { id: open, keys: [ { sha256: SHA(open) } ] }\n";
 
-fn start(sim: &Sim) -> Weir {
+pub fn start(sim: &Sim) -> Weir {
     let config = Config::shipped().clients(CLIENTS).edit("weir.yaml", "    # h2c: true ", "    h2c: true ");
     config.start(sim)
 }
 
 /// A public document, a unified session, a list, a watch, a described native path, and an undescribed one.
-fn routes() -> Vec<String> {
+pub fn routes() -> Vec<String> {
     let native = format!("/vectara{VECTARA_SESSION}");
     let watch = "/v1/sessions/agenthuman%3Asess_SIM00000001/watch".to_owned();
     let list = "/v1/sessions?provider=agenthuman".to_owned();
@@ -129,34 +129,12 @@ fn a_fragment_in_a_target_is_400_on_every_version_and_route() {
         }
         let mut socket = frames::connect(&weir);
         socket.write_all(&frames::request(1, "GET", &format!("{route}#x"), "open", &[], 5)).unwrap();
-        assert_eq!(http2_status(&mut socket, 1), Some(400), "{route}#x over HTTP/2");
+        assert_eq!(frames::response_status(&mut socket, 1), Some(400), "{route}#x over HTTP/2");
         // The connection goes on.
         socket.write_all(&frames::get(3, "open")).unwrap();
-        assert_eq!(http2_status(&mut socket, 3), Some(200));
+        assert_eq!(frames::response_status(&mut socket, 3), Some(200));
     }
     assert_eq!(sim.calls(), calls, "no request reached a provider");
-}
-
-/// Returns the status of the response on a stream over HTTP/2; `None` if the stream is reset.
-fn http2_status(socket: &mut TcpStream, wanted: u32) -> Option<u16> {
-    let mut status = None;
-    let found = frames::read_until(socket, |kind, stream, payload| {
-        assert_ne!(kind, GOAWAY, "the connection ends: {payload:?}");
-        if kind == HEADERS && stream == wanted {
-            // The first field of a response is `:status`, by its index in the static table, or as a literal.
-            status = Some(match payload[0] {
-                0x88 => 200,
-                0x8c => 400,
-                _ => {
-                    let digits = payload.windows(3).find(|three| three.iter().all(u8::is_ascii_digit));
-                    digits.map_or(1, |digits| String::from_utf8_lossy(digits).parse().unwrap())
-                }
-            });
-        }
-        stream == wanted && (kind == HEADERS || kind == RESET)
-    });
-    assert!(found, "no response on stream {wanted}");
-    status
 }
 
 #[test]
@@ -174,7 +152,7 @@ fn a_long_method_is_400_and_in_no_log_line() {
         }
         let mut socket = frames::connect(&weir);
         socket.write_all(&frames::request(1, &"M".repeat(33), &route, "open", &[], 5)).unwrap();
-        assert_eq!(http2_status(&mut socket, 1), Some(400), "over HTTP/2 on {route}");
+        assert_eq!(frames::response_status(&mut socket, 1), Some(400), "over HTTP/2 on {route}");
         // A method that is not registered is not refused for its length.
         let bytes = get(&route, "1.1", "Host: a\r\n").replacen("GET", &"M".repeat(32), 1);
         assert_ne!(status(&weir, &bytes), 400, "{route}");
@@ -193,7 +171,7 @@ fn http2_hosts_follow_the_same_rules() {
         for route in routes() {
             let mut socket = frames::connect(&weir);
             socket.write_all(&frames::request(1, "GET", &route, "open", &[("host", host)], 5)).unwrap();
-            assert_eq!(http2_status(&mut socket, 1), Some(expected), "{host} on {route}");
+            assert_eq!(frames::response_status(&mut socket, 1), Some(expected), "{host} on {route}");
         }
     }
 }
@@ -249,7 +227,7 @@ fn a_malformed_http2_request_is_reset_and_never_reaches_a_provider() {
     let mut socket = frames::connect(&weir);
     let request = frames::request(1, "POST", &path, "open", &[("content-length", "2")], 4);
     socket.write_all(&[request, frame(0, 1, 1, b"hi")].concat()).unwrap();
-    assert_eq!(http2_status(&mut socket, 1), Some(200));
+    assert_eq!(frames::response_status(&mut socket, 1), Some(200));
     let heads = provider.heads();
     assert_eq!(heads[0].lines.iter().filter(|line| line.starts_with("content-length")).count(), 1, "{heads:?}");
     assert_eq!(bodies.lock().unwrap().pop(), Some(b"hi".to_vec()));
@@ -286,7 +264,7 @@ fn a_pseudo_header_field_in_trailers_makes_the_request_malformed() {
         let mut socket = frames::connect(&weir);
         let request = frames::request(1, "POST", &path, "open", &[], 4);
         socket.write_all(&[request, frame(0, 0, 1, b"hi"), frame(HEADERS, 5, 1, trailers)].concat()).unwrap();
-        http2_status(&mut socket, 1)
+        frames::response_status(&mut socket, 1)
     };
     for trailers in [field(":path", "/x"), field(":method", "GET"), field(":status", "200"), vec![0x84]] {
         assert_eq!(send(&trailers), None, "{trailers:?}");

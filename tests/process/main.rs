@@ -33,6 +33,7 @@ mod frames;
 mod h2_uploads;
 mod host_values;
 mod http2;
+mod http2_faults;
 mod hygiene;
 mod interim_responses;
 mod isolation;
