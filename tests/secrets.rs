@@ -47,13 +47,33 @@ impl Body<'_> {
         self.text.push_str(text);
     }
 
+    /// A string that contains a secret in JSON, or in something like it.
+    fn embedded(&mut self) {
+        let text = [
+            "created",
+            r#"{"access_token":"canary-5e55"}"#,
+            r#"{"daily_room":{"token":"canary-5e55"},"daily_room":1}"#,
+            r#"data: {"session_token" : "canary-5e55"} [end]"#,
+            "{'access_token': 'canary-5e55'}",
+            r#"{"\u0061ccess_token":["canary-5e55"]}"#,
+            r#"{"Daily_Room":"canary-5e55"}"#,
+        ][usize::from(self.choose(7))];
+        let encoded =
+            (0..self.choose(4)).fold(text.to_owned(), |text, _| serde_json::to_string(&text).expect("a string"));
+        let literal = serde_json::to_string(&encoded).expect("a string");
+        match self.choose(3) {
+            0 => _ = write!(self.text, "\"\\ud83d {}", &literal[1..]),
+            _ => self.text.push_str(&literal),
+        }
+    }
+
     /// A value. `in_room` says whether it is below a room, where a token is secret; `names` are those of its parent.
     fn value(&mut self, depth: u8, in_room: bool) {
         match if depth == 0 { self.choose(4) } else { self.choose(12) } {
             0 => self.text.push_str("null"),
             1 => self.text.push_str("\"text \\ud83d\""),
             2 => self.text.push_str(" 1.50 "),
-            3 => self.text.push_str("\"created\""),
+            3 => self.embedded(),
             4 | 5 => {
                 self.text.push_str("[ ");
                 for position in 0..self.choose(3) {
@@ -75,6 +95,7 @@ impl Body<'_> {
                 2 => self.member("sessions", |body| body.container(depth, in_room)),
                 3 | 4 => self.member("daily_room", |body| match body.choose(4) {
                     0 => body.text.push_str("\"token=canary-5e55\""),
+                    1 => body.text.push_str("[\"canary-5e55\",[\"canary-5e55\"],{\"url\":\"u\"}]"),
                     _ => body.value(depth.saturating_sub(1), true),
                 }),
                 5 | 6 if in_room => self.member("token", Self::secret),
@@ -83,6 +104,10 @@ impl Body<'_> {
                 7 => self.member("session_id", |body| body.text.push_str("\"sess_1\"")),
                 8 => self.member("metadata", |body| body.value(depth.saturating_sub(1), in_room)),
                 9 => self.member("status", |body| body.value(0, in_room)),
+                10 if self.choose(2) == 0 => {
+                    self.embedded();
+                    self.text.push_str(":1");
+                }
                 _ => self.member("other", |body| body.value(depth.saturating_sub(1), in_room)),
             }
         }

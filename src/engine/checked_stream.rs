@@ -43,6 +43,12 @@ impl CheckedStream {
         &self.exchange
     }
 
+    /// Returns whether the connection can carry another exchange.
+    #[must_use]
+    pub(crate) fn is_reusable(&self) -> bool {
+        self.exchange.is_reusable() && self.is_drained()
+    }
+
     /// Returns whether Pingora has read all checked bytes.
     #[must_use]
     pub(crate) fn is_drained(&self) -> bool {
@@ -93,10 +99,11 @@ impl AsyncRead for CheckedStream {
                 *read += length;
                 return Poll::Ready(Ok(()));
             }
-            // Bytes behind a response belong to nothing. For Pingora the connection is closed.
             let had_response = self.exchange.has_response();
-            if had_response && self.exchange.is_broken() {
-                return Poll::Ready(Ok(()));
+            if self.exchange.is_broken() {
+                // Bytes behind a response belong to nothing: for Pingora the connection is closed. After a fault there is
+                // no further byte.
+                return Poll::Ready(if had_response { Ok(()) } else { Err(io_error(ResponseFault::Surplus)) });
             }
             let is_open = if self.exchange.plain_bytes() > 0 {
                 ready!(self.poll_plain(cx, buffer))?

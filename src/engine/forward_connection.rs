@@ -24,8 +24,30 @@ pub(crate) struct ForwardConnector {
     pool: Arc<TransportConnector>,
     /// The provider's address and how to connect to it.
     peer: HttpPeer,
-    /// Whether the connection came from the pool.
-    reused: Arc<AtomicBool>,
+    /// Whether the connection may come from the pool.
+    may_reuse: bool,
+    state: Arc<ConnectionState>,
+}
+
+/// What is known about the connection of a forwarded request.
+#[derive(Debug, Default)]
+pub(crate) struct ConnectionState {
+    is_reused: AtomicBool,
+    has_response: AtomicBool,
+}
+
+impl ConnectionState {
+    /// Returns whether the connection came from the pool.
+    #[must_use]
+    pub(crate) fn is_reused(&self) -> bool {
+        self.is_reused.load(Ordering::Acquire)
+    }
+
+    /// Returns whether any byte of a response has arrived, also of an interim one.
+    #[must_use]
+    pub(crate) fn has_response(&self) -> bool {
+        self.has_response.load(Ordering::Acquire)
+    }
 }
 
 impl fmt::Debug for ForwardConnector {
@@ -34,29 +56,34 @@ impl fmt::Debug for ForwardConnector {
     }
 }
 
-/// Returns a peer for Pingora's proxy that connects to `peer` at `address`, and the flag that says whether the connection
-/// was reused.
+/// Returns a peer for Pingora's proxy that connects to `peer` at `address`, and the state of its connection. The
+/// connection is a new one unless `may_reuse`.
 pub(crate) fn forward_peer(
     pool: &Arc<TransportConnector>,
     address: std::net::SocketAddr,
     peer: HttpPeer,
-) -> (HttpPeer, Arc<AtomicBool>) {
-    let reused = Arc::new(AtomicBool::new(false));
+    may_reuse: bool,
+) -> (HttpPeer, Arc<ConnectionState>) {
+    let state = Arc::<ConnectionState>::default();
     let mut outer = HttpPeer::new(address, false, String::new());
     outer.options = peer.options.clone();
-    let connector = ForwardConnector { pool: pool.clone(), peer, reused: reused.clone() };
+    let connector = ForwardConnector { pool: pool.clone(), peer, may_reuse, state: state.clone() };
     outer.options.custom_l4 = Some(Arc::new(connector));
-    (outer, reused)
+    (outer, state)
 }
 
 #[async_trait]
 impl L4Connect for ForwardConnector {
     async fn connect(&self, _: &SocketAddr) -> pingora::Result<Layer4Stream> {
-        let (stream, reused) = self.pool.get_stream(&self.peer).await?;
-        self.reused.store(reused, Ordering::Release);
+        let (stream, is_reused) = match self.may_reuse {
+            true => self.pool.get_stream(&self.peer).await?,
+            false => (self.pool.new_stream(&self.peer).await?, false),
+        };
+        self.state.is_reused.store(is_reused, Ordering::Release);
         let connection = ForwardConnection {
             stream: Some(CheckedStream::new(stream)),
             shut_down: false,
+            state: self.state.clone(),
             pool: self.pool.clone(),
             key: self.peer.reuse_hash(),
             idle_timeout: self.peer.idle_timeout(),
@@ -70,6 +97,7 @@ struct ForwardConnection {
     /// `None` only while it is dropped.
     stream: Option<CheckedStream>,
     shut_down: bool,
+    state: Arc<ConnectionState>,
     pool: Arc<TransportConnector>,
     key: u64,
     idle_timeout: Option<std::time::Duration>,
@@ -94,7 +122,11 @@ impl AsyncRead for ForwardConnection {
         if stream.is_drained() && stream.exchange().is_complete() {
             return Poll::Ready(Ok(()));
         }
-        stream.poll_read(cx, buffer)
+        let result = stream.poll_read(cx, buffer);
+        if self.stream.as_ref().is_some_and(|stream| stream.exchange().has_begun()) {
+            self.state.has_response.store(true, Ordering::Release);
+        }
+        result
     }
 }
 

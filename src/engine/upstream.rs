@@ -5,7 +5,7 @@
 use crate::base::request_reply::{FailureKind, ProviderFailure, ProviderReply, ProviderRequest};
 use crate::engine::checked_stream::{CheckedStream, response_fault};
 use crate::engine::connection_groups::{ConnectionGroup, ConnectionGroups, announces_forbidden_body};
-use crate::engine::forward_connection::forward_peer;
+use crate::engine::forward_connection::{ConnectionState, forward_peer};
 use crate::engine::memory_budget::{MemoryBudget, Reservation};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderName, HeaderValue, StatusCode, Uri, header};
@@ -20,7 +20,6 @@ use pingora::upstreams::peer::{H1UpgradePolicy, HttpPeer};
 use pingora::{Error, ErrorType};
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
@@ -149,8 +148,8 @@ pub(crate) struct ForwardPeer {
     pub group: ConnectionGroup,
     /// The number of the provider's addresses.
     pub addresses: usize,
-    /// Whether the connection came from the pool, once it is established.
-    pub reused: Arc<AtomicBool>,
+    /// The state of the connection.
+    pub connection: Arc<ConnectionState>,
 }
 
 /// The connections to all providers and the resolved names. Reloads keep it.
@@ -218,8 +217,8 @@ impl UpstreamClient {
         }
     }
 
-    /// Returns the peer for a forwarded request. Each value of `tried` selects the next address. `idle_timeout` limits the time without data from or to the
-    /// provider.
+    /// Returns the peer for a forwarded request. Each value of `tried` selects the next address. The connection is a new
+    /// one unless `may_reuse`. `idle_timeout` limits the time without data from or to the provider.
     ///
     /// Uses HTTP/1.1: on a shared HTTP/2 connection one stalled download would block all others, the idle timeout would
     /// run during an upload, and interim responses would be lost (`read_response_header` and the windows in
@@ -231,6 +230,7 @@ impl UpstreamClient {
         &self,
         target: &Target,
         tried: usize,
+        may_reuse: bool,
         idle_timeout: Duration,
         credential: Option<&(HeaderName, HeaderValue)>,
     ) -> Result<ForwardPeer, ProviderFailure> {
@@ -241,8 +241,8 @@ impl UpstreamClient {
         peer.options.alpn = ALPN::H1;
         (peer.options.read_timeout, peer.options.write_timeout) = (Some(idle_timeout), Some(idle_timeout));
         peer.options.http_upstream_request_policy.h1_upgrade = H1UpgradePolicy::Deny;
-        let (peer, reused) = forward_peer(&self.forward_pool, address, peer);
-        Ok(ForwardPeer { peer, group, addresses: addresses.len(), reused })
+        let (peer, connection) = forward_peer(&self.forward_pool, address, peer, may_reuse);
+        Ok(ForwardPeer { peer, group, addresses: addresses.len(), connection })
     }
 
     /// Sends the request once. The flag of an error says that the call failed before any part of the response arrived,
@@ -335,9 +335,11 @@ fn checked(session: HttpSession, peer: &HttpPeer) -> HttpSession {
 
 /// Returns whether the next bytes on the connection can only be the next response.
 fn has_clean_end(session: &HttpSession) -> bool {
-    let header = session.response_header();
-    matches!(session, HttpSession::H2(_))
-        || header.is_some_and(|header| !announces_forbidden_body(header.status, &header.headers))
+    let HttpSession::H1(h1) = session else { return matches!(session, HttpSession::H2(_)) };
+    let checked = (**h1.stream()).as_any().downcast_ref::<CheckedStream>();
+    let header = h1.resp_header();
+    checked.is_some_and(CheckedStream::is_reusable)
+        && header.is_some_and(|header| !announces_forbidden_body(header.status, &header.headers))
 }
 
 /// Sends the request over a connection and receives the response. The flag of an error is as for `attempt`.

@@ -13,6 +13,7 @@ use crate::engine::breaker::CallSubject;
 use crate::engine::cache::WriteScope;
 use crate::engine::connection_groups::{ConnectionGroup, announces_forbidden_body};
 use crate::engine::credential::CredentialHeader;
+use crate::engine::forward_connection::ConnectionState;
 use crate::engine::request_record::RequestRecord;
 use crate::engine::upstream::{ForwardPeer, Peer};
 use crate::fetch::provider_admission::{self, CallGuards, CallInFlight, CallPermit};
@@ -24,7 +25,6 @@ use crate::runtime::snapshot::{Provider, Snapshot};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -64,8 +64,10 @@ pub struct Forward {
     addresses: usize,
     /// The connections that the request may use.
     group: Option<ConnectionGroup>,
-    /// Whether its connection came from the pool.
-    reused: Arc<AtomicBool>,
+    /// The state of its connection.
+    connection: Arc<ConnectionState>,
+    /// The connection may not come from the pool: one from there was closed before the response.
+    needs_new_connection: bool,
     /// The provider refused the token once, so Weir fetches a new one.
     renewed: bool,
     /// The status of the provider's response.
@@ -177,7 +179,8 @@ impl Forward {
             tries: 0,
             addresses: 0,
             group: None,
-            reused: Arc::default(),
+            connection: Arc::default(),
+            needs_new_connection: false,
             renewed: false,
             status: None,
             streams: false,
@@ -221,10 +224,13 @@ impl Forward {
         }
         let provider = self.provider();
         let credential = self.credential_header.header.as_ref();
-        let peer = self.shared.upstream.peer(&provider.target, self.tries, provider.idle_timeout, credential).await;
+        let (may_reuse, idle_timeout) = (!self.needs_new_connection, provider.idle_timeout);
+        let upstream = &self.shared.upstream;
+        let peer = upstream.peer(&provider.target, self.tries, may_reuse, idle_timeout, credential).await;
         self.tries += 1;
-        let ForwardPeer { peer, group, addresses, reused } = peer.map_err(|failure| self.record_failure(failure))?;
-        (self.group, self.addresses, self.reused) = (Some(group), addresses, reused);
+        let ForwardPeer { peer, group, addresses, connection } =
+            peer.map_err(|failure| self.record_failure(failure))?;
+        (self.group, self.addresses, self.connection) = (Some(group), addresses, connection);
         Ok(peer)
     }
 
@@ -278,7 +284,8 @@ impl Forward {
         }
         self.record.status = status;
         self.record.steps.attribute("http.response.status_code", || TraceAttribute::Number(status.into()));
-        let (drop, mut add) = self.header_changes(headers);
+        let (mut drop, mut add) = self.header_changes(headers);
+        drop.extend_from_slice(hop_by_hop::framing_without_body(status));
         add.extend(self.cors_headers.iter().cloned().chain([forwarding::via(version)]));
         ResponseAction::Forward { drop, set: self.headers_to_set(), add }
     }
@@ -309,7 +316,15 @@ impl Forward {
     /// Returns whether the connection to the provider carried other requests before.
     #[must_use]
     pub fn is_connection_reused(&self) -> bool {
-        self.reused.load(Ordering::Acquire)
+        self.connection.is_reused()
+    }
+
+    /// Returns whether the request, which is idempotent, may be sent a second time after its connection broke: the
+    /// connection came from the pool, so the provider has probably closed it before it got the request, and no byte of a
+    /// response arrived. The second time the connection is new, so there is no third time.
+    pub fn may_send_again(&mut self) -> bool {
+        self.needs_new_connection = self.connection.is_reused() && !self.connection.has_response();
+        self.needs_new_connection
     }
 
     /// Returns whether the pool returned a connection of a group that was retired in the meantime.

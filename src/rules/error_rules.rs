@@ -10,6 +10,7 @@ use crate::base::problem::Code;
 use crate::base::request_reply::{FailureKind, ProviderFailure, ProviderReply};
 use crate::config::faults::Faults;
 use crate::config::provider;
+use crate::rules::secrets::SecretPaths;
 use serde_json::Value;
 use std::sync::Arc;
 use std::time::Duration;
@@ -93,6 +94,8 @@ impl ProviderError {
 pub struct ErrorRules {
     provider: Arc<str>,
     detail: Vec<JsonPath>,
+    /// No detail shows these.
+    secrets: SecretPaths,
     rules: Vec<CompiledErrorRule>,
 }
 
@@ -104,9 +107,9 @@ struct CompiledErrorRule {
 }
 
 impl ErrorRules {
-    /// Compiles a provider's rules, reporting every fault.
+    /// Compiles a provider's rules, reporting every fault. No detail shows the members at `secrets`.
     #[must_use]
-    pub fn compile(config: &provider::ProviderConfig, faults: &mut Faults) -> Self {
+    pub(crate) fn compile(config: &provider::ProviderConfig, secrets: SecretPaths, faults: &mut Faults) -> Self {
         let detail = config
             .errors
             .detail
@@ -130,7 +133,7 @@ impl ErrorRules {
                 }
             }
         }
-        Self { provider: config.name.value.as_str().into(), detail, rules }
+        Self { provider: config.name.value.as_str().into(), detail, secrets, rules }
     }
 
     /// Translates a response with a status other than 200. `forwarded_credential` says whether the client sent the
@@ -182,7 +185,11 @@ impl ErrorRules {
 
     /// Returns the text at `errors.detail` in an error body, without control characters, cut to [`MAX_DETAIL`].
     fn provider_text(&self, body: &Value) -> Option<String> {
-        let text = self.detail.iter().find_map(|path| path.first(body)?.as_str())?;
+        let text = self.detail.iter().find_map(|path| {
+            let value = path.first(body)?;
+            let names = path.names().unwrap_or_default();
+            value.as_str().filter(|_| !self.secrets.are_in_value_at(&names, value))
+        })?;
         let clean: String = text.chars().filter(|c| !c.is_control()).take(MAX_DETAIL).collect();
         (!clean.is_empty()).then_some(clean)
     }
@@ -225,6 +232,7 @@ mod tests {
         ErrorRules {
             provider: "p".into(),
             detail: vec![JsonPath::compile("$.messages[0]").unwrap()],
+            secrets: SecretPaths::new(&[JsonPath::compile("$.room.key").unwrap()]),
             rules: vec![
                 rule(&[404], Some(("$.messages[0]", "(?i)session")), Code::SessionNotFound),
                 rule(&[404], None, Code::AgentNotFound),
@@ -304,5 +312,7 @@ mod tests {
         assert_eq!(detail(error), "p responded with 500: ab");
         let long: &'static str = Box::leak(format!(r#"{{"messages":["{}"]}}"#, "x".repeat(5000)).into_boxed_str());
         assert!(detail(judge(500, &[], long)).len() < 400);
+        let secret = r#"{"messages":["failed with {\"room\":{\"key\":\"canary\"}}"]}"#;
+        assert_eq!(detail(judge(500, &[], secret)), "p responded with 500", "a text with a secret is not shown");
     }
 }

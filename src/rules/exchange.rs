@@ -22,6 +22,8 @@ pub enum ResponseFault {
     LongHead,
     #[error("the provider sent more than {MAX_INTERIM} interim responses")]
     Interim,
+    #[error("the provider switched protocols (101), which Weir did not request")]
+    Upgrade,
     #[error("the provider's response has an invalid or a repeated Content-Length")]
     Length,
     #[error("the provider's response has a Transfer-Encoding that is not the single value chunked")]
@@ -241,7 +243,7 @@ impl Exchange {
             return Err(ResponseFault::Coding);
         }
         match status {
-            101 => return Err(ResponseFault::Interim),
+            101 => return Err(ResponseFault::Upgrade),
             100..200 => {
                 self.interim += 1;
                 return if self.interim > MAX_INTERIM { Err(ResponseFault::Interim) } else { Ok(Position::start()) };
@@ -281,6 +283,12 @@ impl Exchange {
     #[must_use]
     pub fn has_response(&self) -> bool {
         matches!(self.response, Position::End)
+    }
+
+    /// Returns whether any part of a response has arrived.
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        self.interim > 0 || !self.response.is_start()
     }
 
     /// Returns whether request and response are complete.
@@ -456,7 +464,7 @@ mod tests {
             ("HTTP/1.1 20 OK\r\n\r\n".to_owned(), Head),
             ("HTTP/1.1 099 OK\r\n\r\n".to_owned(), Head),
             ("hello\r\n\r\n".to_owned(), Head),
-            ("HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n".to_owned(), Interim),
+            ("HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n".to_owned(), Upgrade),
             ("HTTP/1.1 103 Early Hints\r\n\r\n".repeat(MAX_INTERIM + 1), Interim),
             (long, LongHead),
         ] {

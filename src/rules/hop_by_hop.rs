@@ -134,6 +134,17 @@ const OF_PROVIDERS_HOST_SUFFIX: &str = "cdn-cache-control";
 /// The request header that is for Weir only.
 const CLIENT_TO_WEIR: HeaderName = HeaderName::from_static(EXPLAIN.name);
 
+/// Returns the names of the headers about a body's length that a response with this status cannot have: 204 has no body
+/// (RFC 9110, section 8.6; RFC 9112, section 6.1), and the length of a 304 is that of another response.
+#[must_use]
+pub(crate) fn framing_without_body(status: u16) -> &'static [HeaderName] {
+    match status {
+        204 => &[header::CONTENT_LENGTH, header::TRANSFER_ENCODING],
+        304 => &[header::TRANSFER_ENCODING],
+        _ => &[],
+    }
+}
+
 /// Returns the names of the request headers that Weir does not forward to the provider. Headers about the client's
 /// address are forwarded only if `trusted_proxy`, and headers that override the method or the path never.
 pub(crate) fn of_request(headers: &HeaderMap, trusted_proxy: bool) -> impl Iterator<Item = HeaderName> {

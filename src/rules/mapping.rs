@@ -8,6 +8,7 @@ use crate::config::faults::{Faults, Located};
 use crate::config::provider;
 use crate::rules::secrets::SecretPaths;
 use serde_json::Value;
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// The compiled mapping rules of a provider.
@@ -233,6 +234,26 @@ impl Mapping {
         let mut copy = native.clone();
         self.secrets.remove_from(&mut copy, &self.visible_names());
         copy
+    }
+
+    /// Returns a session without the visible fields whose text contains a secret, such as a title that is JSON. The ids
+    /// stay: without them there is no session.
+    #[must_use]
+    pub(crate) fn visible_session<'s>(&self, session: &'s Session) -> Cow<'s, Session> {
+        let shows_secret = |rule: &&FieldRule| {
+            let value = &session.values[rule.field as usize];
+            value.is_string()
+                && !REQUIRED.contains(&rule.field)
+                && !self.secret_fields.contains(&rule.field)
+                && rule.from.iter().any(|path| self.secrets.are_in_value_at(&path.names().unwrap_or_default(), value))
+        };
+        let fields: Vec<Field> = self.rules.iter().filter(shows_secret).map(|rule| rule.field).collect();
+        if fields.is_empty() {
+            return Cow::Borrowed(session);
+        }
+        let mut visible = session.clone();
+        fields.into_iter().for_each(|field| visible.values[field as usize] = Value::Null);
+        Cow::Owned(visible)
     }
 
     /// Maps one session that arrived at `now`. An optional field that cannot be mapped becomes `null` and is added to

@@ -28,6 +28,7 @@ pub(crate) mod query;
 pub(crate) mod request_limits;
 pub(crate) mod route;
 pub(crate) mod route_error;
+pub(crate) mod secret_text;
 pub(crate) mod secrets;
 pub(crate) mod swagger_ui;
 pub(crate) mod template;

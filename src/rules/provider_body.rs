@@ -19,6 +19,7 @@ use bytes::Bytes;
 use http::HeaderValue;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// A compiled operation of a provider.
@@ -309,6 +310,8 @@ impl ParsedBody<'_> {
             };
             let redacted = (!show.secrets && has_secrets).then(|| mapping.without_secrets(native));
             let native = redacted.as_ref().unwrap_or(native);
+            let hides = !show.secrets && mapping.has_secrets();
+            let session = if hides { mapping.visible_session(session) } else { Cow::Borrowed(session) };
             if !items.is_empty() {
                 body.push(b',');
             }

@@ -3,13 +3,17 @@
 //! A secret is found by the names in its path, in their order. Other names and arrays may stand between them, because a
 //! provider can wrap a session, list it, or send it in an error. Names are compared without case: some clients do so.
 
-use crate::base::json;
 use crate::base::json_text::JsonText;
 use crate::base::jsonpath::JsonPath;
+use crate::rules::secret_text;
 use serde_json::Value;
+use std::borrow::Cow;
+
+/// How often JSON may be the string of other JSON. The names in a text that is encoded more often are found all the same.
+const MAX_EMBEDDED: usize = 16;
 
 /// The paths of all secret members.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct SecretPaths {
     /// The names of each path.
     paths: Vec<Vec<String>>,
@@ -21,6 +25,25 @@ pub(crate) struct SecretPaths {
 struct Trail<'t> {
     name: &'t str,
     parent: Option<&'t Trail<'t>>,
+}
+
+/// A place in a tree.
+struct Place<'p> {
+    /// How many names of each path stand above it.
+    found: &'p [usize],
+    trail: Option<&'p Trail<'p>>,
+    /// It is in an array in the place of an object that has a secret member.
+    in_container: bool,
+}
+
+/// What a name on the way to a value tells.
+struct Step {
+    /// How many names of each path have been found with this one, if it is a name of a path.
+    found: Option<Vec<usize>>,
+    /// It is the name of an object that has a secret member.
+    is_container: bool,
+    /// It is the name of a secret member.
+    is_secret: bool,
 }
 
 impl Trail<'_> {
@@ -37,8 +60,10 @@ impl Trail<'_> {
 pub(crate) trait Tree {
     /// Returns whether this is a string that is not empty.
     fn is_text(&self) -> bool;
-    /// Returns the object or array that is written in this string.
-    fn embedded(&self) -> Option<Value>;
+    /// Returns the bytes of a string, with the escapes that it has in its text, if it is one.
+    fn text(&self) -> Option<&[u8]>;
+    /// Returns the bytes of a string without its escapes, if it is one and if it may contain JSON.
+    fn embedded(&self) -> Option<Cow<'_, [u8]>>;
     /// Returns whether this is an object or an array.
     fn has_children(&self) -> bool;
     /// Calls `keep` for each element, without a name, and for each member. Removes those for which it returns `false`.
@@ -50,12 +75,12 @@ impl Tree for Value {
         self.as_str().is_some_and(|text| !text.is_empty())
     }
 
-    fn embedded(&self) -> Option<Value> {
-        let text = self.as_str()?;
-        if !text.trim_start().starts_with(['{', '[']) {
-            return None;
-        }
-        json::parse(text.as_bytes()).ok()
+    fn text(&self) -> Option<&[u8]> {
+        self.as_str().map(str::as_bytes)
+    }
+
+    fn embedded(&self) -> Option<Cow<'_, [u8]>> {
+        self.text().filter(|text| may_be_json(text)).map(Cow::Borrowed)
     }
 
     fn has_children(&self) -> bool {
@@ -76,10 +101,18 @@ impl Tree for JsonText<'_> {
         JsonText::is_text(self)
     }
 
-    fn embedded(&self) -> Option<Value> {
-        let may_be_json =
-            matches!(self, JsonText::Scalar(raw @ [b'"', ..]) if raw.iter().any(|byte| b"{[\\".contains(byte)));
-        may_be_json.then(|| self.to_value().embedded()).flatten()
+    fn text(&self) -> Option<&[u8]> {
+        match self {
+            JsonText::Scalar([b'"', text @ .., b'"']) => Some(text),
+            _ => None,
+        }
+    }
+
+    fn embedded(&self) -> Option<Cow<'_, [u8]>> {
+        let JsonText::Scalar(raw) = self else { return None };
+        let text = self.text().filter(|text| may_be_json(text))?;
+        // A string that is not Unicode is read as it is.
+        Some(serde_json::from_slice::<String>(raw).map_or(Cow::Borrowed(text), |text| Cow::Owned(text.into_bytes())))
     }
 
     fn has_children(&self) -> bool {
@@ -93,6 +126,11 @@ impl Tree for JsonText<'_> {
             JsonText::Scalar(_) => {}
         }
     }
+}
+
+/// Returns whether a string may contain JSON with members, perhaps in a string of its own.
+fn may_be_json(text: &[u8]) -> bool {
+    text.iter().any(|byte| matches!(byte, b'{' | b'\\'))
 }
 
 impl SecretPaths {
@@ -112,69 +150,126 @@ impl SecretPaths {
     }
 
     /// Removes all secret members. Also removes a string in the place of an object that has a secret member, because it
-    /// can contain the secret, and a string that contains JSON with a secret member. A scalar whose names are exactly those of a path in `visible` stays.
+    /// can contain the secret, and a string or a name that contains JSON with a secret member, or may contain it. A scalar
+    /// whose names are exactly those of a path in `visible` stays.
     pub(crate) fn remove_from<T: Tree>(&self, tree: &mut T, visible: &[Vec<&str>]) {
-        self.remove_below(tree, &self.start, None, visible);
+        self.remove_below(tree, &Place { found: &self.start, trail: None, in_container: false }, visible);
     }
 
-    fn remove_below<T: Tree>(&self, tree: &mut T, found: &[usize], trail: Option<&Trail<'_>>, visible: &[Vec<&str>]) {
+    /// Removes the secret members below a place. Returns whether there were any.
+    fn remove_below<T: Tree>(&self, tree: &mut T, place: &Place<'_>, visible: &[Vec<&str>]) -> bool {
+        let mut removed = false;
         tree.visit(&mut |name, child| {
-            let Some(name) = name else {
-                self.remove_below(child, found, trail, visible);
-                return !self.are_embedded(child, found);
+            let keep = match name {
+                None => self.keep_element(child, place, visible, &mut removed),
+                Some(name) => self.keep_member(name, child, place, visible, &mut removed),
             };
-            let trail = Trail { name, parent: trail };
-            let (found_here, is_secret) = self.step(found, name, child.is_text());
-            if is_secret && (child.has_children() || !visible.iter().any(|names| Trail::is(Some(&trail), names))) {
-                return false;
-            }
-            let found = found_here.as_deref().unwrap_or(found);
-            self.remove_below(child, found, Some(&trail), visible);
-            !self.are_embedded(child, found)
+            removed |= !keep;
+            keep
         });
+        removed
     }
 
-    /// Returns how many names of each path have been found with this one, if it is a name of a path, and whether its
-    /// value is secret.
-    fn step(&self, found: &[usize], name: &str, is_text: bool) -> (Option<Vec<usize>>, bool) {
-        let mut found_here: Option<Vec<usize>> = None;
+    fn keep_element<T: Tree>(&self, child: &mut T, at: &Place<'_>, visible: &[Vec<&str>], removed: &mut bool) -> bool {
+        *removed |= self.remove_below(child, at, visible);
+        !(at.in_container && child.is_text() || self.are_embedded(child, at.found))
+    }
+
+    fn keep_member<T: Tree>(
+        &self,
+        name: &str,
+        child: &mut T,
+        place: &Place<'_>,
+        visible: &[Vec<&str>],
+        removed: &mut bool,
+    ) -> bool {
+        let trail = Trail { name, parent: place.trail };
+        let step = self.step(place.found, name);
+        let is_secret = step.is_secret || step.is_container && child.is_text();
+        if is_secret && (child.has_children() || !visible.iter().any(|names| Trail::is(Some(&trail), names))) {
+            return false;
+        }
+        let found = step.found.as_deref().unwrap_or(place.found);
+        let below = Place { found, trail: Some(&trail), in_container: step.is_container };
+        *removed |= self.remove_below(child, &below, visible);
+        !(self.are_embedded(child, found) || self.may_have_members(name.as_bytes(), place.found))
+    }
+
+    /// Reads a name on the way to a value.
+    fn step(&self, found: &[usize], name: &str) -> Step {
+        let mut step = Step { found: None, is_container: false, is_secret: false };
         for (path, names) in self.paths.iter().enumerate() {
             let count = found[path];
             let mut containers = names[..names.len() - 1].iter().take(count + 1);
-            if is_text && containers.any(|container| container.eq_ignore_ascii_case(name)) {
-                return (None, true);
-            }
+            step.is_container |= containers.any(|container| container.eq_ignore_ascii_case(name));
             if names[count].eq_ignore_ascii_case(name) {
                 if count + 1 == names.len() {
-                    return (None, true);
+                    step.is_secret = true;
+                } else {
+                    step.found.get_or_insert_with(|| found.to_vec())[path] += 1;
                 }
-                found_here.get_or_insert_with(|| found.to_vec())[path] += 1;
             }
         }
-        (found_here, false)
+        step
     }
 
     /// Returns whether a value contains a secret member.
     #[must_use]
     pub(crate) fn are_in(&self, value: &Value) -> bool {
-        self.are_below(value, &self.start)
+        self.are_below(value, &self.start, false)
     }
 
-    fn are_below(&self, value: &Value, found: &[usize]) -> bool {
+    /// Returns whether the value at these names contains a secret member, or may be part of one.
+    #[must_use]
+    pub(crate) fn are_in_value_at(&self, names: &[&str], value: &Value) -> bool {
+        let mut found = self.start.clone();
+        for name in names {
+            let step = self.step(&found, name);
+            if step.is_secret {
+                return true;
+            }
+            found = step.found.unwrap_or(found);
+        }
+        self.are_below(value, &found, false)
+    }
+
+    fn are_below(&self, value: &Value, found: &[usize], in_container: bool) -> bool {
         match value {
-            Value::Array(items) => items.iter().any(|item| self.are_below(item, found)),
+            Value::Array(items) => {
+                items.iter().any(|item| in_container && item.is_text() || self.are_below(item, found, in_container))
+            }
             Value::Object(members) => members.iter().any(|(name, value)| {
-                let (found_here, is_secret) = self.step(found, name, value.is_text());
-                is_secret || self.are_below(value, found_here.as_deref().unwrap_or(found))
+                let step = self.step(found, name);
+                step.is_secret
+                    || step.is_container && value.is_text()
+                    || self.may_have_members(name.as_bytes(), found)
+                    || self.are_below(value, step.found.as_deref().unwrap_or(found), step.is_container)
             }),
             Value::String(_) => self.are_embedded(value, found),
             _ => false,
         }
     }
 
-    /// Returns whether a string contains JSON with a secret member.
+    /// Returns whether a string contains JSON with a secret member, or may contain it.
     fn are_embedded(&self, tree: &impl Tree, found: &[usize]) -> bool {
-        tree.is_text() && tree.embedded().is_some_and(|value| self.are_below(&value, found))
+        let Some(text) = tree.text() else { return false };
+        self.may_have_members(text, found)
+            || tree.embedded().is_some_and(|text| self.are_in_json(&text, found, MAX_EMBEDDED))
+    }
+
+    /// Returns whether a text is JSON with a secret member. The text can be the string of another one, `levels` times.
+    fn are_in_json(&self, text: &[u8], found: &[usize], levels: usize) -> bool {
+        let Some(mut json) = JsonText::parse(text) else { return false };
+        let place = Place { found, trail: None, in_container: false };
+        match json.embedded() {
+            Some(inner) => levels > 0 && self.are_in_json(&inner, found, levels - 1),
+            None => self.remove_below(&mut json, &place, &[]),
+        }
+    }
+
+    /// Returns whether a text may have all the members that are left of a path, or a string in the place of a container.
+    fn may_have_members(&self, text: &[u8], found: &[usize]) -> bool {
+        self.paths.iter().zip(found).any(|(path, found)| secret_text::may_have_members(text, path, *found))
     }
 
     /// Returns whether text that is not a JSON object may contain a secret: it names one, or it may be JSON in another
@@ -229,6 +324,11 @@ mod tests {
                 json!({"b": ["{}"], "c": "{key"}),
             ),
             (json!({"room": {"a": "{\"token\": 1}"}, "a": "{\"token\":1}"}), json!({"room": {}, "a": "{\"token\":1}"})),
+            (json!({"room": ["t", ["t", {"b": "u"}], 1]}), json!({"room": [[{"b": "u"}], 1]})),
+            (json!({"a": "{\"key\":1,\"key\":2}", "b": "x {\"key\":1}"}), json!({})),
+            (json!({"a": "\"{\\\"key\\\":1}\"", "b": ["{'key':1}", "{\"room\":\"t\"}"]}), json!({"b": []})),
+            (json!({"{\"key\":1}": 1, "b": {"\"{\\\"key\\\":1}\"": 1}}), json!({"b": {}})),
+            (json!({"a": "\"{\\\"room\\\":\\\"t\\\"}\"", "b": "\"key\""}), json!({"b": "\"key\""})),
         ] {
             assert_eq!(cut(&paths, &value, &[]), expected, "{value}");
         }

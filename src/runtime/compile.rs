@@ -155,7 +155,7 @@ impl<'a> Compiler<'a> {
         let target = Target::compile(&config.base_url.value, &config.upstream);
         let target = self.faults.keep(&config.base_url.location, target);
         let mapping = Mapping::compile(config, self.faults);
-        let errors = ErrorRules::compile(config, self.faults);
+        let errors = ErrorRules::compile(config, mapping.secrets().clone(), self.faults);
         let cannot_remove =
             operations.iter().map(|(_, operation)| operation).find(|operation| !operation.can_remove_secrets());
         if let Some(operation) = cannot_remove.filter(|_| mapping.has_secrets()) {

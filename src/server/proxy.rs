@@ -265,9 +265,9 @@ impl ProxyHttp for PassThrough {
         error
     }
 
-    /// Decides whether Pingora sends the request again. It does so in two cases: the provider refused a token that can be
-    /// renewed, or a reused connection was closed and the method is idempotent (RFC 9110, section 9.2.2). In both cases
-    /// the whole body must still be buffered.
+    /// Decides whether Pingora sends the request again. It does so in three cases: the provider refused a token that can
+    /// be renewed, another request retired the connection before this one was sent, or a reused connection was closed and
+    /// the method is idempotent (RFC 9110, section 9.2.2). The whole body must still be buffered.
     fn error_while_proxy(
         &self,
         _: &HttpPeer,
@@ -276,7 +276,6 @@ impl ProxyHttp for PassThrough {
         context: &mut ProxyContext,
         _: bool,
     ) -> Box<Error> {
-        let reused = context.active.as_ref().is_some_and(|active| active.forward.is_connection_reused());
         let body_buffered = !session.as_ref().retry_buffer_truncated();
         if context.retry_elsewhere {
             error.set_retry(true);
@@ -285,7 +284,9 @@ impl ProxyHttp for PassThrough {
         } else if context.refusal.is_some() || !body_buffered || !session.req_header().method.is_idempotent() {
             error.set_retry(false);
         } else {
-            error.retry.decide_reuse(reused);
+            // Pingora's errors say whether they can come from a connection that the provider had closed before.
+            let may_send_again = context.active.as_mut().is_some_and(|active| active.forward.may_send_again());
+            error.retry.decide_reuse(may_send_again);
         }
         error
     }

@@ -60,6 +60,8 @@ mod provider_headers;
 mod purge;
 mod reload;
 mod repeated_pages;
+mod resent_requests;
+mod responses_without_body;
 mod scripted_provider;
 mod sdk;
 mod snapshots;
