@@ -5,7 +5,6 @@
 //! removed.
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
-use std::borrow::Cow;
 use url::{ParseError, Url};
 
 /// Headers whose value is one URL.
@@ -54,12 +53,11 @@ impl ProviderAddress {
         let mut changed = false;
         let mut values = Vec::new();
         for value in headers.get_all(&name) {
-            let text = text(value.as_bytes());
-            let rewritten = match name {
-                header::LINK => self.link(&text, prefix),
-                header::REFRESH => self.refresh(&text, prefix),
-                _ => self.url(&text, prefix),
-            };
+            let rewritten = self.value(value.as_bytes(), |text| match name {
+                header::LINK => self.link(text, prefix),
+                header::REFRESH => self.refresh(text, prefix),
+                _ => self.url(text, prefix),
+            });
             changed |= rewritten != Rewritten::Unchanged;
             match rewritten {
                 Rewritten::Unchanged => values.push(value.clone()),
@@ -68,6 +66,18 @@ impl ProviderAddress {
             }
         }
         changed.then_some((name, values))
+    }
+
+    /// Rewrites a header value. One that is not UTF-8 has two readings; it is removed if one of them leads to the provider.
+    fn value(&self, value: &[u8], rewrite: impl Fn(&str) -> Rewritten) -> Rewritten {
+        if let Ok(text) = std::str::from_utf8(value) {
+            return rewrite(text);
+        }
+        let latin1: String = value.iter().map(|byte| char::from(*byte)).collect();
+        match [rewrite(&latin1), rewrite(&String::from_utf8_lossy(value))] {
+            [Rewritten::Unchanged, Rewritten::Unchanged] => Rewritten::Unchanged,
+            _ => Rewritten::Removed,
+        }
     }
 
     /// Rewrites one URL.
@@ -127,28 +137,56 @@ impl ProviderAddress {
         }
     }
 
-    /// Returns one link, rewritten. `None` if it leads to the provider and cannot be rewritten.
+    /// Returns one link, rewritten. `None` if it leads to the provider and cannot be rewritten, or if it cannot be read: a
+    /// client may read it.
     fn one_link(&self, link: &str, prefix: &str) -> Option<String> {
-        let mut out = String::with_capacity(link.len());
-        let mut rest = link;
-        while let Some(start) = rest.find(['<', '"']) {
-            let close = if rest[start..].starts_with('<') { '>' } else { '"' };
-            let (before, inside) = rest.split_at(start + 1);
-            let Some(end) = inside.find(close) else { break };
-            out.push_str(before);
-            let parameter = before[..start].trim_end().to_ascii_lowercase();
-            let is_url = close == '>' || parameter.trim_end_matches('=').trim_end().ends_with("anchor");
-            match self.url(&inside[..end], prefix) {
-                Rewritten::Replaced(url) if is_url => out.push_str(&url),
-                Rewritten::Removed if is_url => return None,
-                _ => out.push_str(&inside[..end]),
+        let (target, mut rest) = link.strip_prefix('<')?.split_once('>')?;
+        let mut out = format!("<{}>", self.kept_url(target, prefix)?);
+        while !rest.trim_start().is_empty() {
+            let parameter = rest.trim_start().strip_prefix(';')?.trim_start();
+            let name_end = parameter.find(|c: char| matches!(c, '=' | ';' | '"' | '<') || c.is_whitespace());
+            let (name, behind) = parameter.split_at(name_end.unwrap_or(parameter.len()));
+            let value = behind.trim_start().strip_prefix('=').map(str::trim_start);
+            let (value, after) = match value {
+                Some(value) => parameter_value(value)?,
+                None => ("", behind),
+            };
+            let is_anchor = name.eq_ignore_ascii_case("anchor");
+            // Of an encoded anchor Weir has no reader.
+            if name.eq_ignore_ascii_case("anchor*") {
+                return None;
             }
-            out.push(close);
-            rest = &inside[end + 1..];
+            let before = &rest[..rest.len() - after.len() - value.len()];
+            out.push_str(before);
+            match is_anchor {
+                true => out.push_str(&self.anchor(value, prefix)?),
+                false => out.push_str(value),
+            }
+            rest = after;
         }
-        out.push_str(rest);
-        // What the reader above does not understand, a client may.
-        (!self.is_named_in(&out)).then_some(out)
+        Some(out)
+    }
+
+    /// Returns the value of an `anchor` parameter, rewritten.
+    fn anchor(&self, value: &str, prefix: &str) -> Option<String> {
+        let quoted = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));
+        let mut escaped = false;
+        let is_kept = |c: &char| {
+            escaped = *c == '\\' && !escaped;
+            !escaped
+        };
+        let url: String = quoted.unwrap_or(value).chars().filter(is_kept).collect();
+        let kept = self.kept_url(&url, prefix)?;
+        Some(if kept == url { value.to_owned() } else { format!("\"{kept}\"") })
+    }
+
+    /// Returns a URL, rewritten if it leads to the provider. `None` if that is not possible.
+    fn kept_url(&self, url: &str, prefix: &str) -> Option<String> {
+        match self.url(url, prefix) {
+            Rewritten::Unchanged => Some(url.to_owned()),
+            Rewritten::Replaced(url) => Some(url),
+            Rewritten::Removed => None,
+        }
     }
 
     /// Rewrites a `Refresh` header: seconds, then a URL (WHATWG HTML, section 4.2.5.3).
@@ -186,12 +224,18 @@ fn same_host(one: &Url, other: &Url) -> bool {
     host(one).is_some() && host(one) == host(other)
 }
 
-/// Decodes a header value. Bytes that are not UTF-8 are Latin-1.
-fn text(value: &[u8]) -> Cow<'_, str> {
-    match std::str::from_utf8(value) {
-        Ok(text) => text.into(),
-        Err(_) => value.iter().map(|byte| char::from(*byte)).collect::<String>().into(),
-    }
+/// Splits the value of a link's parameter from what follows it. `None` if its quotes do not close.
+fn parameter_value(text: &str) -> Option<(&str, &str)> {
+    let Some(quoted) = text.strip_prefix('"') else {
+        return Some(text.split_at(text.find(|c: char| c == ';' || c.is_whitespace()).unwrap_or(text.len())));
+    };
+    let mut escaped = false;
+    let end = quoted.find(|c| {
+        let ends = c == '"' && !escaped;
+        escaped = c == '\\' && !escaped;
+        ends
+    })?;
+    Some(text.split_at(end + 2))
 }
 
 /// Splits a `Link` header at the commas outside of targets and of quoted strings.
@@ -286,6 +330,19 @@ mod tests {
     }
 
     #[test]
+    fn a_value_that_is_not_utf8_is_removed_if_one_reading_leads_to_the_provider() {
+        let gone = |value: &[u8]| {
+            let headers = HeaderMap::from_iter([(header::LOCATION, HeaderValue::from_bytes(value).unwrap())]);
+            let rewritten = ProviderAddress::new("http://127.0.0.1:81").rewrite(&headers, "/one");
+            rewritten.first().is_some_and(|(_, values)| values.is_empty())
+        };
+        // An ideographic full stop is a dot for browsers.
+        assert!(gone(b"http://127\xe3\x80\x820.0.1:81/x\xff"));
+        assert!(gone(b"http://127.0.0.1:81/x\xff"));
+        assert!(!gone(b"http://other.example/x\xff") && !gone(b"x\xff"));
+    }
+
+    #[test]
     fn other_locations_stay() {
         for value in [
             "https://other.example/api.example",
@@ -318,7 +375,11 @@ mod tests {
             "<https://api.example:1/>; rel=next",
             "<https://api.example/; rel=next",
             "https://api.example/x",
-            "<x>; anchor=https://api.example/",
+            "<x>; anchor*=UTF-8''https%3A%2F%2Fapi.example%2F",
+            "<x>; anchor=\"https://api.example:1/\"",
+            "<x>; title=\"a; anchor=\"https://api.example/",
+            "<x>; anchor=\"https://api.example/",
+            "<x> https://api.example/",
         ] {
             assert_eq!(link(gone), None, "{gone}");
             assert_eq!(
@@ -326,6 +387,28 @@ mod tests {
                 Some(false)
             );
         }
+        for kept in [
+            "<https://other.example/?to=https://api.example/>; rel=next",
+            "<x>; title=\"about https://api.example/\"; rel=\"next\"",
+            "<x>;rel=next;title=api.example;",
+            "<x>; title=\"a\\\"\"; anchor=\"y\"",
+            "<>;;",
+        ] {
+            assert_eq!(link(kept).as_deref(), Some(kept), "{kept}");
+        }
+        for (anchored, expected) in [
+            ("<x>; anchor=https://api.example/", "<x>; anchor=\"/one/\""),
+            ("<x>; ANCHOR = https://api.example/y;rel=z", "<x>; ANCHOR = \"/one/y\";rel=z"),
+            ("<x>; title=\"a\\\"\"; anchor=\"https://api.example/y\"", "<x>; title=\"a\\\"\"; anchor=\"/one/y\""),
+            ("<x>; anchor=\"h\\ttps://api.exam\\ple/y\"", "<x>; anchor=\"/one/y\""),
+        ] {
+            assert_eq!(link(anchored).as_deref(), Some(expected), "{anchored}");
+        }
+        let numbers = |value: &str| rewritten("http://127.0.0.1:81", "/one", "link", value);
+        assert_eq!(
+            numbers("<x>; title=\"a\\\"\"; anchor=\"http://2130706433:81/y\"").as_deref(),
+            Some("<x>; title=\"a\\\"\"; anchor=\"/one/y\"")
+        );
         let refresh = |value: &str| rewritten("https://api.example", "/one", "refresh", value);
         for value in [
             "5; url=https://api.example/x",
