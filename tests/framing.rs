@@ -7,7 +7,7 @@
 mod reference;
 
 use proptest::prelude::*;
-use reference::{Reading, chunked, parts, plain_data};
+use reference::{Reading, ResponseEnd, chunked, parts, plain_data, response_end};
 use weir::testing::{ChunkedBody, Exchange};
 
 /// Bodies near the grammar: pieces that readers treat differently, in any order.
@@ -102,6 +102,21 @@ proptest! {
         let (whole, cut) = (read(vec![&response]), read(parts(&response, &cuts)));
         prop_assert_eq!(&whole, &cut);
         prop_assert!(!(whole.1 && whole.0.is_err()), "a refused response leaves no connection");
+        let lenient = fields.iter().any(|field| field.contains("\r\n ") || field.contains('é'));
+        if status != 100 && !lenient {
+            let (result, reusable, complete, closed, _) = &whole;
+            match response_end(head, &response) {
+                ResponseEnd::After(_, reuse) => {
+                    prop_assert_eq!((result.is_ok(), *complete, *reusable), (true, true, reuse));
+                }
+                // The second reading sees a fault in a chunk only at the end of its line.
+                ResponseEnd::Later => prop_assert!(!complete && !reusable && (closed.is_err() || result.is_err())),
+                ResponseEnd::WithConnection => {
+                    prop_assert_eq!((result.is_ok(), *complete, *reusable, closed.is_ok()), (true, false, false, true));
+                }
+                ResponseEnd::Uncertain => prop_assert!(result.is_err() && !complete && !reusable),
+            }
+        }
         // Nothing that is read is longer than what arrived.
         prop_assert!(whole.4.len() <= response.len() + 4);
     }

@@ -80,6 +80,60 @@ pub fn chunked(bytes: &[u8]) -> Reading {
     }
 }
 
+/// Where the final response in some bytes ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ResponseEnd {
+    /// After this many bytes; the connection carries another response only if the flag is set.
+    After(usize, bool),
+    /// More bytes are needed.
+    Later,
+    /// Where the connection ends.
+    WithConnection,
+    /// Nowhere for certain: the response is refused.
+    Uncertain,
+}
+
+/// Reads the end of a response without interim ones, whose lines end with CR LF (RFC 9112, section 6.3).
+pub fn response_end(is_head: bool, bytes: &[u8]) -> ResponseEnd {
+    let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").expect("the head is complete") + 4;
+    let head = String::from_utf8_lossy(&bytes[..end]).to_ascii_lowercase();
+    let mut lines = head.trim_end().lines();
+    let first: Vec<&str> = lines.next().expect("there is a status line").split(' ').collect();
+    let fields: Vec<(&str, &str)> = lines
+        .map(|line| line.split_once(':').map(|(name, value)| (name.trim(), value.trim())).unwrap_or_default())
+        .collect();
+    let values = |wanted: &str| -> Vec<&str> {
+        fields.iter().filter(|(name, _)| *name == wanted).map(|(_, value)| *value).collect()
+    };
+    let (lengths, codings) = (values("content-length"), values("transfer-encoding"));
+    let is_http10 = first[0] == "http/1.0";
+    let certain = match (&lengths[..], &codings[..]) {
+        ([], []) => true,
+        ([], ["chunked"]) => !is_http10,
+        ([length], []) => !length.is_empty() && length.bytes().all(|byte| byte.is_ascii_digit()),
+        _ => false,
+    };
+    if !certain || first[0] == "http/2.0" || first[1] == "101" {
+        return ResponseEnd::Uncertain;
+    }
+    let keeps = !is_http10 && !values("connection").contains(&"close");
+    let body = &bytes[end..];
+    let after = |length: usize| ResponseEnd::After(end + length, keeps && body.len() == length);
+    match (&lengths[..], &codings[..]) {
+        _ if is_head || matches!(first[1], "204" | "304") => after(0),
+        (_, ["chunked"]) => match chunked(body) {
+            Reading::Complete(_, length) => after(length),
+            Reading::Incomplete(_) => ResponseEnd::Later,
+            Reading::Invalid => ResponseEnd::Uncertain,
+        },
+        ([length], _) => {
+            let length = length.parse().expect("it is a number");
+            if body.len() < length { ResponseEnd::Later } else { after(length) }
+        }
+        _ => ResponseEnd::WithConnection,
+    }
+}
+
 /// Returns the data of a chunked body in its plainest form, and whether it has a last chunk. Reads nothing else.
 pub fn plain_data(mut bytes: &[u8]) -> (Vec<u8>, bool) {
     let mut data = Vec::new();
