@@ -143,12 +143,15 @@ pub struct TraceSteps {
     /// The clock; `None` if the request is not sampled.
     clock: Option<fn() -> SystemTime>,
     recorder: Option<Box<Recorder>>,
+    /// The client requests that this request is sampled, and nobody has decided yet whether it may. The value is whether
+    /// the request is sampled anyway.
+    requested: Option<bool>,
 }
 
 impl TraceSteps {
     /// Starts the span of a request. With `rate`, the flags of a valid `traceparent` decide whether the request is
-    /// sampled; without one, this share of requests is sampled. Without `rate`, nothing is recorded and the client's
-    /// context is passed on.
+    /// sampled, if [`TraceSteps::decide`] permits that; without one, this share of requests is sampled. Without `rate`,
+    /// nothing is recorded and the client's context is passed on.
     #[must_use]
     pub fn begin(headers: &RequestHeaders, rate: Option<f64>, spans: &Spans, clock: fn() -> SystemTime) -> Self {
         let received = TraceContext::of(headers);
@@ -158,12 +161,24 @@ impl TraceSteps {
             Some(received) => received.with_span(spans.next_id()),
             None => {
                 let trace = u128::from(spans.next_id()) << 64 | u128::from(spans.next_id());
-                // The 53 highest bits as a number from 0 to 1.
-                let share = (trace >> 75) as f64 / (1_u64 << 53) as f64;
-                TraceContext { trace, span: spans.next_id(), flags: u8::from(share < rate), state: None }
+                let flags = u8::from(is_in_share((trace >> 64) as u64, rate));
+                TraceContext { trace, span: spans.next_id(), flags, state: None }
             }
         };
-        Self::recording(context, parent, parent.is_some(), clock)
+        let requested = (parent.is_some() && context.sampled()).then(|| is_in_share(spans.next_id(), rate));
+        Self { requested, ..Self::recording(context, parent, parent.is_some(), clock) }
+    }
+
+    /// Decides about a request whose client requests that it is sampled: if `may_request` returns `false`, and the
+    /// request is not sampled anyway, it is not sampled.
+    pub fn decide(&mut self, may_request: impl FnOnce() -> bool) {
+        if let Some(anyway) = self.requested.take()
+            && !anyway
+            && !may_request()
+        {
+            (self.clock, self.recorder) = (None, None);
+            self.context.iter_mut().for_each(|context| context.flags &= !SAMPLED);
+        }
     }
 
     fn recording(
@@ -177,7 +192,7 @@ impl TraceSteps {
             let parent = Span::begin(context.clone(), parent, parent_is_remote, Cow::Borrowed(""), clock());
             Box::new(Recorder { clock, parent, steps: Vec::new() })
         });
-        Self { context: Some(context), own: true, clock, recorder }
+        Self { context: Some(context), own: true, clock, recorder, requested: None }
     }
 
     /// Starts the span of a call to a provider. The call may outlive this request.
@@ -194,7 +209,7 @@ impl TraceSteps {
     /// Returns a copy for a part of this request that records no steps but may start calls.
     #[must_use]
     pub fn part(&self) -> Self {
-        Self { context: self.context.clone(), own: self.own, clock: self.clock, recorder: None }
+        Self { context: self.context.clone(), own: self.own, clock: self.clock, ..Self::default() }
     }
 
     /// Returns the context of this process's span, for links from other spans.
@@ -256,14 +271,15 @@ impl TraceSteps {
         parent.into_iter().chain(state).collect()
     }
 
-    /// Ends the span and its last step. Returns all its spans; none if the request is not sampled. `describe` returns
-    /// the span's name and attributes.
+    /// Ends the span and its last step. Returns all its spans; none if the request is not sampled, for example because
+    /// nobody has decided that its unknown client may request it. `describe` returns the span's name and attributes.
     pub fn end(
         &mut self,
         side: Side,
         failed: bool,
         describe: impl FnOnce() -> (Cow<'static, str>, Vec<(&'static str, TraceAttribute)>),
     ) -> Vec<Span> {
+        self.decide(|| false);
         let Some(recorder) = self.recorder.take() else { return Vec::new() };
         let Recorder { clock, mut parent, mut steps } = *recorder;
         let now = clock();
@@ -275,6 +291,12 @@ impl TraceSteps {
         steps.push(parent);
         steps
     }
+}
+
+/// Returns whether a random number is in a share from 0 to 1 of all numbers.
+fn is_in_share(random: u64, share: f64) -> bool {
+    // The 53 highest bits as a number from 0 to 1.
+    ((random >> 11) as f64) < share * (1_u64 << 53) as f64
 }
 
 impl Recorder {
@@ -417,8 +439,11 @@ mod tests {
     #[test]
     fn the_clients_sampling_decision_comes_before_the_rate() {
         let spans = Spans::default();
-        let sampled =
-            |headers: &RequestHeaders, rate| TraceSteps::begin(headers, Some(rate), &spans, epoch).recorder.is_some();
+        let sampled = |headers: &RequestHeaders, rate| {
+            let mut steps = TraceSteps::begin(headers, Some(rate), &spans, epoch);
+            steps.decide(|| true);
+            steps.recorder.is_some()
+        };
         assert!(sampled(&headers(&[GOOD]), 0.0));
         assert!(!sampled(&headers(&["00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00"]), 1.0));
         let without = RequestHeaders::default();
@@ -428,9 +453,27 @@ mod tests {
     }
 
     #[test]
+    fn a_sampling_flag_needs_a_client_that_may_set_it() {
+        let spans = Spans::default();
+        let ended = |rate, may: Option<bool>| {
+            let mut steps = TraceSteps::begin(&headers(&[GOOD]), Some(rate), &spans, epoch);
+            steps.step("one");
+            may.into_iter().for_each(|may| steps.decide(|| may));
+            let flag = steps.headers()[0].1.to_str().unwrap().ends_with("-01");
+            (steps.end(Side::Server, false, || ("all".into(), Vec::new())).len(), flag)
+        };
+        assert_eq!(ended(0.0, Some(true)), (2, true));
+        assert_eq!(ended(0.0, Some(false)), (0, false), "the next process gets no flag either");
+        assert_eq!(ended(0.0, None).0, 0, "an unknown client decides nothing");
+        assert_eq!(ended(1.0, Some(false)), (2, true), "it is sampled by the share");
+        assert_eq!(ended(1.0, None).0, 2);
+    }
+
+    #[test]
     fn steps_are_children_of_the_span_and_have_different_ids() {
         let spans = Spans::default();
         let mut steps = TraceSteps::begin(&headers(&[GOOD]), Some(0.0), &spans, epoch);
+        steps.decide(|| true);
         steps.step("one");
         steps.client_step("two");
         steps.attribute("status", || TraceAttribute::Number(200));

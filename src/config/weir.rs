@@ -88,6 +88,9 @@ impl LogLevel {
     }
 }
 
+/// The default of `traces.requested`.
+const REQUESTED_TRACES: NonZeroU32 = NonZeroU32::new(100).unwrap();
+
 /// Which requests are traced, and where their spans are sent.
 #[derive(Debug, Clone)]
 pub struct Traces {
@@ -95,13 +98,15 @@ pub struct Traces {
     pub endpoint: Option<Located<String>>,
     /// The share, from 0 to 1, of the requests without a sampling decision in `traceparent` that is sampled.
     pub sample: f64,
+    /// How many requests of each client a second are sampled because their `traceparent` says so.
+    pub requested: NonZeroU32,
     /// Headers for the collector.
     pub headers: Vec<(Located<String>, Secret)>,
 }
 
 impl Default for Traces {
     fn default() -> Self {
-        Self { endpoint: None, sample: 0.01, headers: Vec::new() }
+        Self { endpoint: None, sample: 0.01, requested: REQUESTED_TRACES, headers: Vec::new() }
     }
 }
 
@@ -278,6 +283,9 @@ fn traces(node: &Node, cx: &mut DecodeContext<'_>) -> Option<Traces> {
     all.endpoint = endpoint.filter(|at| !at.value.is_empty());
     if let Some(sample) = fields.optional("sample", cx, decode::fraction) {
         all.sample = sample;
+    }
+    if let Some(requested) = fields.optional("requested", cx, decode::positive_integer) {
+        all.requested = requested;
     }
     let headers = fields.optional("headers", cx, |node, cx| {
         decode::entries(node, "headers", &[], cx, |key, node, cx| {

@@ -112,7 +112,7 @@ impl StateStore for Store {
 }
 
 /// A bucket of tokens that refills with time.
-pub(crate) struct TokenBucket<C: Clock<Instant = Nanos> = Ticker> {
+pub struct TokenBucket<C: Clock<Instant = Nanos> = Ticker> {
     limiter: RateLimiter<TakeMode, Store, C, NoOpMiddleware<Nanos>>,
     store: Store,
     refill: Refill,
@@ -150,6 +150,11 @@ impl<C: Clock<Instant = Nanos>> TokenBucket<C> {
     /// `n` is more than the burst.
     pub(crate) fn take(&self, n: NonZeroU32) -> Result<bool, OverBurst> {
         self.decide(n, TakeMode::Take)
+    }
+
+    /// Takes a token. Returns whether there was one.
+    pub(crate) fn take_one(&self) -> bool {
+        self.take(NonZeroU32::MIN) == Ok(true)
     }
 
     fn decide(&self, n: NonZeroU32, mode: TakeMode) -> Result<bool, OverBurst> {

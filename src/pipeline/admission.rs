@@ -8,6 +8,7 @@ use crate::config::edge::counted_address;
 use crate::engine::client_address;
 use crate::engine::rate_limit::{self, BucketCharge, Cost, Refusal};
 use crate::engine::request_record::{ProviderCost, RequestRecord};
+use crate::engine::token_bucket::TokenBucket;
 use crate::fetch::provider_query::{ProviderQuery, SharedState};
 use crate::fetch::rate_limit_cost::{BucketCost, bucket_costs};
 use crate::fetch::{self, CacheLookup};
@@ -67,6 +68,7 @@ pub(crate) fn authenticate(context: &mut RequestContext<'_>, record: &mut Reques
     if client.explain && wants_explanation(context.request)? {
         record.explain = Some(Box::default());
     }
+    record.steps.decide(|| client.requested_traces.as_ref().is_some_and(TokenBucket::take_one));
     check_in_flight(context)?;
     Ok(id)
 }

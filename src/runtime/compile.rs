@@ -15,7 +15,7 @@ use crate::config::edge::Listener;
 use crate::config::faults::{Fault, Faults};
 use crate::config::load::{self, ConfigSource};
 use crate::config::provider::{IdPatterns, Ids, ProviderConfig};
-use crate::config::weir::{Policy, Weir};
+use crate::config::weir::{Policy, Traces, Weir};
 use crate::config::{Config, Example};
 use crate::engine::breaker::Breaker;
 use crate::engine::client_address::AuthFailures;
@@ -24,7 +24,7 @@ use crate::engine::otlp::TraceDestination;
 use crate::engine::rate_limit::{Bucket, Limiter};
 use crate::engine::request_record::VARY;
 use crate::engine::tls;
-use crate::engine::token_bucket::Ticker;
+use crate::engine::token_bucket::{Refill, Ticker, TokenBucket};
 use crate::engine::upstream::Target;
 use crate::rules::auth::Keys;
 use crate::rules::error_rules::ErrorRules;
@@ -41,6 +41,7 @@ use http::{HeaderName, HeaderValue};
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 impl Snapshot {
     /// Loads the configuration of a directory. `random` signs page tokens if the configuration has no key.
@@ -80,7 +81,11 @@ impl<'a> Compiler<'a> {
             config.providers.iter().filter_map(|p| self.provider(p)).collect();
         let limiters = self.limiters(&config.weir);
         let clients = if providers.len() == config.providers.len() {
-            config.clients.iter().map(|client| self.client(client, &mut providers, &limiters)).collect()
+            config
+                .clients
+                .iter()
+                .map(|client| self.client(client, &mut providers, &limiters, &config.weir.traces))
+                .collect()
         } else {
             IdVec::default()
         };
@@ -222,6 +227,7 @@ impl<'a> Compiler<'a> {
         config: &ClientConfig,
         providers: &mut IdVec<ProviderId, Provider>,
         limiters: &[Arc<Limiter>],
+        traces: &Traces,
     ) -> Client {
         let id = &config.id.value;
         let access = providers.into_iter().map(|provider| self.access(config, provider, limiters));
@@ -234,6 +240,7 @@ impl<'a> Compiler<'a> {
             vary: vary(&access, config.explain),
             key_expiries: config.keys.iter().map(|key| key.expires_at).collect(),
             explain: config.explain,
+            requested_traces: traces.endpoint.is_some().then(|| requested_traces(traces)),
             admission_lock: previous.map(|client| client.admission_lock.clone()).unwrap_or_default(),
             buckets: config.rate_limits.iter().filter_map(|at| bucket(limiters, &at.value, id)).collect(),
             access,
@@ -295,4 +302,8 @@ fn rules_digest(config: &ProviderConfig) -> u64 {
     let mut hasher = DefaultHasher::new();
     format!("{name:?}{agent:?}{session:?}{secrets:?}{freshness:?}{operations:?}").hash(&mut hasher);
     hasher.finish()
+}
+/// Returns the bucket of the requests that a client can have traced.
+fn requested_traces(traces: &Traces) -> TokenBucket {
+    TokenBucket::new(Refill::new(traces.requested, Duration::from_secs(1), traces.requested), Ticker::default())
 }

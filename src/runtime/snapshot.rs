@@ -15,6 +15,7 @@ use crate::engine::credential::Credential;
 use crate::engine::otlp::TraceDestination;
 use crate::engine::rate_limit::{Bucket, Limiter};
 use crate::engine::tls::TlsAcceptor;
+use crate::engine::token_bucket::TokenBucket;
 use crate::engine::upstream::Target;
 use crate::rules::auth::Keys;
 use crate::rules::error_rules::ErrorRules;
@@ -93,6 +94,8 @@ pub struct Client {
     pub key_expiries: Vec<Option<Time>>,
     /// Whether it may request explanations (`Weir-Explain`).
     pub explain: bool,
+    /// How often it may request that a request is traced; `None` if there are no traces.
+    pub requested_traces: Option<TokenBucket>,
     /// Locked while a request is charged under several policies, so that all of them charge it or none.
     pub admission_lock: Arc<Mutex<()>>,
     /// The buckets of its policies for all requests.

@@ -47,7 +47,7 @@ impl AdminService {
         let (metrics, edge) = (endpoints.shared.metrics.admin.clone(), endpoints.shared.metrics.edge.clone());
         let edge = EdgeMetrics { connections: metrics.connections.clone(), ended: metrics.ended.clone(), ..edge };
         let refusals = Arc::new(Semaphore::new(endpoints.files.other_connections(MAX_REFUSALS)));
-        let guess_delay = GuessDelay::new(&edge);
+        let guess_delay = GuessDelay::new(&edge, "the admin token");
         Arc::new(Self { endpoints, connections: Arc::default(), edge, metrics, refusals, guess_delay })
     }
 

@@ -78,7 +78,7 @@ impl Gateway {
         Self {
             pass_through,
             proxy: Arc::new(proxy),
-            guess_delay: GuessDelay::new(&metrics),
+            guess_delay: GuessDelay::new(&metrics, "a key"),
             metrics,
             id_prefix,
             next_id: AtomicU64::new(1),

@@ -5,9 +5,12 @@
 use crate::base::metrics::EdgeMetrics;
 use crate::engine::open_files::ConnectionCaps;
 use crate::server::connections::Connections;
+use crate::server::log_limit::LogLimit;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
+use tracing::warn;
 
 /// How long a response is delayed.
 const DELAY: Duration = Duration::from_secs(1);
@@ -18,20 +21,27 @@ const CAPS: ConnectionCaps = ConnectionCaps { total: 1024, per_address: 16 };
 pub(crate) struct GuessDelay {
     delayed: Arc<Connections>,
     metrics: EdgeMetrics,
+    /// What is guessed, for the log: `a key` or `the admin token`.
+    secret: &'static str,
+    log: LogLimit,
 }
 
 impl GuessDelay {
     #[must_use]
-    pub(crate) fn new(metrics: &EdgeMetrics) -> Self {
+    pub(crate) fn new(metrics: &EdgeMetrics, secret: &'static str) -> Self {
         // `Connections` counts in this gauge.
         let metrics = EdgeMetrics { connections: metrics.auth_delayed.clone(), ..metrics.clone() };
-        Self { delayed: Arc::default(), metrics }
+        Self { delayed: Arc::default(), metrics, secret, log: LogLimit::default() }
     }
 
     /// Waits until a client at this address may get its response. Returns how long it waited; `None` if the client gets no
     /// response, because too many are delayed.
     pub(crate) async fn wait(&self, address: Option<IpAddr>) -> Option<Duration> {
         let Some(address) = address else { return Some(Duration::ZERO) };
+        if let Some(not_logged) = self.log.count(Instant::now().into_std()) {
+            let secret = self.secret;
+            warn!(%address, not_logged, "somebody may be guessing {secret}: requests with an invalid one are delayed or dropped; this line comes once a minute at most");
+        }
         let Ok(_delayed) = self.delayed.open(address, CAPS, &self.metrics) else {
             self.metrics.auth_failures.with_label_values(&["dropped"]).inc();
             return None;
@@ -49,7 +59,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn delays_are_bounded_in_total_and_for_each_address() {
         let metrics = Metrics::new().unwrap().edge;
-        let delay = Arc::new(GuessDelay::new(&metrics));
+        let delay = Arc::new(GuessDelay::new(&metrics, "a key"));
         let begun = tokio::time::Instant::now();
         assert_eq!(delay.wait(None).await, Some(Duration::ZERO), "a client with a valid key");
         assert_eq!(begun.elapsed(), Duration::ZERO);

@@ -22,6 +22,7 @@ pub(crate) mod http2;
 pub(crate) mod http2_frames;
 mod http2_head;
 mod http2_stream;
+pub(crate) mod log_limit;
 pub(crate) mod proxy;
 pub(crate) mod request_log;
 pub(crate) mod request_stream;

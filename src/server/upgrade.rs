@@ -6,6 +6,7 @@
 
 use crate::engine::admin_token::AdminToken;
 use crate::runtime::Runtime;
+use crate::server::log_limit::LogLimit;
 use crate::server::upgrade_socket::{self, MAX_SOCKETS, UpgradeAddress};
 use serde_json::{Value, json};
 use std::io::{self, Read, Write};
@@ -96,6 +97,8 @@ pub(crate) struct Handoff {
     address: UpgradeAddress,
     listener: tokio::net::UnixListener,
     contents: Arc<HandoffContents>,
+    /// Any local user can connect to an abstract socket.
+    log: LogLimit,
 }
 
 /// What the new process receives.
@@ -124,7 +127,7 @@ impl Handoff {
         let (copy, key) = (listener.try_clone()?.into(), runtime.random());
         let contents = HandoffContents { sockets, listener: copy, key, admin_token };
         let listener = tokio::net::UnixListener::from_std(listener)?;
-        Ok(Self { address, listener, contents: Arc::new(contents) })
+        Ok(Self { address, listener, contents: Arc::new(contents), log: LogLimit::default() })
     }
 
     /// Waits until another process has taken over. Returns its process id.
@@ -136,10 +139,13 @@ impl Handoff {
             };
             let contents = self.contents.clone();
             let result = tokio::task::spawn_blocking(move || hand_over(stream.into_std()?, &contents)).await;
-            match result {
+            let error = match result {
                 Ok(Ok(pid)) => return pid,
-                Ok(Err(error)) => warn!("upgrade failed; still serving: {error}"),
-                Err(error) => warn!("upgrade failed; still serving: {error}"),
+                Ok(Err(error)) => error.to_string(),
+                Err(error) => error.to_string(),
+            };
+            if let Some(not_logged) = self.log.count(tokio::time::Instant::now().into_std()) {
+                warn!(not_logged, "upgrade failed; still serving: {error}");
             }
         }
     }

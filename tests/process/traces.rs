@@ -289,3 +289,38 @@ fn an_unreachable_collector_does_not_delay_requests() {
     wait_until("an export fails", || weir.metric("weir_trace_exports_total{result=\"failed\"}") >= 1.0);
     assert!(peer.spans(weir).is_empty());
 }
+
+#[test]
+fn the_sampling_flag_of_an_unknown_client_exports_nothing() {
+    let peer = Peer::start();
+    let weir = peer.start_weir(true, "0");
+    let trace = ("traceparent", PARENT);
+    for target in [VECTARA, "/v1/sessions", "/vectara/v2/corpora", "/openapi.json", "/nowhere"] {
+        for headers in [&[trace][..], &[("X-API-Key", "wrong"), trace]] {
+            for _ in 0..5 {
+                send(weir.http, "GET", target, headers);
+            }
+        }
+    }
+    assert_eq!(send(weir.http, "GET", VECTARA, &[KEY, trace]).status, 200);
+    let spans = peer.spans(weir);
+    assert_eq!(spans_named(&spans, "GET /v1/agents/{agent}/sessions/{session}").len(), 1, "{spans:?}");
+    assert!(spans.iter().all(|span| hex(&span.trace_id) == TRACE));
+    let roots = spans.iter().filter(|span| span.kind == 2).count();
+    assert_eq!(roots, 1, "only the request with a valid key is exported");
+}
+
+#[test]
+fn a_client_has_only_so_many_requests_traced_in_a_second() {
+    let peer = Peer::start();
+    let weir = peer.start_weir(true, "0");
+    weir.config.change("weir.yaml", "requested: 100", "requested: 2");
+    wait_until("the reload succeeds", || weir.reload().0 == 200);
+    let started = std::time::Instant::now();
+    for _ in 0..30 {
+        assert_eq!(send(weir.http, "GET", VECTARA, &[KEY, ("traceparent", PARENT)]).status, 200);
+    }
+    let most = 2.0 + 2.0 * started.elapsed().as_secs_f64();
+    let roots = peer.spans(weir).iter().filter(|span| span.kind == 2).count();
+    assert!(roots >= 2 && roots as f64 <= most, "{roots} of 30 traces, at most {most}");
+}
