@@ -302,16 +302,22 @@ impl Http1Connection {
             response.headers.push("transfer-encoding", "chunked");
         }
         self.write_head(request.version, &response, false, now);
-        let mut written = 0;
+        let (mut written, mut sends_no_more) = (0, false);
         loop {
             if self.write(&[]).await.is_err() {
                 return written;
             }
-            // A read ends the stream: the client closed the connection, or sent bytes that belong to no request.
             let mut unexpected = [0];
-            let part = tokio::select! {
-                part = parts.next() => part,
-                _ = self.stream.read(&mut unexpected) => return written,
+            let part = loop {
+                tokio::select! {
+                    part = parts.next() => break part,
+                    // A client that closes its sending side still reads. One that sends bytes which belong to no request
+                    // ends the stream, and so does a broken connection.
+                    read = self.stream.read(&mut unexpected), if !sends_no_more => match read {
+                        Ok(0) => sends_no_more = true,
+                        _ => return written,
+                    },
+                }
             };
             self.out.clear();
             let Some(part) = part else {

@@ -253,6 +253,20 @@ impl ProxyHttp for PassThrough {
         }
     }
 
+    /// Removes the chunked coding, which Pingora may have added, for a client of HTTP/1.0. It reads the body to the end of
+    /// the connection (RFC 9112, section 6.1).
+    async fn response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        _: &mut ProxyContext,
+    ) -> pingora::Result<()> {
+        if session.req_header().version == Version::HTTP_10 {
+            response.remove_header(&header::TRANSFER_ENCODING);
+        }
+        Ok(())
+    }
+
     /// Lets Pingora try the next address. No byte of the request was sent, so this is safe for every method.
     fn fail_to_connect(
         &self,

@@ -30,6 +30,8 @@ pub(crate) struct RequestStream {
     body: RequestBody,
     /// Bytes from the client that are not checked yet. Once the body is complete, they belong to the next request.
     received: Vec<u8>,
+    /// The client has closed its sending side.
+    sends_no_more: bool,
     /// Checked bytes, and how many of them Pingora has read.
     checked: (Vec<u8>, usize),
     unread: UnreadStream,
@@ -58,7 +60,14 @@ impl RequestStream {
     /// Wraps a connection behind the head of a request. `received` has the bytes behind the head that were read already.
     #[must_use]
     pub(crate) fn new(inner: Stream, body: RequestBody, received: Vec<u8>, unread: &UnreadStream) -> Self {
-        Self { inner: Some(inner), body, received, checked: (Vec::new(), 0), unread: unread.clone() }
+        Self {
+            inner: Some(inner),
+            body,
+            received,
+            sends_no_more: false,
+            checked: (Vec::new(), 0),
+            unread: unread.clone(),
+        }
     }
 
     fn inner(&mut self) -> io::Result<Pin<&mut Stream>> {
@@ -72,15 +81,14 @@ impl RequestStream {
         Some((stream.inner.take()?, std::mem::take(&mut stream.received)))
     }
 
-    /// Waits until the client closes the connection or begins another request, of which the first bytes are stored.
-    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.received.is_empty() {
+    /// Waits until the connection breaks. A client that closes its sending side after a whole request still waits for the
+    /// response (RFC 9112, section 9.6). The first bytes of another request are stored.
+    fn poll_broken(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.received.is_empty() && !self.sends_no_more {
             let mut bytes = [0; BUFFER_SIZE];
             let mut buffer = ReadBuf::new(&mut bytes);
             ready!(self.inner()?.poll_read(cx, &mut buffer))?;
-            if buffer.filled().is_empty() {
-                return Poll::Ready(Ok(()));
-            }
+            self.sends_no_more = buffer.filled().is_empty();
             self.received.extend_from_slice(buffer.filled());
         }
         // The response wakes the task.
@@ -134,7 +142,7 @@ impl AsyncRead for RequestStream {
                 return Poll::Ready(Ok(()));
             }
             if self.body.is_complete() {
-                return self.poll_end(cx);
+                return self.poll_broken(cx);
             }
             if self.received.is_empty() && self.body.plain_bytes() > 0 {
                 return self.poll_plain(cx, buffer);

@@ -31,6 +31,7 @@ mod explain;
 mod forwarded_hops;
 mod frames;
 mod h2_uploads;
+mod half_close;
 mod host_values;
 mod http2;
 mod http2_faults;
