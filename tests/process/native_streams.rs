@@ -74,7 +74,7 @@ fn a_client_that_resets_its_connection_before_the_response_ends_the_provider_cal
     sim.plan(&json!({ "path": "/v2/", "latency_ms": 120_000 }));
     let client = open_stream(&weir, &post(&format!("/vectara{VECTARA_SESSION}/events"), &[], "{}"));
     wait_until("the provider call is in flight", || weir.metric("weir_upstream_requests_in_flight") == 1.0);
-    socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+    socket2::SockRef::from(client.get_ref()).set_linger(Some(Duration::ZERO)).unwrap();
     drop(client);
     let started = Instant::now();
     wait_until("the provider call has ended", || weir.metric("weir_upstream_requests_in_flight") == 0.0);
