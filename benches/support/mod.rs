@@ -136,5 +136,6 @@ pub fn request(path: &str, query: &str, more: &[(&'static str, &str)]) -> Reques
         query: query.into(),
         headers: usual.iter().chain(more).map(|(name, value)| (*name, value.as_bytes())).collect(),
         peer: Some([127, 0, 0, 1].into()),
+        form: None,
     }
 }

@@ -3,7 +3,7 @@
 //! The router, the OpenAPI description and the tests read this table, so they cannot disagree. A path or a parameter
 //! that is not listed here does not exist.
 
-/// One path of the API. Every path has GET and HEAD.
+/// One path of the API.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Endpoint {
     /// The path's template; also its name in metrics and logs.
@@ -16,8 +16,45 @@ pub struct Endpoint {
     pub description: &'static str,
     /// Parameters of the path and of the query. Any other parameter is 400.
     pub parameters: &'static [Parameter],
+    /// The methods that it has.
+    pub methods: Methods,
     /// The kind of its 200 response.
     pub response: ResponseKind,
+}
+
+/// The methods of an endpoint. A POST has the parameters of the query in a form, so that they can be longer than a URL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Methods {
+    /// GET and HEAD.
+    Get,
+    /// GET, HEAD and POST.
+    GetOrForm,
+    /// POST.
+    Form,
+}
+
+impl Methods {
+    /// Returns the value of `Allow`.
+    #[must_use]
+    pub fn allow(self) -> &'static str {
+        match self {
+            Methods::Get => "GET, HEAD",
+            Methods::GetOrForm => "GET, HEAD, POST",
+            Methods::Form => "POST",
+        }
+    }
+
+    /// Returns whether GET and HEAD are among them.
+    #[must_use]
+    pub fn has_get(self) -> bool {
+        self != Methods::Form
+    }
+
+    /// Returns whether POST is among them.
+    #[must_use]
+    pub fn has_form(self) -> bool {
+        self != Methods::Get
+    }
 }
 
 /// The kind of an endpoint's 200 response.
@@ -208,6 +245,7 @@ pub(crate) const SESSION: Endpoint = Endpoint {
         INCLUDE,
         FIELDS,
     ],
+    methods: Methods::Get,
     response: ResponseKind::Session,
 };
 
@@ -219,6 +257,7 @@ pub(crate) const WATCH: Endpoint = Endpoint {
     description: "Server-sent events. The stream sends one `session` event at once, unless `Last-Event-ID` already has its entity tag, and one \
             after each change. It ends after the session has ended. A client that reconnects with the last id of an ended session gets 204.",
     parameters: &[path("id", ParameterType::Session, "As for one session."), INCLUDE, FIELDS],
+    methods: Methods::Get,
     response: ResponseKind::Events,
 };
 
@@ -235,6 +274,7 @@ pub(crate) const AGENT_SESSION: Endpoint = Endpoint {
         INCLUDE,
         FIELDS,
     ],
+    methods: Methods::Get,
     response: ResponseKind::Session,
 };
 
@@ -245,6 +285,7 @@ pub(crate) const AGENT_SESSIONS: Endpoint = Endpoint {
     summary: "One agent's sessions",
     description: "In the provider's own order.",
     parameters: &[AGENT, PROVIDER_OF_IDS, LIMIT, TOKEN, STATUS, ENABLED, AFTER, BEFORE, PARTIAL, INCLUDE, FIELDS],
+    methods: Methods::Get,
     response: ResponseKind::Page,
 };
 
@@ -281,7 +322,19 @@ pub(crate) const SESSIONS: Endpoint = Endpoint {
         INCLUDE,
         FIELDS,
     ],
+    methods: Methods::Get,
     response: ResponseKind::Page,
+};
+
+/// `POST /v1/sessions:list`
+pub(crate) const SESSIONS_BY_FORM: Endpoint = Endpoint {
+    path: "/v1/sessions:list",
+    operation_id: "listSessions",
+    summary: "Sessions of several sources, with the parameters in a form",
+    description: "The same as `GET /v1/sessions`, also with the same page tokens. With many sources, the parameters and the page token can be longer \
+            than a URL may be.",
+    methods: Methods::Form,
+    ..SESSIONS
 };
 
 /// `GET /v1/sessions:batchGet`
@@ -289,7 +342,8 @@ pub(crate) const BATCH: Endpoint = Endpoint {
     path: "/v1/sessions:batchGet",
     operation_id: "batchGetSessions",
     summary: "Up to 100 sessions by their ids",
-    description: "Over all providers, in the order of the request. Each result has a session or a problem.",
+    description: "Over all providers, in the order of the request. Each result has a session or a problem. Many long ids can be longer than a URL may \
+            be: `POST` takes the same parameters in a form.",
     parameters: &[
         Parameter {
             name: "id",
@@ -301,6 +355,7 @@ pub(crate) const BATCH: Endpoint = Endpoint {
         INCLUDE,
         FIELDS,
     ],
+    methods: Methods::GetOrForm,
     response: ResponseKind::Batch,
 };
 
@@ -311,6 +366,7 @@ pub(crate) const PROVIDERS: Endpoint = Endpoint {
     summary: "The providers that this client may use, and their state",
     description: "Operations, id patterns and the state: `ok`; `degraded`, if Weir pauses after a 429 or 503 of the provider; `down`, if its breaker is open.",
     parameters: &[],
+    methods: Methods::Get,
     response: ResponseKind::Providers,
 };
 
@@ -321,6 +377,7 @@ pub(crate) const DESCRIPTION: Endpoint = Endpoint {
     summary: "This description",
     description: "OpenAPI 3.1. Needs no key and counts against no rate limit.",
     parameters: &[],
+    methods: Methods::Get,
     response: ResponseKind::Description,
 };
 
@@ -331,6 +388,7 @@ pub(crate) const DOCS_PAGE: Endpoint = Endpoint {
     summary: "A page that shows this description",
     description: "The page can also send requests with your key. It needs no key itself, counts against no rate limit, and loads nothing from other hosts.",
     parameters: &[],
+    methods: Methods::Get,
     response: ResponseKind::DocsPage,
 };
 
@@ -344,6 +402,7 @@ pub(crate) const DOCS_FILE: Endpoint = Endpoint {
         example: DOCS_FILES[0],
         ..path("file", ParameterType::Word(&DOCS_FILES), "The name of the file.")
     }],
+    methods: Methods::Get,
     response: ResponseKind::DocsFile,
 };
 
@@ -351,11 +410,12 @@ pub(crate) const DOCS_FILE: Endpoint = Endpoint {
 pub(crate) const DOCS_FILES: [&str; 3] = ["swagger-ui.css", "swagger-ui-bundle.js", "start.js"];
 
 /// Every endpoint, in the order of the documentation.
-pub(crate) const ALL: [&Endpoint; 10] = [
+pub(crate) const ALL: [&Endpoint; 11] = [
     &SESSION,
     &AGENT_SESSION,
     &AGENT_SESSIONS,
     &SESSIONS,
+    &SESSIONS_BY_FORM,
     &BATCH,
     &WATCH,
     &PROVIDERS,
@@ -363,6 +423,22 @@ pub(crate) const ALL: [&Endpoint; 10] = [
     &DOCS_PAGE,
     &DOCS_FILE,
 ];
+
+/// Returns what to add to the message about a URL that is too long: where the parameters can be in a form.
+#[must_use]
+pub(crate) fn form_hint(path: &str) -> &'static str {
+    match path {
+        path if SESSIONS.match_path(path).is_some() => "; POST /v1/sessions:list takes the parameters in a form",
+        path if BATCH.match_path(path).is_some() => "; POST takes the parameters in a form",
+        _ => "",
+    }
+}
+
+/// Returns whether a POST to this path has a form.
+#[must_use]
+pub(crate) fn has_form(path: &str) -> bool {
+    ALL.iter().any(|endpoint| endpoint.methods.has_form() && endpoint.match_path(path).is_some())
+}
 
 /// Returns whether a path needs no key.
 #[must_use]
@@ -391,6 +467,12 @@ impl Endpoint {
                 _ => return None,
             }
         }
+    }
+
+    /// Returns the path that page tokens belong to: a token of a GET is also valid in a form.
+    #[must_use]
+    pub fn list_path(&self) -> &'static str {
+        if self.path == SESSIONS_BY_FORM.path { SESSIONS.path } else { self.path }
     }
 
     /// Returns the query parameter with this name.
@@ -422,6 +504,8 @@ mod tests {
         assert_eq!(find("/v1/sessions/a:b/watch"), Some(("watchSession", vec!["a:b"])));
         assert_eq!(find("/v1/agents/a/sessions/b"), Some(("getAgentSession", vec!["a", "b"])));
         assert_eq!(find("/v1/sessions:batchGet"), Some(("batchGetSessions", vec![])));
+        assert_eq!(find("/v1/sessions:list"), Some(("listSessions", vec![])));
+        assert!(has_form("/v1/sessions:list") && has_form("/v1/sessions%3AbatchGet") && !has_form("/v1/sessions"));
         assert_eq!(find("/v1/sessions%3abatchGet"), Some(("batchGetSessions", vec![])));
         assert_eq!(find("/docs/start.js"), Some(("getReaderFile", vec!["start.js"])));
         assert!(is_public("/docs") && is_public("/docs/any") && is_public("/openapi.json"));

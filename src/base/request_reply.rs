@@ -11,8 +11,8 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
-/// A client's request without its body, which no route of Weir's own API reads.
-#[derive(Clone)]
+/// A client's request. Of the bodies, Weir's own API reads only forms.
+#[derive(Clone, Default)]
 pub struct Request {
     /// `GET`, `HEAD`, …
     pub method: http::Method,
@@ -26,6 +26,31 @@ pub struct Request {
     pub headers: RequestHeaders,
     /// The IP address at the other end of the connection.
     pub peer: Option<IpAddr>,
+    /// The form, or why it was not read. `None` if nobody has tried to read one.
+    pub form: Option<Result<String, FormError>>,
+}
+
+/// Why a form was not read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum FormError {
+    /// It is longer than the limit.
+    #[error("the form has more than {limit} bytes")]
+    TooLarge {
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// It did not arrive in time.
+    #[error("the form was not complete within limits.body_timeout")]
+    Late,
+    /// Its framing is invalid, or it ended too early.
+    #[error("the form is incomplete, or its framing is invalid (RFC 9112, section 7.1)")]
+    Incomplete,
+    /// It is not UTF-8.
+    #[error("the form is not UTF-8")]
+    NotUtf8,
+    /// The buffers are full.
+    #[error("too many forms are read at the same time")]
+    NoMemory,
 }
 
 impl Request {

@@ -126,6 +126,7 @@ impl Arguments {
             query: uri.query().unwrap_or_default().to_owned(),
             headers: (&headers).into(),
             peer: None,
+            form: None,
         })
     }
 }

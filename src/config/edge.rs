@@ -115,7 +115,7 @@ impl Default for Limits {
             header_bytes: 64 << 10,
             header_count: 100,
             url_bytes: 8 << 10,
-            body_bytes: 64 << 10,
+            body_bytes: 256 << 10,
             h2_streams: 100,
             h2_resets: 20,
             h2_header_list: 80 << 10,

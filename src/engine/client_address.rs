@@ -117,6 +117,7 @@ mod tests {
             query: String::new(),
             headers: headers.iter().map(|(name, value)| (*name, value.as_bytes())).collect(),
             peer,
+            form: None,
         };
         address(&request, &trusted).unwrap().to_string()
     }

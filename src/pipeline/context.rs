@@ -50,7 +50,7 @@ impl<'r> RequestContext<'r> {
     /// 400, 404 or 405 for a request without a route, 403 for a provider that the client may not use.
     pub(crate) fn route(&mut self, record: &mut RequestRecord) -> Outcome<RouteMatch> {
         let request = self.request;
-        let routed = self.snapshot.routes.route(&request.method, &request.path, &request.query);
+        let routed = self.snapshot.routes.route(request);
         let routed = routed.map_err(|(label, error)| {
             record.route = label;
             error

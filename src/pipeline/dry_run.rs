@@ -111,7 +111,7 @@ impl DryRun<'_> {
         if let Some(native_match) = native_match {
             return self.native(&native_match, result);
         }
-        let routed = self.snapshot.routes.route(&request.method, &request.path, &request.query);
+        let routed = self.snapshot.routes.route(request);
         let routed = routed.map_err(|(label, error)| {
             result.route = Some(label.to_owned());
             error
@@ -150,7 +150,7 @@ impl DryRun<'_> {
                     .iter()
                     .map(|source| IdentifiedSource::of(snapshot, client, source, headers))
                     .collect::<Result<_, _>>()?;
-                let (shared, path) = (self.shared, endpoint.path);
+                let (shared, path) = (self.shared, endpoint.list_path());
                 let list = List { shared, snapshot, client, path, page, sources, directives, now };
                 let readers = list.start()?;
                 result.queries.extend(readers.iter().filter_map(|reader| reader.first_query().cloned().map(Ok)));

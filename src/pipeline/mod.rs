@@ -39,6 +39,7 @@ use crate::rules::native_routes::NativeMatch;
 use crate::rules::request_limits;
 use crate::rules::route::{NO_ROUTE, Route, RouteMatch};
 use crate::runtime::{self, Runtime};
+use http::Method;
 use serde_json::Value;
 use std::sync::Arc;
 
@@ -71,6 +72,20 @@ impl Pipeline {
     #[must_use]
     pub fn new(runtime: Arc<Runtime>, shared: Arc<SharedState>) -> Self {
         Self { runtime, shared, topics: Arc::default() }
+    }
+
+    /// Returns whether Weir reads the body of a request, because it is a form from a client with a valid key. Others get
+    /// their response without it.
+    #[must_use]
+    pub fn reads_form(&self, request: &Request) -> bool {
+        let is_form = |kind: &str| {
+            let kind = kind.split(';').next().unwrap_or_default().trim();
+            kind.eq_ignore_ascii_case("application/x-www-form-urlencoded")
+        };
+        request.method == Method::POST
+            && endpoints::has_form(&request.path)
+            && request.header("content-type").is_some_and(is_form)
+            && self.runtime.snapshot().keys.identify(request, self.shared.now()).is_ok()
     }
 
     /// Handles a request: authenticate → route and permit → look up → admit → fetch → respond.
@@ -116,7 +131,7 @@ impl Pipeline {
             Route::Providers => routes::providers(context, client, record),
             Route::Session { name, shape } => routes::session(context, client, &name, &shape, record).await,
             Route::List { sources, page } => {
-                routes::list(context, client, endpoint.path, &sources, &page, record).await
+                routes::list(context, client, endpoint.list_path(), &sources, &page, record).await
             }
             Route::Batch { ids, shape } => routes::batch(context, client, &ids, &shape, record).await,
             Route::Watch { name, shape } => {

@@ -5,6 +5,7 @@
 
 use crate::base::problem::{Code, Problem, SHORT_RETRY, retry_seconds};
 use crate::base::request_reply::FailureKind;
+use crate::base::request_reply::FormError;
 use crate::engine::credential::{ClientCredentialError, TokenError};
 use crate::engine::rate_limit::{Bucket, Refusal};
 use crate::fetch::error::{FetchCause, FetchError, NoOperation};
@@ -63,7 +64,10 @@ impl From<RouteError> for Box<Problem> {
         match error {
             RouteError::UnknownPath | RouteError::UnknownFile => problem(Code::NotFound, &error),
             RouteError::UnknownProvider { .. } => problem(Code::ProviderNotFound, &error),
-            RouteError::Method { .. } => Box::new(Problem::method_not_allowed(error.to_string(), "GET, HEAD")),
+            RouteError::Method { allow, .. } => Box::new(Problem::method_not_allowed(error.to_string(), allow)),
+            RouteError::Form(FormError::TooLarge { .. }) => problem(Code::BodyTooLarge, &error),
+            RouteError::Form(FormError::Late) => problem(Code::RequestTimeout, &error),
+            RouteError::Form(FormError::NoMemory) => Box::new(Problem::overloaded(error.to_string())),
             _ => problem(Code::InvalidRequest, &error),
         }
     }
@@ -549,7 +553,7 @@ mod tests {
     fn a_request_that_is_too_large_has_the_status_of_its_limit() {
         let (size, limit) = (2, 1);
         for (exceeded, status, name) in [
-            (LimitExceeded::Url { size, limit }, 414, "url_bytes"),
+            (LimitExceeded::Url { size, limit, hint: "" }, 414, "url_bytes"),
             (LimitExceeded::HeaderCount { size, limit }, 431, "header_count"),
             (LimitExceeded::HeaderBytes { size, limit }, 431, "header_bytes"),
             (LimitExceeded::HeaderList { size, limit }, 431, "h2_header_list"),

@@ -61,7 +61,9 @@ pub(crate) fn content(
     now: Time,
 ) -> Response {
     let unchanged = content.etag.as_ref().and_then(|tag| tag.to_str().ok());
-    let unchanged = unchanged.is_some_and(|tag| cache_control::if_none_match_contains(&request.headers, tag));
+    // 304 exists for GET and HEAD only (RFC 9110, section 13.1.2).
+    let unchanged = request.form.is_none()
+        && unchanged.is_some_and(|tag| cache_control::if_none_match_contains(&request.headers, tag));
     let mut headers = ResponseHeaders::with_capacity(HEADER_CAPACITY);
     let media = match content.media {
         Media::Json => "application/json",

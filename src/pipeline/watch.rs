@@ -326,7 +326,7 @@ impl WatchStream {
     fn authorize(&mut self) -> Outcome<()> {
         let snapshot = self.runtime.snapshot();
         self.client = snapshot.keys.identify(&self.request, self.shared.now())?;
-        let routed = snapshot.routes.route(&self.request.method, &self.request.path, &self.request.query);
+        let routed = snapshot.routes.route(&self.request);
         let Ok(RouteMatch { route: Route::Watch { name, .. }, .. }) = routed else {
             return Err(routed.err().map_or_else(problems::not_watchable, |(_, error)| error.into()));
         };

@@ -153,6 +153,7 @@ mod tests {
             query: String::new(),
             headers: headers.iter().map(|(name, value)| (*name, value.as_bytes())).collect(),
             peer: None,
+            form: None,
         };
         let identified = keys().identify(&request, Time(now)).map(ClientId::position);
         identified.map_err(|error| Box::<Problem>::from(error).code)

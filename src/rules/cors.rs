@@ -77,6 +77,7 @@ mod tests {
             query: String::new(),
             headers: pairs.iter().map(|(name, value)| (*name, value.as_bytes())).collect(),
             peer: None,
+            form: None,
         }
     }
 

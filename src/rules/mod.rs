@@ -10,6 +10,7 @@ pub(crate) mod cursor_history;
 pub(crate) mod error_rules;
 pub(crate) mod exchange;
 pub(crate) mod fields;
+pub(crate) mod forms;
 pub(crate) mod forwarding;
 pub(crate) mod freshness;
 pub(crate) mod hop_by_hop;

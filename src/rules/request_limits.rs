@@ -2,6 +2,7 @@
 //!
 //! The pipeline checks the limits of URL and headers first, even before it authenticates or responds to a CORS preflight.
 
+use crate::base::endpoints;
 use crate::base::request_reply::Request;
 use crate::config::edge::Limits;
 use http::Version;
@@ -9,8 +10,8 @@ use http::Version;
 /// The limit that a request exceeds, with the request's size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum LimitExceeded {
-    #[error("the URL has {size} bytes; the limit is {limit}")]
-    Url { size: usize, limit: usize },
+    #[error("the URL has {size} bytes; the limit is {limit}{hint}")]
+    Url { size: usize, limit: usize, hint: &'static str },
     #[error("the request has {size} header fields; the limit is {limit}")]
     HeaderCount { size: usize, limit: usize },
     #[error("the headers have {size} bytes; the limit is {limit}")]
@@ -42,7 +43,7 @@ impl LimitExceeded {
 pub(crate) fn check_head(request: &Request, limits: &Limits) -> Result<(), LimitExceeded> {
     let (url, limit) = (request.path.len() + request.query.len() + 1, limits.url_bytes);
     if url > limit {
-        return Err(LimitExceeded::Url { size: url, limit });
+        return Err(LimitExceeded::Url { size: url, limit, hint: endpoints::form_hint(&request.path) });
     }
     let (count, limit) = (request.headers.count(), limits.header_count);
     if count > limit {

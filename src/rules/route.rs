@@ -7,12 +7,13 @@ use crate::base::endpoints::{self, Endpoint, MAX_BATCH, MAX_ID, MAX_SOURCES, Res
 use crate::base::id_pattern::{self, Pattern};
 use crate::base::ids::{IdVec, ProviderId};
 use crate::base::operation::{Operation, PerOperation};
+use crate::base::request_reply::Request;
 use crate::base::typo::unknown;
 use crate::config::faults::{Faults, Located};
 use crate::config::provider::{self, ProviderConfig};
+use crate::rules::forms;
 use crate::rules::parameters::{Page, Parameters, Representation};
 use crate::rules::route_error::{IdError, IdKind, RouteError};
-use http::Method;
 use percent_encoding::percent_decode_str;
 use std::sync::Arc;
 
@@ -188,15 +189,11 @@ impl RouteTable {
     ///
     /// # Errors
     /// Why the request has no route, with the label of the endpoint if the path is known.
-    pub fn route(&self, method: &Method, path: &str, query: &str) -> Result<RouteMatch, (&'static str, RouteError)> {
-        let (endpoint, segments) = Self::endpoint(path).map_err(|error| (NO_ROUTE, error))?;
-        let label = endpoint.path;
-        if *method != Method::GET && *method != Method::HEAD {
-            return Err((label, RouteError::Method { path: label }));
-        }
-        let parameters = Parameters::parse(query, endpoint).map_err(RouteError::from);
-        let route = parameters.and_then(|parameters| self.build(endpoint, &segments, &parameters));
-        route.map(|route| RouteMatch { endpoint, route }).map_err(|error| (label, error))
+    pub fn route(&self, request: &Request) -> Result<RouteMatch, (&'static str, RouteError)> {
+        let (endpoint, segments) = Self::endpoint(&request.path).map_err(|error| (NO_ROUTE, error))?;
+        let route =
+            forms::parameters(endpoint, request).and_then(|parameters| self.build(endpoint, &segments, &parameters));
+        route.map(|route| RouteMatch { endpoint, route }).map_err(|error| (endpoint.path, error))
     }
 
     fn build(&self, endpoint: &Endpoint, segments: &[&str], parameters: &Parameters) -> Result<Route, RouteError> {
@@ -501,6 +498,8 @@ mod tests {
     use super::*;
     use crate::base::ids::Id;
     use crate::base::problem::{Code, Problem};
+    use crate::base::request_reply::FormError;
+    use http::Method;
 
     fn pair(agent: Option<&str>, session: &str) -> CompiledIdPatterns {
         CompiledIdPatterns {
@@ -533,10 +532,15 @@ mod tests {
         }
     }
 
+    fn request(method: Method, path: &str, query: &str, form: Option<&str>) -> Request {
+        let form = form.map(|form| Ok(form.to_owned()));
+        Request { method, path: path.to_owned(), query: query.to_owned(), form, ..Request::default() }
+    }
+
     fn get(target: &str) -> Result<Route, (u16, String)> {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         table()
-            .route(&Method::GET, path, query)
+            .route(&request(Method::GET, path, query, None))
             .map(|found| found.route)
             .map_err(|(_, error)| Box::<Problem>::from(error))
             .map_err(|problem| (problem.code.status(), problem.detail))
@@ -657,13 +661,50 @@ mod tests {
     #[test]
     fn a_wrong_method_is_405_only_on_a_known_path() {
         let error_for = |path| {
-            let (label, error) = table().route(&Method::POST, path, "").unwrap_err();
+            let (label, error) = table().route(&request(Method::POST, path, "", None)).unwrap_err();
             (label, Box::<Problem>::from(error))
         };
         let (label, problem) = error_for("/v1/sessions/sess_1");
         assert_eq!((label, problem.code), ("/v1/sessions/{id}", Code::MethodNotAllowed));
         assert_eq!(problem.allow, Some("GET, HEAD"));
         assert_eq!(error_for("/nowhere").1.code, Code::NotFound);
-        assert!(table().route(&Method::HEAD, "/v1/sessions/sess_1", "").is_ok());
+        assert!(table().route(&request(Method::HEAD, "/v1/sessions/sess_1", "", None)).is_ok());
+        assert_eq!(error_for("/v1/sessions").1.allow, Some("GET, HEAD"));
+        let (_, error) = table().route(&request(Method::GET, "/v1/sessions:list", "", None)).unwrap_err();
+        assert_eq!(Box::<Problem>::from(error).allow, Some("POST"));
+        let (_, error) = table().route(&request(Method::PUT, "/v1/sessions:batchGet", "", None)).unwrap_err();
+        assert_eq!(Box::<Problem>::from(error).allow, Some("GET, HEAD, POST"));
+    }
+
+    #[test]
+    fn a_form_has_the_parameters_of_the_query() {
+        let post = |path, query, form: Option<&str>| {
+            let routed = table().route(&request(Method::POST, path, query, form));
+            routed.map(|found| found.route).map_err(|(_, error)| Box::<Problem>::from(error))
+        };
+        let batch = "/v1/sessions:batchGet";
+        assert_eq!(post(batch, "", Some("id=1&id=sess_1")).unwrap(), get(&format!("{batch}?id=1&id=sess_1")).unwrap());
+        let list = "provider=without&limit=3";
+        assert_eq!(post("/v1/sessions:list", "", Some(list)).unwrap(), get(&format!("/v1/sessions?{list}")).unwrap());
+        for (query, form, expected) in [
+            ("", None, "application/x-www-form-urlencoded"),
+            ("id=1", None, "application/x-www-form-urlencoded"),
+            ("id=1", Some("id=1"), "all parameters in its form"),
+            ("", Some("ids=1"), "did you mean"),
+            ("", Some(""), "id"),
+        ] {
+            let problem = post(batch, query, form).unwrap_err();
+            assert!(problem.code == Code::InvalidRequest && problem.detail.contains(expected), "{}", problem.detail);
+        }
+        for (error, code) in [
+            (FormError::TooLarge { limit: 1 }, Code::BodyTooLarge),
+            (FormError::Late, Code::RequestTimeout),
+            (FormError::Incomplete, Code::InvalidRequest),
+            (FormError::NotUtf8, Code::InvalidRequest),
+            (FormError::NoMemory, Code::Overloaded),
+        ] {
+            let sent = Request { form: Some(Err(error)), ..request(Method::POST, batch, "", None) };
+            assert_eq!(Box::<Problem>::from(table().route(&sent).unwrap_err().1).code, code);
+        }
     }
 }

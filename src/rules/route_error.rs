@@ -2,6 +2,7 @@
 
 use crate::base::endpoints::{MAX_BATCH, MAX_ID, MAX_SOURCES};
 use crate::base::operation::Operation;
+use crate::base::request_reply::FormError;
 use crate::rules::parameters::QueryError;
 use std::sync::Arc;
 
@@ -40,8 +41,14 @@ pub enum RouteError {
     UnknownPath,
     #[error("unknown file; the files of the documentation page are under /docs/")]
     UnknownFile,
-    #[error("{path} allows GET and HEAD only")]
-    Method { path: &'static str },
+    #[error("{path} allows {allow} only")]
+    Method { path: &'static str, allow: &'static str },
+    #[error("{path} takes the parameters of a POST in a body with Content-Type: application/x-www-form-urlencoded")]
+    NoForm { path: &'static str },
+    #[error("a POST has all parameters in its form; the URL has a query, too")]
+    QueryAndForm,
+    #[error(transparent)]
+    Form(#[from] FormError),
     #[error(transparent)]
     Query(#[from] QueryError),
     #[error(transparent)]

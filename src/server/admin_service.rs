@@ -147,7 +147,7 @@ impl AdminService {
             Ok(endpoint) if !endpoint.changes() => Ok((endpoint, Vec::new())),
             Ok(endpoint) => {
                 consumed = true;
-                let body = connection.read_body(head, limits).await;
+                let body = connection.read_body(head, limits.body_bytes, limits).await;
                 unread &= body.is_err();
                 body.map(|body| (endpoint, body)).map_err(|end| self.body_problem(end, limits))
             }

@@ -4,7 +4,7 @@
 
 use crate::base::metrics::EdgeMetrics;
 use crate::base::request_headers::RequestHeaders;
-use crate::base::request_reply::{Request, Response};
+use crate::base::request_reply::{FormError, Request, Response};
 use crate::config::edge::Limits;
 use crate::engine::request_record::RequestRecord;
 use crate::pipeline::watch::WatchStream;
@@ -12,9 +12,9 @@ use crate::pipeline::{Handled, Pipeline};
 use crate::runtime;
 use crate::server::access_log::AccessLogger;
 use crate::server::guess_delay::GuessDelay;
-use crate::server::http1::{ConnectionEnd, Http1Connection};
+use crate::server::http1::{BodyEnd, ConnectionEnd, Http1Connection};
 use crate::server::http1_body::RequestBody;
-use crate::server::http1_head::RequestHead;
+use crate::server::http1_head::{BodyFraming, RequestHead};
 use crate::server::http2_stream::Http2Stream;
 use crate::server::proxy::{PassThrough, ProxyContext};
 use crate::server::request_log::{Counters, InFlight, RequestLog};
@@ -151,11 +151,14 @@ impl Gateway {
         let mut connection = Http1Connection::new(stream, limits, signals);
         let (mut counters, mut idle_since) = (Counters::default(), now());
         for remaining in (0..limits.requests_per_connection).rev() {
-            let head = match connection.next_head(Some(peer), idle_since).await.into_head() {
+            let mut head = match connection.next_head(Some(peer), idle_since).await.into_head() {
                 Ok(head) => head,
                 Err(None) => return,
                 Err(Some(end)) => return self.end_without_request(connection, end).await,
             };
+            if head.request.method == Method::POST {
+                self.read_form(&mut connection, &mut head, limits).await;
+            }
             let request = &head.request;
             match self.handle(request).await {
                 NextStep::Respond(response, mut served) => {
@@ -198,6 +201,24 @@ impl Gateway {
                 }
             }
         }
+    }
+
+    /// Reads the body of a request if it is a form. Then the head has no body and no bytes that are still in the buffer.
+    async fn read_form(&self, connection: &mut Http1Connection, head: &mut RequestHead, limits: &Limits) {
+        if !self.pass_through.pipeline.reads_form(&head.request) {
+            return;
+        }
+        let read = connection.read_body(head, limits.body_bytes, limits).await;
+        let form = read.map_err(|end| match end {
+            BodyEnd::TooLarge => FormError::TooLarge { limit: limits.body_bytes },
+            BodyEnd::Timeout => FormError::Late,
+            BodyEnd::Invalid | BodyEnd::Closed => FormError::Incomplete,
+        });
+        if form.is_ok() {
+            head.body = BodyFraming::Length(0);
+        }
+        head.length = 0;
+        head.request.form = Some(form.and_then(|form| String::from_utf8(form).map_err(|_| FormError::NotUtf8)));
     }
 
     /// Ends an HTTP/1 connection on which no further request was read.
@@ -260,7 +281,12 @@ impl Gateway {
     pub(crate) async fn serve_stream(&self, mut stream: Http2Stream, stopping: &watch::Receiver<bool>) -> bool {
         let stall_timeout = self.pass_through.pipeline.runtime.snapshot().weir.limits.stall_timeout;
         stream.set_write_timeout(stall_timeout);
-        let request = to_request(&stream);
+        let mut request = to_request(&stream);
+        if request.method == Method::POST && self.pass_through.pipeline.reads_form(&request) {
+            let limits = &self.pass_through.pipeline.runtime.snapshot().weir.limits;
+            let form = tokio::time::timeout(limits.body_timeout, stream.read_form(limits.body_bytes)).await;
+            request.form = Some(form.unwrap_or(Err(FormError::Late)));
+        }
         match self.handle(&request).await {
             NextStep::Respond(response, mut served) => {
                 let Some(delayed) = self.guess_delay.wait(served.record.guessing_address).await else {
@@ -350,5 +376,6 @@ fn to_request(stream: &Http2Stream) -> Request {
         query: header.uri.query().unwrap_or_default().to_owned(),
         headers,
         peer: stream.peer(),
+        form: None,
     }
 }

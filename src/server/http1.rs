@@ -188,7 +188,13 @@ impl Http1Connection {
             true => ("header_bytes", Code::HeadersTooLarge),
             false => ("url_bytes", Code::UrlTooLong),
         };
-        let detail = format!("the request head is longer than {max} bytes (limits.{limit})");
+        let detail = match code {
+            Code::UrlTooLong => format!(
+                "the first line of the request is longer than {} bytes (limits.{limit}); POST to /v1/sessions:list and /v1/sessions:batchGet takes the parameters in a form",
+                self.max_first_line
+            ),
+            _ => format!("the request head is longer than {max} bytes (limits.{limit})"),
+        };
         NextHead::TooLarge(limit, Box::new(Problem::new(code, detail)))
     }
 
@@ -229,14 +235,19 @@ impl Http1Connection {
         self.filled = bytes.len();
     }
 
-    /// Reads the body of `head`, whose bytes are still in the buffer. Consumes both.
+    /// Reads the body of `head`, whose bytes are still in the buffer, of at most `limit` bytes. Consumes both.
     ///
     /// # Errors
     /// There is no complete and valid body within `limits`. The connection cannot be used again.
-    pub(crate) async fn read_body(&mut self, head: &RequestHead, limits: &Limits) -> Result<Vec<u8>, BodyEnd> {
+    pub(crate) async fn read_body(
+        &mut self,
+        head: &RequestHead,
+        limit: u64,
+        limits: &Limits,
+    ) -> Result<Vec<u8>, BodyEnd> {
         let end = |error| if error == BodyError::TooLarge { BodyEnd::TooLarge } else { BodyEnd::Invalid };
         self.consume(head.length);
-        let mut decoder = BodyDecoder::new(head, limits.body_bytes).map_err(end)?;
+        let mut decoder = BodyDecoder::new(head, limit).map_err(end)?;
         let expects = head.request.header("expect").is_some_and(|value| value.eq_ignore_ascii_case("100-continue"));
         if expects && head.has_body() && self.filled == 0 && head.request.version == Version::HTTP_11 {
             self.out.clear();

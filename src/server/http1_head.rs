@@ -91,7 +91,7 @@ pub fn parse(bytes: &[u8], peer: Option<IpAddr>) -> Outcome<Option<RequestHead>>
     let headers = to_headers(parsed.headers, length);
     let body = body_framing(&headers, version)?;
     let keep_alive = keeps_alive(&headers, version);
-    let mut request = Request { method, version, path: String::new(), query: String::new(), headers, peer };
+    let mut request = Request { method, version, path: String::new(), query: String::new(), headers, peer, form: None };
     read_target(&mut request, target)?;
     Ok(Some(RequestHead { request, length, keep_alive, body }))
 }

@@ -5,7 +5,7 @@
 //! a request that is well-formed.
 
 use crate::base::problem::Problem;
-use crate::base::request_reply::{Body, Response};
+use crate::base::request_reply::{Body, FormError, Response};
 use crate::server::http2_frames::{HeaderFault, HeaderFaults};
 use crate::server::http2_head;
 use crate::server::proxy::response_header;
@@ -236,6 +236,26 @@ impl Http2Stream {
             return Error::e_explain(ErrorType::ReadError, "the trailers have a pseudo-header field");
         }
         Ok(())
+    }
+
+    /// Reads the whole body as a form of at most `limit` bytes.
+    ///
+    /// # Errors
+    /// The form is too long, not UTF-8, or not complete.
+    pub(crate) async fn read_form(&mut self, limit: u64) -> Result<String, FormError> {
+        let mut form = Vec::new();
+        // An error means that the client has reset the stream, which the next read tells.
+        let _ = self.write_continue();
+        loop {
+            match self.read_part().await {
+                Ok(Some(part)) if (form.len() + part.len()) as u64 > limit => {
+                    return Err(FormError::TooLarge { limit });
+                }
+                Ok(Some(part)) => form.extend_from_slice(&part),
+                Ok(None) => return String::from_utf8(form).map_err(|_| FormError::NotUtf8),
+                Err(_) => return Err(FormError::Incomplete),
+            }
+        }
     }
 
     /// Waits until the client resets the stream.

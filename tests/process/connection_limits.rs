@@ -91,7 +91,7 @@ fn each_request_limit_has_its_status_and_is_counted() {
         .edit("weir.yaml", "header_count: 100", "header_count: 20")
         .edit("weir.yaml", "header_bytes: 64KiB", "header_bytes: 2KiB")
         .edit("weir.yaml", "url_bytes: 8KiB", "url_bytes: 1KiB")
-        .edit("weir.yaml", "body_bytes: 64KiB", "body_bytes: 1KiB")
+        .edit("weir.yaml", "body_bytes: 256KiB", "body_bytes: 1KiB")
         .start(&sim);
     let mut socket = TcpStream::connect(weir.http).unwrap();
     socket.set_read_timeout(Some(MAX_WAIT)).unwrap();

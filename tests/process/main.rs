@@ -28,6 +28,7 @@ mod containers;
 mod cors;
 mod credentials;
 mod explain;
+mod forms;
 mod forwarded_hops;
 mod frames;
 mod h2_uploads;

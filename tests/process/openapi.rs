@@ -78,13 +78,26 @@ fn public_paths_need_no_key_cost_nothing_and_have_the_request_limits() {
     assert_eq!(weir.get_as("once", "/v1/providers").status, 429);
 }
 
+/// The parameters of a form: the required ones, and the sources of a list. Empty for an operation without a form.
+fn form_example(operation: &Value) -> Vec<String> {
+    let schema = &operation["requestBody"]["content"]["application/x-www-form-urlencoded"]["schema"];
+    let wanted = ["id", "agent", "provider"];
+    let properties = schema["properties"].as_object().into_iter().flatten();
+    let wanted = properties.filter(|(name, _)| wanted.contains(&name.as_str()));
+    let values = |(name, schema): (&String, &Value)| {
+        let all = schema["examples"][0].as_array().expect("an example").clone();
+        all.into_iter().map(|value| format!("{name}={}", value.as_str().unwrap())).collect::<Vec<_>>()
+    };
+    wanted.flat_map(|(name, schema)| values((name, schema))).collect()
+}
+
 #[test]
 fn requests_built_from_the_descriptions_examples_succeed() {
     let sim = Sim::start();
     let weir = Config::shipped().start(&sim);
     let description = description(&weir);
     let operations = operations(&description);
-    assert_eq!(operations.len(), 20);
+    assert_eq!(operations.len(), 22);
     for (path, method, operation) in &operations {
         let parameters: Vec<&Value> =
             operation["parameters"].as_array().unwrap().iter().filter(|p| p["in"].is_string()).collect();
@@ -94,7 +107,7 @@ fn requests_built_from_the_descriptions_examples_succeed() {
         let cases: Vec<Option<&String>> =
             if providers.is_empty() { vec![None] } else { providers.into_iter().map(Some).collect() };
         for provider in cases {
-            let (mut target, mut query) = (path.clone(), Vec::new());
+            let (mut target, mut query) = (path.clone(), form_example(operation));
             for parameter in &parameters {
                 let name = parameter["name"].as_str().unwrap();
                 let shown =
@@ -109,10 +122,18 @@ fn requests_built_from_the_descriptions_examples_succeed() {
                     query.extend(all.iter().map(|source| format!("{name}={}", source.as_str().unwrap())));
                 }
             }
-            if !query.is_empty() {
-                target += &format!("?{}", query.join("&"));
+            let (mut headers, mut form) = (vec![("X-API-Key", "open")], query.join("&"));
+            if method == "post" {
+                headers.push(("Content-Type", "application/x-www-form-urlencoded"));
+            } else if !query.is_empty() {
+                target += &format!("?{}", std::mem::take(&mut form));
             }
-            let response = send(weir.http, &method.to_uppercase(), &target, &[("X-API-Key", "open")]);
+            let length = form.len().to_string();
+            if method == "post" {
+                headers.push(("Content-Length", &length));
+            }
+            let bytes = [&request(&method.to_uppercase(), &target, &headers), form.as_bytes()].concat();
+            let response = send_bytes(weir.http, &bytes);
             assert_eq!(response.status, 200, "{method} {target}: {}", String::from_utf8_lossy(&response.body));
             let documented = operation["responses"]["200"]["headers"].as_object().unwrap();
             for (header, reference) in

@@ -4,6 +4,7 @@
 //! `base::problem`, session fields of `base::model`, and the id patterns of the configured providers. Only this module
 //! knows which problems an endpoint can return.
 
+mod forms;
 mod headers;
 mod samples;
 mod schemas;
@@ -27,8 +28,15 @@ pub(crate) fn document(config: &Config) -> Vec<u8> {
         Description { samples: Samples::of(config), responses: BTreeMap::new(), headers: BTreeSet::new() };
     let mut paths = Map::new();
     for endpoint in ALL {
-        let (get, head) = (description.operation(endpoint, false), description.operation(endpoint, true));
-        paths.insert(endpoint.path.to_owned(), json!({ "get": get, "head": head }));
+        let mut methods = Map::new();
+        if endpoint.methods.has_get() {
+            methods.insert("get".into(), description.operation(endpoint, false));
+            methods.insert("head".into(), description.operation(endpoint, true));
+        }
+        if endpoint.methods.has_form() {
+            methods.insert("post".into(), description.form_operation(endpoint));
+        }
+        paths.insert(endpoint.path.to_owned(), methods.into());
     }
     let document = json!({
         "openapi": "3.1.0",
@@ -65,7 +73,7 @@ fn info() -> Value {
 
 const INTRODUCTION: &str = "\
 Every request needs a Weir key, in `X-API-Key`, as `Authorization: Bearer` or in `X-Weir-Key`; this description and its page need none. \
-`HEAD` works wherever `GET` does and returns the same response without its body. A query parameter that the path does not know is 400, so that a misspelt \
+`HEAD` works wherever `GET` does and returns the same response without its body. A `POST` has the parameters in a form in place of the query, for requests that are longer than a URL may be. A query parameter that the path does not know is 400, so that a misspelt \
 filter is noticed. A parameter that is given twice is 400 too, except where a path takes several.
 
 Responses are cached for as long as the session's own expiry allows; `Cache-Status` has the result of the cache lookup. `ETag` is strong, and `If-None-Match` gives 304. \
