@@ -7,6 +7,7 @@ pub(crate) mod ids;
 pub(crate) mod json;
 pub(crate) mod json_text;
 pub(crate) mod jsonpath;
+pub(crate) mod memory_budget;
 pub(crate) mod metrics;
 pub(crate) mod model;
 pub(crate) mod operation;

@@ -12,7 +12,6 @@ pub(crate) mod connection_groups;
 pub(crate) mod credential;
 pub(crate) mod fair_queue;
 pub(crate) mod forward_connection;
-pub(crate) mod memory_budget;
 pub(crate) mod open_files;
 pub(crate) mod otlp;
 pub(crate) mod rate_limit;

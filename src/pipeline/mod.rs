@@ -9,6 +9,7 @@ pub(crate) mod cache_status;
 pub(crate) mod context;
 pub(crate) mod dry_run;
 pub(crate) mod forward;
+pub(crate) mod held;
 pub(crate) mod merged_list;
 pub(crate) mod native;
 pub(crate) mod obtain;
@@ -23,7 +24,6 @@ use crate::base::endpoints;
 use crate::base::problem::Outcome;
 use crate::base::request_reply::{Request, Response};
 use crate::base::trace_context::TraceSteps;
-use crate::engine::memory_budget::BudgetedBytes;
 use crate::engine::request_record::RequestRecord;
 use crate::fetch::explain;
 use crate::fetch::provider_query::{ProviderIdentity, SharedState};
@@ -196,7 +196,7 @@ impl Pipeline {
             (Ok(RouteResult::Watch(mut stream)), _) => {
                 let mut response = respond::events(&buckets, record);
                 if let Some(explanation) = context.explanation(record) {
-                    stream.prepend_explanation(Value::Object(explanation).to_string().as_bytes());
+                    stream.prepend_explanation(Value::Object(explanation).to_string().into_bytes());
                 }
                 response.headers.extend(cors_headers);
                 return Handled::Watch(response, stream);
@@ -212,22 +212,35 @@ impl Pipeline {
                 response
             }
         };
-        let mut response = self.with_explanation(context, response, record);
+        let mut response = match self.with_explanation(context, response, record) {
+            Ok(response) => response,
+            Err(problem) => respond::problem(&problem, &buckets, record, now),
+        };
         response.headers.extend(cors_headers);
         Handled::Respond(response)
     }
 
-    /// Puts the response and its explanation into one body, if the client wants an explanation.
+    /// Puts the response and its explanation into one body, if the client wants an explanation. Reserves the memory of the
+    /// response.
+    ///
+    /// # Errors
+    /// The response would exceed the client's share of the memory.
     fn with_explanation(
         &self,
         context: &RequestContext<'_>,
-        response: Response,
+        mut response: Response,
         record: &mut RequestRecord,
-    ) -> Response {
-        let Some(explanation) = context.explanation(record) else { return response };
-        match BudgetedBytes::reserve(explain::wrap(&response, &explanation), &self.shared.upstream.budget) {
-            Some(body) => respond::explained(response, body, record),
-            None => respond::problem(&problems::buffer_limit(), &context.buckets(), record, self.shared.now()),
+    ) -> Outcome<Response> {
+        let Some(client) = context.client else { return Ok(response) };
+        let share = || context.snapshot.memory_share(client, &self.shared.upstream.budget);
+        if let Some(explanation) = context.explanation(record) {
+            let body = explain::wrap(&mut response, &explanation, &share())?;
+            response = respond::explained(response, body, record);
         }
+        if context.request.method != http::Method::HEAD {
+            let http2 = context.request.version == http::Version::HTTP_2;
+            response.body = held::reserve_response(std::mem::take(&mut response.body), http2, share)?;
+        }
+        Ok(response)
     }
 }

@@ -51,7 +51,7 @@ pub(crate) async fn obtain(
             Err(error) => Some(error.clone().into()),
         };
         let outcome = match &result {
-            Ok(Served { entry, status }) => Ok((&**entry, status)),
+            Ok(Served { entry, status, .. }) => Ok((&**entry, status)),
             Err(error) => Err((&**error, record.cache.as_ref())),
         };
         let problem = problem.map(|problem| problem.to_value(None));

@@ -88,7 +88,7 @@ pub(crate) fn content(
 /// Replaces the body of a response by `body`, which contains the original response and its explanation. A status that
 /// allows no body becomes 200; `body` contains the original status.
 #[must_use]
-pub(crate) fn explained(mut response: Response, body: Bytes, record: &mut RequestRecord) -> Response {
+pub(crate) fn explained(mut response: Response, body: Body, record: &mut RequestRecord) -> Response {
     const REPLACED: [&str; 6] = ["content-type", "content-length", "cache-control", "etag", "age", "last-modified"];
     response.headers.retain(|name| !REPLACED.contains(&name));
     response.headers.push("content-type", "application/json");
@@ -98,7 +98,7 @@ pub(crate) fn explained(mut response: Response, body: Bytes, record: &mut Reques
         response.status = 200;
     }
     (record.status, record.bytes) = (response.status, body.len());
-    Response { body: body.into(), ..response }
+    Response { body, ..response }
 }
 
 /// Returns a problem as `application/problem+json` (RFC 9457).

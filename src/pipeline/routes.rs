@@ -6,7 +6,6 @@ use crate::engine::client_address;
 use crate::engine::rate_limit::Cost;
 use crate::engine::request_record::{ProviderCost, RequestRecord};
 use crate::fetch::provider_query::{self, ProviderIdentity, ProviderQuery};
-use crate::fetch::{self, Served};
 use crate::pipeline::admission::{admit, look_up_and_admit};
 use crate::pipeline::batch::{Batch, Job};
 use crate::pipeline::context::RequestContext;
@@ -18,7 +17,6 @@ use crate::pipeline::watch::{WatchRequest, WatchStart, WatchStream};
 use crate::pipeline::{native, obtain};
 use crate::rules::native_routes::NativeMatch;
 use crate::rules::parameters::{Page, Representation};
-use crate::rules::provider_body::etag;
 use crate::rules::route::{BatchId, ListSource, SessionName};
 use tokio::time::Instant;
 
@@ -57,12 +55,11 @@ pub(crate) async fn session(
     let query = provider_query::session_query(&context.snapshot, client, name, context.request)?;
     record.steps.step("look up and admit");
     let lookup = look_up_and_admit(context, client, &query, record)?;
-    let Served { entry, status } = obtain::obtain(context.shared, &query, lookup, None, context.now, record).await?;
-    record.cache = Some(status);
-    obtain::check_exists(&entry)?;
+    let served = obtain::obtain(context.shared, &query, lookup, None, context.now, record).await?;
+    record.cache = Some(served.status.clone());
+    obtain::check_exists(&served.entry)?;
     let show = representation::show(&context.snapshot, client, shape);
-    let view = fetch::view(context.shared, &query, &entry, show, context.now)?;
-    let SessionBody { body, etag } = representation::session_body(&view, shape)?;
+    let SessionBody { body, etag, .. } = representation::session_body(context.shared, &query, &served.entry, show, shape)?;
     Ok(RouteResult::Content(Content::json(body, Some(etag))))
 }
 
@@ -125,9 +122,7 @@ pub(crate) async fn batch(
     context.add_providers(costs.iter().filter_map(|cost| cost.provider), record);
     admit(context, client, &costs, record)?;
     record.steps.step("fetch");
-    let body = batch.read(jobs, Instant::now(), record).await?;
-    let etag = etag(&body);
-    Ok(RouteResult::Content(Content::json(body, Some(etag))))
+    batch.read(jobs, Instant::now(), record).await.map(RouteResult::Content)
 }
 
 /// A native read that the cache can serve.
