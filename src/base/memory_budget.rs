@@ -142,6 +142,13 @@ impl Reservation {
         }
     }
 
+    /// Returns whether the bytes are reserved from this share.
+    #[must_use]
+    pub fn is_from(&self, share: &MemoryShare) -> bool {
+        let client = |share: &MemoryShare| share.client.as_ref().map(Arc::as_ptr);
+        client(&self.share) == client(share)
+    }
+
     fn release(&mut self, bytes: usize) {
         self.bytes -= bytes;
         self.share.client.iter().for_each(|client| _ = client.used.fetch_sub(bytes, Ordering::AcqRel));

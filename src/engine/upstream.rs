@@ -191,7 +191,7 @@ impl UpstreamClient {
     /// Sends a request and returns the complete response. Retries a request that failed before its response if
     /// `may_retry` allows it. The deadline includes the retries.
     ///
-    /// Reserves `memory` for the body before it reads the body, and as much again for what is made from it.
+    /// Reserves `memory` for the body before it reads the body.
     ///
     /// # Errors
     /// Why there is no complete response.
@@ -408,7 +408,7 @@ async fn final_header(session: &mut HttpSession) -> Result<(u16, http::HeaderMap
     Error::e_explain(ErrorType::InvalidHTTPHeader, "no final response")
 }
 
-/// Reads the body. Reserves its memory before it allocates it, and at the end as much again for what is made from the body.
+/// Reads the body. Reserves its memory before it allocates it.
 async fn read_body(session: &mut HttpSession, max: usize, memory: &mut Reservation) -> Result<Bytes, ProviderFailure> {
     let too_large =
         || failure(FailureKind::TooLarge, format!("the response body is larger than max_body ({max} bytes)"));
@@ -443,7 +443,7 @@ async fn read_body(session: &mut HttpSession, max: usize, memory: &mut Reservati
             Ok(None) => {
                 // Without spare capacity, because the cache counts a body by its length.
                 body.shrink_to_fit();
-                reserve(2 * body.len())?;
+                reserve(body.len())?;
                 return Ok(body.into());
             }
             Err(error) => return Err(transfer_failure(&error, "while Weir read the response body")),

@@ -6,7 +6,7 @@
 use crate::base::json;
 use crate::base::memory_budget::Reservation;
 use crate::base::model::{Show, Time};
-use crate::base::request_reply::{CallStats, ProviderFailure, ProviderReply, ProviderRequest};
+use crate::base::request_reply::{CallStats, FailureKind, ProviderFailure, ProviderReply, ProviderRequest};
 use crate::base::trace_context::{Side, TraceAttribute, TraceSteps};
 use crate::engine::cache::{CachedView, Entry, EntryKind};
 use crate::engine::credential::CredentialHeader;
@@ -40,12 +40,7 @@ const CLIENT_NO_STORE: &str = "request-no-store";
 ///
 /// # Errors
 /// The provider's failure, or why the provider was not called.
-pub(crate) async fn call(
-    shared: &SharedState,
-    query: &ProviderQuery,
-    store: bool,
-    mut steps: TraceSteps,
-) -> CallReply {
+pub(crate) async fn call(shared: &SharedState, query: &ProviderQuery, store: bool, mut steps: TraceSteps) -> CallReply {
     let mut memory = query.memory_share(shared).reservation();
     let result = run(shared, query, store, &mut steps, &mut memory).await;
     shared.spans.emit(steps.end(Side::Inside, result.is_err(), || {
@@ -106,6 +101,13 @@ async fn run(
         }
         None => StoreOutcome::No(PURGED),
     };
+    // The cache limits what it has stored. Its responses keep the view.
+    let body = if matches!(stored, StoreOutcome::Yes) { 0 } else { entry.body.len() };
+    let views: usize = entry.views.iter().map(|cached| cached.view.body.len()).sum();
+    memory.resize(body + views).map_err(|limit| {
+        let failure = ProviderFailure { kind: FailureKind::Overloaded, detail: limit.to_string() };
+        Box::<FetchError>::from(FetchCause::Provider(provider.errors.judge_failure(failure)))
+    })?;
     Ok((entry, stored))
 }
 

@@ -57,7 +57,7 @@ pub(crate) struct Served {
     /// Where it comes from.
     pub status: CacheStatus,
     /// The memory of the call that returned it.
-    _memory: Option<Arc<Reservation>>,
+    pub memory: Option<Arc<Reservation>>,
 }
 
 /// Looks a query up in the cache. Maps the entry again if a reload has replaced the rules that made it.
@@ -211,7 +211,7 @@ fn serve(
     memory: Option<Arc<Reservation>>,
 ) -> Served {
     count(shared, query.provider(), outcome);
-    Served { status: CacheStatus { outcome, life: Some(entry.life) }, entry, _memory: memory }
+    Served { status: CacheStatus { outcome, life: Some(entry.life) }, entry, memory }
 }
 
 fn count(shared: &SharedState, provider: &Provider, outcome: CacheOutcome) {

@@ -12,8 +12,8 @@ use crate::base::request_headers::RequestHeaders;
 use crate::base::request_reply::BodyBuilder;
 use crate::engine::rate_limit::Cost;
 use crate::engine::request_record::{ProviderCost, RequestRecord};
-use crate::fetch::provider_query::{ProviderIdentity, ProviderQuery, QueryTarget, SharedState};
 use crate::fetch::CacheLookup;
+use crate::fetch::provider_query::{ProviderIdentity, ProviderQuery, QueryTarget, SharedState};
 use crate::pipeline::held::{self, HeldView};
 use crate::pipeline::obtain::LookedUpQuery;
 use crate::pipeline::respond::Content;
@@ -164,13 +164,7 @@ impl Batch<'_> {
     ///
     /// # Errors
     /// The session would exceed the client's share of the memory.
-    async fn run(
-        &self,
-        position: usize,
-        job: Job,
-        deadline: Instant,
-        mut record: RequestRecord,
-    ) -> Outcome<BatchItem> {
+    async fn run(&self, position: usize, job: Job, deadline: Instant, mut record: RequestRecord) -> Outcome<BatchItem> {
         let session = match job.query {
             Err(problem) => {
                 if let Some(data) = &mut record.explain {
@@ -195,7 +189,7 @@ impl Batch<'_> {
         record: &mut RequestRecord,
     ) -> Outcome<Outcome<BatchSession>> {
         let served = obtain::obtain(self.shared, query, lookup, Some(deadline), self.now, record).await;
-        let served = match served {
+        let mut served = match served {
             Ok(served) => served,
             Err(problem) => return Ok(Err(problem)),
         };
@@ -204,7 +198,7 @@ impl Batch<'_> {
             return Ok(Err(problem));
         }
         let show = representation::show(self.snapshot, self.client, self.shape);
-        let HeldView { view, memory } = match HeldView::of(self.shared, query, &served.entry, show) {
+        let HeldView { view, memory } = match HeldView::of(self.shared, query, (&mut served).into(), show) {
             Ok(held) => held,
             Err(problem) if problem.code == Code::Overloaded => return Err(problem),
             Err(problem) => return Ok(Err(problem)),

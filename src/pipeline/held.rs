@@ -6,7 +6,7 @@ use crate::base::problem::{Outcome, Problem};
 use crate::base::request_reply::Body;
 use crate::engine::cache::Entry;
 use crate::fetch::provider_query::{ProviderQuery, SharedState};
-use crate::fetch;
+use crate::fetch::{self, Served};
 use crate::pipeline::problems;
 use crate::rules::fields::FieldSelection;
 use bytes::Bytes;
@@ -24,6 +24,20 @@ impl From<BufferLimit> for Box<Problem> {
     }
 }
 
+/// An entry to serve, and the memory of the call that returned it.
+pub(crate) struct ServedEntry<'s> {
+    /// The entry.
+    pub entry: &'s Arc<Entry>,
+    /// The memory; `None` if the entry comes from the cache.
+    pub memory: Option<Arc<Reservation>>,
+}
+
+impl<'s> From<&'s mut Served> for ServedEntry<'s> {
+    fn from(served: &'s mut Served) -> Self {
+        Self { memory: served.memory.take(), entry: &served.entry }
+    }
+}
+
 /// A view, and the memory that is reserved for it on behalf of one client.
 #[derive(Clone)]
 pub(crate) struct HeldView {
@@ -34,14 +48,24 @@ pub(crate) struct HeldView {
 }
 
 impl HeldView {
-    /// Returns a view of an entry, and makes it if the entry does not have it yet.
+    /// Returns a view of an entry, and makes it if the entry does not have it yet. Takes the memory of the call if no other
+    /// request needs it.
     ///
     /// # Errors
     /// The view would exceed the client's share of the memory. The body is unreadable.
-    pub(crate) fn of(shared: &SharedState, query: &ProviderQuery, entry: &Arc<Entry>, show: Show) -> Outcome<Self> {
+    pub(crate) fn of(
+        shared: &SharedState,
+        query: &ProviderQuery,
+        served: ServedEntry<'_>,
+        show: Show,
+    ) -> Outcome<Self> {
+        let ServedEntry { entry, memory } = served;
+        let share = query.memory_share(shared);
+        let memory = memory.and_then(Arc::into_inner).filter(|memory| memory.is_from(&share));
+        let mut memory = memory.unwrap_or_else(|| share.reservation());
         // A view with native data contains the provider's body, and the fields that are mapped from it.
         let expected = entry.view(show).map_or(2 * entry.body.len(), |view| view.body.len());
-        let mut memory = query.memory_share(shared).reserve(expected)?;
+        memory.resize(expected)?;
         let view = fetch::view(shared, query, entry, show, shared.now())?;
         memory.resize(view.body.len())?;
         Ok(Self { view, memory: Arc::new(memory) })

@@ -285,15 +285,16 @@ impl List<'_> {
             }
         };
         let now = self.shared.now();
-        let served = obtain::obtain(self.shared, &query, lookup, Some(deadline), now, record).await?;
+        let mut served = obtain::obtain(self.shared, &query, lookup, Some(deadline), now, record).await?;
         record.cache = Some(served.status.clone());
-        let info = match &served.entry.kind {
+        let entry = served.entry.clone();
+        let info = match &entry.kind {
             EntryKind::Page(info) => info,
             EntryKind::NotFound(error) => return Err((&**error).into()),
             EntryKind::Session => return Err(problems::not_a_list()),
         };
         let show = representation::show(self.snapshot, self.client, &self.page.shape);
-        let held = HeldView::of(self.shared, &query, &served.entry, show)?;
+        let held = HeldView::of(self.shared, &query, (&mut served).into(), show)?;
         let content = (!held.view.items.is_empty()).then_some(held.view.etag.as_bytes());
         let cut_problem = |cut| problems::cut_list(&query.provider().name, cut);
         if let Err(cut) = position.history.check_page(content) {

@@ -11,10 +11,10 @@ use crate::base::problem::{Outcome, Problem};
 use crate::base::request_reply::{Body, ProviderReply, Request};
 use crate::engine::cache::EntryKind;
 use crate::engine::request_record::RequestRecord;
+use crate::fetch::CacheLookup;
 use crate::fetch::provider_query::{
     self, ProviderIdentity, ProviderQuery, ProviderQueryError, QueryTarget, SharedState,
 };
-use crate::fetch::CacheLookup;
 use crate::pipeline::forward::Change;
 use crate::pipeline::held::HeldView;
 use crate::pipeline::respond::Content;
@@ -208,7 +208,7 @@ pub(crate) async fn read(
 ) -> Outcome<Content> {
     let show = Show { secrets, form: Form::Native };
     match obtain::obtain(shared, query, lookup, None, shared.now(), record).await {
-        Ok(served) => {
+        Ok(mut served) => {
             record.cache = Some(served.status.clone());
             if let EntryKind::NotFound(error) = &served.entry.kind {
                 return unmapped_response(query, (&**error).into(), secrets);
@@ -217,7 +217,7 @@ pub(crate) async fn read(
             if let Some(view) = served.entry.view(show) {
                 return Ok(Content::json(view.body.clone(), Some(view.etag.clone())));
             }
-            let HeldView { view, memory } = HeldView::of(shared, query, &served.entry, show)?;
+            let HeldView { view, memory } = HeldView::of(shared, query, (&mut served).into(), show)?;
             Ok(Content::json(Body::from(view.body.clone()).holding([memory]), Some(view.etag.clone())))
         }
         Err(problem) => unmapped_response(query, problem, secrets),

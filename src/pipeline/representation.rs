@@ -4,9 +4,8 @@ use crate::base::ids::ClientId;
 use crate::base::model::{Form, Show, Status};
 use crate::base::problem::Outcome;
 use crate::base::request_reply::Body;
-use crate::engine::cache::Entry;
 use crate::fetch::provider_query::{ProviderQuery, SharedState};
-use crate::pipeline::held::{self, CONNECTION_BUFFER, HeldView};
+use crate::pipeline::held::{self, CONNECTION_BUFFER, HeldView, ServedEntry};
 use crate::rules::parameters::Representation;
 use crate::rules::provider_body::etag;
 use crate::runtime::snapshot::Snapshot;
@@ -39,15 +38,15 @@ pub(crate) struct SessionBody {
 pub(crate) fn session_body(
     shared: &SharedState,
     query: &ProviderQuery,
-    entry: &Arc<Entry>,
+    served: ServedEntry<'_>,
     show: Show,
     shape: &Representation,
 ) -> Outcome<SessionBody> {
     // A view that is stored with its entry needs no memory of its own.
-    let (view, memory) = match entry.view(show) {
+    let (view, memory) = match served.entry.view(show) {
         Some(view) => (view.clone(), None),
         None => {
-            let HeldView { view, memory } = HeldView::of(shared, query, entry, show)?;
+            let HeldView { view, memory } = HeldView::of(shared, query, served, show)?;
             (view, Some(memory))
         }
     };

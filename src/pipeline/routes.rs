@@ -55,11 +55,12 @@ pub(crate) async fn session(
     let query = provider_query::session_query(&context.snapshot, client, name, context.request)?;
     record.steps.step("look up and admit");
     let lookup = look_up_and_admit(context, client, &query, record)?;
-    let served = obtain::obtain(context.shared, &query, lookup, None, context.now, record).await?;
+    let mut served = obtain::obtain(context.shared, &query, lookup, None, context.now, record).await?;
     record.cache = Some(served.status.clone());
     obtain::check_exists(&served.entry)?;
     let show = representation::show(&context.snapshot, client, shape);
-    let SessionBody { body, etag, .. } = representation::session_body(context.shared, &query, &served.entry, show, shape)?;
+    let SessionBody { body, etag, .. } =
+        representation::session_body(context.shared, &query, (&mut served).into(), show, shape)?;
     Ok(RouteResult::Content(Content::json(body, Some(etag))))
 }
 

@@ -12,6 +12,7 @@ use crate::engine::cache::{Entry, Key};
 use crate::engine::request_record::RequestRecord;
 use crate::fetch::provider_query::{ProviderQuery, SharedState, session_query};
 use crate::fetch::{self, CacheLookup, Served};
+use crate::pipeline::held::ServedEntry;
 use crate::pipeline::representation::SessionBody;
 use crate::pipeline::{held, obtain, problems, representation};
 use crate::rules::cache_control::Directives;
@@ -369,7 +370,8 @@ impl WatchStream {
     /// Adds the event `session`, unless the client has this state already. The memory of the event is reserved until the
     /// client has read it.
     fn add_session_event(&mut self, entry: &Arc<Entry>) -> Outcome<()> {
-        let session = representation::session_body(&self.shared, &self.query, entry, self.show, &self.shape)?;
+        let served = ServedEntry { entry, memory: None };
+        let session = representation::session_body(&self.shared, &self.query, served, self.show, &self.shape)?;
         let SessionBody { body, etag, status } = session;
         if self.last_sent.as_ref() != Some(&etag) {
             let http2 = self.request.version == http::Version::HTTP_2;
