@@ -188,10 +188,11 @@ impl Batch<'_> {
         deadline: Instant,
         record: &mut RequestRecord,
     ) -> Outcome<Outcome<BatchSession>> {
-        let served = obtain::obtain(self.shared, query, lookup, Some(deadline), self.now, record).await;
+        let served = obtain::try_obtain(self.shared, query, lookup, Some(deadline), self.now, record).await;
         let mut served = match served {
             Ok(served) => served,
-            Err(problem) => return Ok(Err(problem)),
+            Err(error) if error.is_buffer_limit() => return Err(error.into()),
+            Err(error) => return Ok(Err(error.into())),
         };
         record.cache = Some(served.status.clone());
         if let Err(problem) = obtain::check_exists(&served.entry) {

@@ -30,6 +30,8 @@ use tokio::time::Instant;
 const BUFFER_SIZE: usize = 4096;
 /// A body of at most this many bytes is copied behind its head, so that one write sends both.
 const MAX_COPIED_BODY: usize = CONNECTION_BUFFER;
+/// The most bytes for writing that a connection keeps while it is idle.
+const MAX_KEPT_OUT: usize = 4096;
 /// Bytes allowed for the parts of a head that no limit counts: method, version, line ends.
 const UNLIMITED_PARTS: usize = 1024;
 /// Before an early close, Weir discards what the client still sends for this long. Without that, the system would reset
@@ -195,6 +197,9 @@ impl Http1Connection {
 
     /// Reads more bytes, until the deadline.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), NextHead>> {
+        if self.filled == 0 && self.out.capacity() > MAX_KEPT_OUT {
+            self.out = Vec::new();
+        }
         if self.filled == self.buffer.len() {
             self.buffer.resize((self.filled * 2).min(self.max_head.max(BUFFER_SIZE)), 0);
         }

@@ -15,7 +15,7 @@ const MIB: f64 = 1024.0 * 1024.0;
 /// Memory of the program without clients: the last term of the formula in OPERATIONS.md.
 const PROGRAM: f64 = 50.0 * MIB;
 /// Memory of a client connection, as OPERATIONS.md has it.
-const CONNECTION: f64 = 24.0 * 1024.0;
+const CONNECTION: f64 = 26_000.0;
 
 /// How much an attack sends, and against which limits.
 #[derive(Clone, Copy)]
@@ -260,10 +260,12 @@ fn a_batch_that_names_one_cached_id_a_hundred_times_is_written_from_the_stored_b
     target.expect_bounded("one id a hundred times", 1);
 }
 
+/// The system itself takes more than 1 MiB for a client that does not read.
+const LONG_BODIES: Scale = Scale { body: FULL.body, ..SMALL };
+
 #[test]
 fn slow_readers_of_copied_fields_are_refused_beyond_their_share() {
-    let target = Target::start(SMALL);
-    // 1,000 sessions would evict each other; the readers share one.
+    let target = Target::start(LONG_BODIES);
     let path = |_| "/v1/sessions/vectara:agt_1:ase_1?fields=metadata".to_owned();
     let readers = without_reading(&target, SMALL.slow_readers, path);
     wait_for_responses(&target, SMALL.slow_readers);
@@ -276,7 +278,7 @@ fn slow_readers_of_copied_fields_are_refused_beyond_their_share() {
 
 #[test]
 fn slow_readers_of_sessions_that_the_cache_has_evicted_are_refused_beyond_their_share() {
-    let target = Target::start(SMALL);
+    let target = Target::start(LONG_BODIES);
     let readers = without_reading(&target, SMALL.slow_readers, |n| format!("/v1/sessions/vectara:agt_1:ase_{n}"));
     wait_for_responses(&target, SMALL.slow_readers);
     target.expect_other_client_served();
@@ -410,4 +412,61 @@ fn all_attacks_at_once_stay_within_the_bound() {
     });
     assert!(answers.load(Ordering::Relaxed) > 0);
     println!("the other client got {} answers", answers.load(Ordering::Relaxed));
+}
+
+#[test]
+fn zz_measure() {
+    let small = r#"{"key":"ase_1","agent_key":"agt_1","enabled":true,"metadata":{"filler":"x"}}"#;
+    let target = Target::start(SMALL);
+    target.sim.clear_faults();
+    target.sim.set_response("/v2/agents/agt_1", 200, &json!({}), small);
+    let before = status(&target.weir, "VmRSS");
+    let watchers = without_reading(&target, 400, |n| format!("/v1/sessions/vectara:agt_1:ase_{n}/watch"));
+    wait_until("watch", || target.weir.metric("weir_watchers") >= 400.0);
+    std::thread::sleep(Duration::from_secs(3));
+    println!("watcher: {} reserved {}", (status(&target.weir, "VmRSS") - before) / 400.0, target.weir.metric("weir_buffered_bytes") / 400.0);
+    drop(watchers);
+    target.expect_all_released();
+    let target = Target::start(Scale { http2_connections: 10, streams: 95, ..SMALL });
+    target.sim.clear_faults();
+    target.sim.set_response("/v2/agents/agt_1", 200, &json!({}), small);
+    for c in 0..10 { for n in 0..95 { target.weir.get(&format!("/v1/sessions/vectara:agt_1:ase_{c}_{n}")); } }
+    let before = status(&target.weir, "VmRSS");
+    let c = zero_window_streams(&target);
+    wait_until("streams", || target.weir.metric("weir_http_requests_in_flight") >= 950.0);
+    println!("stream: {} reserved {}", (status(&target.weir, "VmRSS") - before) / 950.0, target.weir.metric("weir_buffered_bytes") / 950.0);
+    drop(c);
+    target.expect_all_released();
+    let target = Target::start(SMALL);
+    let before = status(&target.weir, "VmRSS");
+    let readers = without_reading(&target, 24, |_| "/vectara/v2/agents/agt_customer_support/sessions/ase_customer_support_001/artifacts/art_200".to_owned());
+    std::thread::sleep(Duration::from_secs(6));
+    println!("forward: {} of {}", (status(&target.weir, "VmRSS") - before) / 24.0, target.weir.metric("weir_http_requests_in_flight"));
+    drop(readers);
+    let directory = tempfile::TempDir::new().unwrap();
+    crate::tls::write_certificate(directory.path(), "server");
+    let sim = Sim::start();
+    let weir = crate::tls::with_tls(directory.path(), "").start(&sim);
+    use tokio_rustls::rustls::pki_types::pem::PemObject;
+    use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+    use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, crypto::ring};
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(directory.path().join("server.crt")).unwrap()).unwrap();
+    let builder = ClientConfig::builder_with_provider(ring::default_provider().into());
+    let client =
+        std::sync::Arc::new(builder.with_safe_default_protocol_versions().unwrap().with_root_certificates(roots).with_no_client_auth());
+    let open = || {
+        let name = ServerName::try_from("localhost").unwrap();
+        let connection = ClientConnection::new(client.clone(), name).unwrap();
+        let socket = TcpStream::connect(weir.http).unwrap();
+        let mut stream = StreamOwned::new(connection, socket);
+        stream.write_all(format!("GET {PALANTIR} HTTP/1.1\r\nHost: a\r\nX-API-Key: open\r\n\r\n").as_bytes()).unwrap();
+        let _ = stream.read(&mut [0; 100]).unwrap();
+        stream
+    };
+    let _first = open();
+    let before = status(&weir, "VmRSS");
+    let all: Vec<_> = (0..400).map(|_| open()).collect();
+    println!("tls: {}", (status(&weir, "VmRSS") - before) / 400.0);
+    drop(all);
 }
