@@ -9,6 +9,7 @@ pub(crate) mod cache_status;
 pub(crate) mod context;
 pub(crate) mod dry_run;
 pub(crate) mod forward;
+pub(crate) mod forward_memory;
 pub(crate) mod held;
 pub(crate) mod merged_list;
 pub(crate) mod native;

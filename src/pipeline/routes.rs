@@ -10,6 +10,7 @@ use crate::pipeline::admission::{admit, look_up_and_admit};
 use crate::pipeline::batch::{Batch, Job};
 use crate::pipeline::context::RequestContext;
 use crate::pipeline::forward::{Change, Forward, ForwardRequest};
+use crate::pipeline::forward_memory::ForwardMemory;
 use crate::pipeline::merged_list::{IdentifiedSource, List};
 use crate::pipeline::representation::{self, SessionBody};
 use crate::pipeline::respond::{self, Content};
@@ -154,6 +155,8 @@ pub(crate) async fn forward(
     admit(context, client, &[ProviderCost { provider: Some(provider), cost: Cost::one(false) }], record)?;
     record.steps.step("gate and credential");
     let question_mark = if request.query.is_empty() { "" } else { "?" };
+    let share = context.snapshot.memory_share(client, &context.shared.upstream.budget);
+    let memory = ForwardMemory::reserve(&share, &request.method, &request.headers)?;
     let forwarded = ForwardRequest {
         change,
         prefix: native_match.prefix.to_owned(),
@@ -161,6 +164,7 @@ pub(crate) async fn forward(
         method: request.method.clone(),
         from_trusted_proxy: client_address::is_from_trusted_proxy(request, &context.snapshot.weir.trusted_proxies),
     };
-    let forward = Forward::start(context.shared, &context.snapshot, client, provider, identity, forwarded).await?;
+    let forward =
+        Forward::start(context.shared, &context.snapshot, client, provider, identity, forwarded, memory).await?;
     Ok(RouteResult::Forward(forward))
 }

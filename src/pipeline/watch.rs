@@ -33,7 +33,7 @@ use tokio::time::Instant;
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(15);
 const HEARTBEAT: &[u8] = b":\n\n";
 /// The memory of a stream without its events: its request, query and timers.
-const WATCH_BYTES: usize = 8192;
+const WATCH_BYTES: usize = 32 << 10;
 /// How often a stream checks that its client may still watch the session, also while it waits for the provider.
 const RIGHTS_INTERVAL: Duration = Duration::from_secs(2);
 

@@ -80,6 +80,7 @@ impl Target {
             .edit("providers/vectara.yaml", "    requests: 1000\n", "    requests: 1000000\n")
             .edit("providers/vectara.yaml", "    burst: 1000\n", "    burst: 1000000\n")
             .edit("providers/vectara.yaml", "watch: 5s ", "watch: 1s ")
+            .edit("providers/vectara.yaml", "concurrent: 64", "concurrent: 1000")
             .start(&sim);
         let filler = "x".repeat(scale.body);
         let body =
@@ -414,59 +415,62 @@ fn all_attacks_at_once_stay_within_the_bound() {
     println!("the other client got {} answers", answers.load(Ordering::Relaxed));
 }
 
+/// Requires that `count` clients, which wait for something, took at most this many bytes each since `before`.
+fn expect_each(target: &Target, what: &str, count: usize, before: f64, limit: f64) {
+    let each = (status(&target.weir, "VmRSS") - before) / count as f64;
+    println!("each {what} takes {each:.0} bytes");
+    assert!(each <= 1.1 * limit, "each {what} takes {each} bytes, more than {limit}");
+}
+
+/// What is reserved for a watcher or a stream itself, without its connection and its bodies.
+const FIXED: f64 = 32.0 * 1024.0;
+
 #[test]
-fn zz_measure() {
-    let small = r#"{"key":"ase_1","agent_key":"agt_1","enabled":true,"metadata":{"filler":"x"}}"#;
-    let target = Target::start(SMALL);
-    target.sim.clear_faults();
-    target.sim.set_response("/v2/agents/agt_1", 200, &json!({}), small);
+fn watchers_and_streams_take_no_more_than_is_reserved_for_them() {
+    let (count, scale) = (400, Scale { body: 10, http2_connections: 4, streams: 95, ..SMALL });
+    let target = Target::start(scale);
+    let session = |n: usize| format!("/v1/sessions/vectara:agt_1:ase_{n}");
+    (0..count).for_each(|n| assert_eq!(target.weir.get(&session(n)).status, 200));
     let before = status(&target.weir, "VmRSS");
-    let watchers = without_reading(&target, 400, |n| format!("/v1/sessions/vectara:agt_1:ase_{n}/watch"));
-    wait_until("watch", || target.weir.metric("weir_watchers") >= 400.0);
-    std::thread::sleep(Duration::from_secs(3));
-    println!("watcher: {} reserved {}", (status(&target.weir, "VmRSS") - before) / 400.0, target.weir.metric("weir_buffered_bytes") / 400.0);
+    let watchers = without_reading(&target, count, |n| format!("{}/watch", session(n)));
+    wait_until("the watchers are counted", || target.weir.metric("weir_watchers") == count as f64);
+    target.sim.reset_calls();
+    wait_until("all sessions are fetched again", || target.sim.calls() >= count as u64);
+    assert!(target.weir.metric("weir_buffered_bytes") >= count as f64 * FIXED);
+    expect_each(&target, "watcher", count, before, CONNECTION + FIXED);
     drop(watchers);
     target.expect_all_released();
-    let target = Target::start(Scale { http2_connections: 10, streams: 95, ..SMALL });
-    target.sim.clear_faults();
-    target.sim.set_response("/v2/agents/agt_1", 200, &json!({}), small);
-    for c in 0..10 { for n in 0..95 { target.weir.get(&format!("/v1/sessions/vectara:agt_1:ase_{c}_{n}")); } }
+    let count = scale.http2_connections * scale.streams;
+    for connection in 0..scale.http2_connections {
+        (0..scale.streams).for_each(|n| {
+            target.weir.get(&format!("/v1/sessions/vectara:agt_1:ase_{connection}_{n}"));
+        });
+    }
     let before = status(&target.weir, "VmRSS");
-    let c = zero_window_streams(&target);
-    wait_until("streams", || target.weir.metric("weir_http_requests_in_flight") >= 950.0);
-    println!("stream: {} reserved {}", (status(&target.weir, "VmRSS") - before) / 950.0, target.weir.metric("weir_buffered_bytes") / 950.0);
-    drop(c);
+    let streams = zero_window_streams(&target);
+    wait_until("all streams wait", || target.weir.metric("weir_http_requests_in_flight") == count as f64);
+    assert!(target.weir.metric("weir_buffered_bytes") >= count as f64 * FIXED);
+    expect_each(&target, "stream", count, before, FIXED);
+    drop(streams);
     target.expect_all_released();
+}
+
+#[test]
+fn slow_readers_of_forwarded_downloads_are_refused_beyond_their_share() {
     let target = Target::start(SMALL);
+    let path = "/vectara/v2/agents/agt_customer_support/sessions/ase_customer_support_001/artifacts/art_20";
     let before = status(&target.weir, "VmRSS");
-    let readers = without_reading(&target, 24, |_| "/vectara/v2/agents/agt_customer_support/sessions/ase_customer_support_001/artifacts/art_200".to_owned());
-    std::thread::sleep(Duration::from_secs(6));
-    println!("forward: {} of {}", (status(&target.weir, "VmRSS") - before) / 24.0, target.weir.metric("weir_http_requests_in_flight"));
+    let readers = without_reading(&target, 60, |_| path.to_owned());
+    // 24 MiB are 28 times 864 KiB.
+    let refused = "weir_http_requests_total{client=\"open\",provider=\"vectara\",route=\"native\",status=\"503\"}";
+    wait_until("the others are refused", || target.weir.metric(refused) == 32.0);
+    assert_eq!(target.weir.metric("weir_http_requests_in_flight"), 28.0);
+    target.expect_other_client_served();
+    let other = target.weir.get_as("other", &format!("{}1", path.trim_end_matches("20")));
+    assert!(other.status == 200 && other.body.len() > 1 << 20, "{} {}", other.status, other.body.len());
+    target.expect_bounded("slow downloads", readers.len());
+    let grown = status(&target.weir, "VmRSS") - before - 60.0 * CONNECTION;
+    println!("28 slow downloads take {:.1} MiB", grown / MIB);
     drop(readers);
-    let directory = tempfile::TempDir::new().unwrap();
-    crate::tls::write_certificate(directory.path(), "server");
-    let sim = Sim::start();
-    let weir = crate::tls::with_tls(directory.path(), "").start(&sim);
-    use tokio_rustls::rustls::pki_types::pem::PemObject;
-    use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
-    use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, crypto::ring};
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(directory.path().join("server.crt")).unwrap()).unwrap();
-    let builder = ClientConfig::builder_with_provider(ring::default_provider().into());
-    let client =
-        std::sync::Arc::new(builder.with_safe_default_protocol_versions().unwrap().with_root_certificates(roots).with_no_client_auth());
-    let open = || {
-        let name = ServerName::try_from("localhost").unwrap();
-        let connection = ClientConnection::new(client.clone(), name).unwrap();
-        let socket = TcpStream::connect(weir.http).unwrap();
-        let mut stream = StreamOwned::new(connection, socket);
-        stream.write_all(format!("GET {PALANTIR} HTTP/1.1\r\nHost: a\r\nX-API-Key: open\r\n\r\n").as_bytes()).unwrap();
-        let _ = stream.read(&mut [0; 100]).unwrap();
-        stream
-    };
-    let _first = open();
-    let before = status(&weir, "VmRSS");
-    let all: Vec<_> = (0..400).map(|_| open()).collect();
-    println!("tls: {}", (status(&weir, "VmRSS") - before) / 400.0);
-    drop(all);
+    target.expect_all_released();
 }
