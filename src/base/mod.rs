@@ -1,5 +1,5 @@
-//! Contains the types that every folder uses: the session model, problems, endpoints, headers, metrics, JSON. It imports
-//! no other folder.
+//! Contains the types that every folder uses: the session model, problems, endpoints, headers, metrics, memory budget, JSON.
+//! It imports no other folder.
 
 pub(crate) mod endpoints;
 pub(crate) mod id_pattern;

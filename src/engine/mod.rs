@@ -1,5 +1,4 @@
-//! Contains everything with state or IO: cache, rate limits, breaker, credentials, provider connections, budgets, trace
-//! export.
+//! Contains everything with state or IO: cache, rate limits, breaker, credentials, provider connections, trace export.
 
 pub(crate) mod admin_token;
 pub(crate) mod body_deadline;

@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::OwnedSemaphorePermit;
 
 /// The cached data that a request makes stale if it succeeds.
-pub enum Change {
+pub(crate) enum Change {
     /// None.
     Nothing,
     /// A session, and the lists that contain it.
@@ -127,7 +127,7 @@ pub enum ResponseAction {
 }
 
 /// A request to forward.
-pub struct ForwardRequest {
+pub(crate) struct ForwardRequest {
     /// What it changes.
     pub change: Change,
     /// The part of the client's path before the provider's path.

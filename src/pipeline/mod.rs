@@ -22,6 +22,7 @@ pub(crate) mod source_reader;
 pub(crate) mod watch;
 
 use crate::base::endpoints;
+use crate::base::memory_budget::{ClientMemory, MemoryShare};
 use crate::base::problem::Outcome;
 use crate::base::request_reply::{Request, Response};
 use crate::base::trace_context::TraceSteps;
@@ -55,6 +56,8 @@ pub struct Pipeline {
     /// The cache, the connections to providers and the metrics.
     pub shared: Arc<SharedState>,
     topics: Arc<WatchTopics>,
+    /// The memory of responses to requests without a valid key. They share it as if they came from one client.
+    strangers: Arc<ClientMemory>,
 }
 
 /// What the server must do to respond to a request.
@@ -71,7 +74,7 @@ impl Pipeline {
     /// Creates a pipeline with this configuration and state.
     #[must_use]
     pub fn new(runtime: Arc<Runtime>, shared: Arc<SharedState>) -> Self {
-        Self { runtime, shared, topics: Arc::default() }
+        Self { runtime, shared, topics: Arc::default(), strangers: Arc::default() }
     }
 
     /// Handles a request: authenticate → route and permit → look up → admit → fetch → respond.
@@ -215,7 +218,10 @@ impl Pipeline {
         };
         let mut response = match self.with_explanation(context, response, record) {
             Ok(response) => response,
-            Err(problem) => respond::problem(&problem, &buckets, record, now),
+            Err(problem) => {
+                let response = respond::problem(&problem, &buckets, record, now);
+                self.reserved(context, response).unwrap_or_else(|response| respond::without_body(response, record))
+            }
         };
         response.headers.extend(cors_headers);
         Handled::Respond(response)
@@ -232,16 +238,35 @@ impl Pipeline {
         mut response: Response,
         record: &mut RequestRecord,
     ) -> Outcome<Response> {
-        let Some(client) = context.client else { return Ok(response) };
-        let share = || context.snapshot.memory_share(client, &self.shared.upstream.budget);
         if let Some(explanation) = context.explanation(record) {
-            let body = explain::wrap(&mut response, &explanation, &share())?;
+            let body = explain::wrap(&mut response, &explanation, &self.share(context))?;
             response = respond::explained(response, body, record);
         }
         if context.request.method != http::Method::HEAD {
             let http2 = context.request.version == http::Version::HTTP_2;
-            response.body = held::reserve_response(std::mem::take(&mut response.body), http2, share)?;
+            response.body = held::reserve_response(std::mem::take(&mut response.body), http2, || self.share(context))?;
         }
         Ok(response)
+    }
+
+    /// Reserves the memory of a short response.
+    ///
+    /// # Errors
+    /// The response, if it would exceed the client's share of the memory.
+    fn reserved(&self, context: &RequestContext<'_>, response: Response) -> Result<Response, Response> {
+        let http2 = context.request.version == http::Version::HTTP_2;
+        match held::reserve_response(response.body.clone(), http2, || self.share(context)) {
+            Ok(body) => Ok(Response { body, ..response }),
+            Err(_) => Err(response),
+        }
+    }
+
+    /// Returns the client's share of the memory budget.
+    fn share(&self, context: &RequestContext<'_>) -> MemoryShare {
+        let (snapshot, budget) = (&context.snapshot, &self.shared.upstream.budget);
+        match context.client {
+            Some(client) => snapshot.memory_share(client, budget),
+            None => budget.share(&self.strangers, snapshot.client_share(budget.limit())),
+        }
     }
 }

@@ -131,6 +131,15 @@ pub(crate) fn problem(problem: &Problem, buckets: &[&Bucket], record: &mut Reque
     Response { status: record.status, headers, body: body.into() }
 }
 
+/// Removes the body, so that an HTTP/2 response needs no window and no memory.
+#[must_use]
+pub(crate) fn without_body(mut response: Response, record: &mut RequestRecord) -> Response {
+    response.headers.retain(|name| !matches!(name, "content-type" | "content-length"));
+    response.headers.number("content-length", 0);
+    record.bytes = 0;
+    Response { body: Body::default(), ..response }
+}
+
 /// Returns a problem to a native client: the provider's response if there is one, otherwise Weir's problem in the format of
 /// the provider's errors. If the provider refused Weir's credential, the client gets Weir's problem.
 #[must_use]

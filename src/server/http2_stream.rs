@@ -124,7 +124,8 @@ impl Http2Stream {
     /// The client reset the stream, or accepts no bytes within the write timeout.
     pub(crate) async fn write_response(&mut self, method: &Method, mut response: Response) -> Result<()> {
         let body = if *method == Method::HEAD { Body::default() } else { std::mem::take(&mut response.body) };
-        self.write_head(&response)?;
+        // A response without a body waits for no window.
+        self.write_header(response_header(&response)?, body.len() == 0)?;
         self.write_body_parts(body, true).await
     }
 

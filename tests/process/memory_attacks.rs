@@ -15,7 +15,7 @@ const MIB: f64 = 1024.0 * 1024.0;
 /// Memory of the program without clients: the last term of the formula in OPERATIONS.md.
 const PROGRAM: f64 = 50.0 * MIB;
 /// Memory of a client connection, as OPERATIONS.md has it.
-const CONNECTION: f64 = 26_000.0;
+const CONNECTION: f64 = 28_000.0;
 
 /// How much an attack sends, and against which limits.
 #[derive(Clone, Copy)]
@@ -290,13 +290,17 @@ fn slow_readers_of_sessions_that_the_cache_has_evicted_are_refused_beyond_their_
 
 /// Opens connections whose streams have no window.
 fn zero_window_streams(target: &Target) -> Vec<TcpStream> {
+    zero_windows(target, |connection, n| format!("/v1/sessions/vectara:agt_1:ase_{connection}_{n}"))
+}
+
+fn zero_windows(target: &Target, path: impl Fn(usize, usize) -> String) -> Vec<TcpStream> {
     let Scale { http2_connections, streams, .. } = target.scale;
     let open = |connection: usize| {
         let mut socket = TcpStream::connect(target.weir.http).unwrap();
         // SETTINGS_INITIAL_WINDOW_SIZE is 0.
         let mut bytes = [frames::PREFACE, &frames::frame(4, 0, 0, &[0, 4, 0, 0, 0, 0])].concat();
         for n in 0..streams {
-            let path = format!("/v1/sessions/vectara:agt_1:ase_{connection}_{n}");
+            let path = path(connection, n);
             bytes.extend(frames::request(2 * u32::try_from(n).unwrap() + 1, "GET", &path, "open", &[], 5));
         }
         socket.write_all(&bytes).unwrap();
@@ -374,6 +378,15 @@ fn idle_connections_take_no_more_than_documented() {
     target.expect_bounded("idle connections", open.len());
 }
 
+/// Ends the other client's requests, also if the test fails.
+struct EndOnDrop<'e>(&'e AtomicBool);
+
+impl Drop for EndOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Every attack at the same time. `make memory-attacks` runs it at full size.
 #[test]
 fn all_attacks_at_once_stay_within_the_bound() {
@@ -384,6 +397,7 @@ fn all_attacks_at_once_stay_within_the_bound() {
     let (ended, answers) = (AtomicBool::new(false), AtomicU64::new(0));
     let session = |n: usize| format!("/v1/sessions/vectara:agt_1:ase_{n}");
     std::thread::scope(|scope| {
+        let _end = EndOnDrop(&ended);
         scope.spawn(|| {
             while !ended.load(Ordering::Relaxed) {
                 target.expect_other_client_served();
@@ -409,10 +423,34 @@ fn all_attacks_at_once_stay_within_the_bound() {
         assert!(matches!(repeated.0, 200 | 503), "{repeated:?}");
         let connections = idle.len() + readers.len() + watchers.len() + streams.len() + scale.batches;
         target.expect_bounded("all attacks", connections);
-        ended.store(true, Ordering::Relaxed);
     });
     assert!(answers.load(Ordering::Relaxed) > 0);
     println!("the other client got {} answers", answers.load(Ordering::Relaxed));
+}
+
+#[test]
+fn streams_without_a_window_take_no_more_than_a_share_without_a_key_and_for_problems_either() {
+    for (path, client) in [("/openapi.json", "none"), ("/v1/sessions/unknown:1", "open")] {
+        let target = Target::start(Scale { http2_connections: 12, streams: 95, ..SMALL });
+        let connections = zero_windows(&target, |_, _| path.to_owned());
+        let (mut waiting, mut refused) = (0.0, 0.0);
+        wait_until("every stream waits or is refused", || {
+            waiting = target.weir.metric("weir_http_requests_in_flight");
+            let metrics = target.weir.metrics();
+            let is_refused = |line: &&str| {
+                line.starts_with(&format!("weir_http_requests_total{{client=\"{client}\"")) && line.contains("\"503\"")
+            };
+            let count = |line: &str| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap();
+            refused = metrics.lines().filter(is_refused).map(count).sum();
+            waiting + refused >= 1140.0
+        });
+        println!("{path}: {waiting} streams wait, {refused} have no body");
+        assert!(waiting <= 24.0 * MIB / FIXED && refused > 300.0, "{waiting} wait, {refused} are refused");
+        target.expect_other_client_served();
+        target.expect_bounded("streams without a window", connections.len());
+        drop(connections);
+        target.expect_all_released();
+    }
 }
 
 /// Requires that `count` clients, which wait for something, took at most this many bytes each since `before`.
@@ -440,7 +478,7 @@ fn watchers_and_streams_take_no_more_than_is_reserved_for_them() {
     expect_each(&target, "watcher", count, before, CONNECTION + FIXED);
     drop(watchers);
     target.expect_all_released();
-    let count = scale.http2_connections * scale.streams;
+    let (target, count) = (Target::start(scale), scale.http2_connections * scale.streams);
     for connection in 0..scale.http2_connections {
         (0..scale.streams).for_each(|n| {
             target.weir.get(&format!("/v1/sessions/vectara:agt_1:ase_{connection}_{n}"));
