@@ -219,7 +219,8 @@ impl Batch<'_> {
     fn content(&self, items: &[BatchItem], job_of_id: &[usize]) -> Outcome<Content> {
         /// The bytes around an id and its session.
         const AROUND: usize = 64;
-        let problems: Vec<String> = items.iter().map(|item| problem_text(item.session.as_ref().err().map(|problem| &**problem))).collect();
+        let problems: Vec<String> =
+            items.iter().map(|item| problem_text(item.session.as_ref().err().map(|problem| &**problem))).collect();
         let size = |(id, job): (&BatchId, &usize)| {
             let session = items[*job].session.as_ref().map_or(0, |session| BodyBuilder::copied(&session.json));
             // An id has no characters that JSON escapes by more than one.

@@ -350,7 +350,7 @@ fn idle_connections(target: &Target, count: usize) -> Vec<TcpStream> {
     let open = |n: usize| {
         let mut socket = TcpStream::connect(target.weir.http).unwrap();
         socket.set_read_timeout(Some(MAX_WAIT)).unwrap();
-        if n % 2 == 0 {
+        if n.is_multiple_of(2) {
             let get = format!("GET {PALANTIR} HTTP/1.1\r\nHost: a\r\nX-API-Key: open\r\n\r\n");
             socket.write_all(get.as_bytes()).unwrap();
             let (mut got, mut buffer) = (Vec::new(), [0; 4096]);
