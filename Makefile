@@ -1,6 +1,6 @@
 # The usual commands. `make demo` and `make test` need a Rust toolchain, make and a C compiler. `scripts/setup`
 # installs everything else, or prints how to install it.
-.PHONY: demo test test-unit check chaos fuzz release bench bench-builds bench-peers fmt setup
+.PHONY: demo test test-unit check chaos memory-attacks fuzz release bench bench-builds bench-peers fmt setup
 
 # Sets up, builds, and runs the gateway with simulated providers. Ctrl-C ends it.
 demo:
@@ -33,6 +33,13 @@ chaos:
 	@scripts/setup
 	cargo build --locked --bins
 	CHAOS_SECONDS=$${CHAOS_SECONDS:-120} cargo test --locked --test process chaos -- --nocapture
+
+# Runs every attack on memory at the same time and at full size, against a release build. Needs 4 GiB of free memory.
+memory-attacks:
+	@scripts/setup
+	cargo build --locked --bins
+	cargo build --release --locked --bins
+	WEIR_MEMORY_ATTACKS=full WEIR_PROGRAM=$(CURDIR)/target/release/weir cargo test --locked --test process all_attacks_at_once -- --nocapture
 
 # Runs each fuzz target for FUZZ_SECONDS (default 20). Needs cargo-fuzz, and prints how to install it.
 FUZZ_TARGETS = head chunked response header_blocks ids router template page_token mapping config cache_control

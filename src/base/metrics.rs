@@ -62,6 +62,10 @@ metrics! {
         overhead: HistogramVec("weir_overhead_seconds", ["route"]; LATENCY),
         /// Decisions of the clients' rate-limit policies.
         rate_limit: IntCounterVec("weir_rate_limit_requests_total", ["client", "policy", "decision"]),
+        /// Bytes that are reserved for responses, below overload.max_buffered.
+        buffered: IntGauge("weir_buffered_bytes"),
+        /// Bytes that are reserved for the responses of each client.
+        client_buffered: IntGaugeVec("weir_client_buffered_bytes", ["client"]),
         /// Clients that watch a session.
         watchers: IntGauge("weir_watchers"),
         /// Events sent to clients that watch a session.

@@ -1,5 +1,5 @@
-//! Contains the types that every folder uses: the session model, problems, endpoints, headers, metrics, JSON. It imports
-//! no other folder.
+//! Contains the types that every folder uses: the session model, problems, endpoints, headers, metrics, memory budget, JSON.
+//! It imports no other folder.
 
 pub(crate) mod endpoints;
 pub(crate) mod id_pattern;
@@ -7,6 +7,7 @@ pub(crate) mod ids;
 pub(crate) mod json;
 pub(crate) mod json_text;
 pub(crate) mod jsonpath;
+pub(crate) mod memory_budget;
 pub(crate) mod metrics;
 pub(crate) mod model;
 pub(crate) mod operation;

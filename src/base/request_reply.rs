@@ -3,12 +3,14 @@
 //! They do not depend on Pingora, so that the pipeline can be tested without a socket. This module does not parse and
 //! does no IO.
 
+use crate::base::memory_budget::Reservation;
 use crate::base::request_headers::RequestHeaders;
 use crate::base::response_headers::ResponseHeaders;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A client's request. Of the bodies, Weir's own API reads only forms.
@@ -61,28 +63,42 @@ impl Request {
     }
 }
 
-/// A response body of one or three parts. With three parts, a stored part need not be copied.
+/// The longest stored bytes that are copied into a body. Longer ones are a part of their own.
+const MAX_COPIED: usize = 2048;
+
+/// A response body of one or more parts. Stored bytes are parts of it, so that they need not be copied.
+#[derive(Clone, Default)]
+pub struct Body {
+    parts: Parts,
+    /// The memory of the parts, as far as it is reserved.
+    memory: Vec<Arc<Reservation>>,
+}
+
 #[derive(Clone)]
-pub enum Body {
-    /// One part.
+enum Parts {
     Whole(Bytes),
-    /// A part of this response, a stored part, and another part of this response.
-    Parts(Box<[Bytes; 3]>),
+    Several(Vec<Bytes>),
+}
+
+impl Default for Parts {
+    fn default() -> Self {
+        Parts::Whole(Bytes::new())
+    }
 }
 
 impl Body {
-    /// Creates a body of three parts.
+    /// Creates a body of several parts.
     #[must_use]
-    pub fn of(parts: [Bytes; 3]) -> Self {
-        Self::Parts(Box::new(parts))
+    pub fn of(parts: Vec<Bytes>) -> Self {
+        Self { parts: Parts::Several(parts), memory: Vec::new() }
     }
 
     /// Returns the parts in order.
     #[must_use]
     pub fn parts(&self) -> &[Bytes] {
-        match self {
-            Body::Whole(whole) => std::slice::from_ref(whole),
-            Body::Parts(parts) => &**parts,
+        match &self.parts {
+            Parts::Whole(whole) => std::slice::from_ref(whole),
+            Parts::Several(parts) => parts,
         }
     }
 
@@ -92,25 +108,110 @@ impl Body {
         self.parts().iter().map(Bytes::len).sum()
     }
 
-    /// Returns the body in one piece. This copies a body of three parts.
+    /// Adds memory that is reserved as long as the body exists.
     #[must_use]
-    pub fn whole(&self) -> Bytes {
-        match self {
-            Body::Whole(whole) => whole.clone(),
-            Body::Parts(parts) => parts.concat().into(),
+    pub fn holding(mut self, memory: impl IntoIterator<Item = Arc<Reservation>>) -> Self {
+        self.memory.extend(memory);
+        self
+    }
+
+    /// Returns whether the memory of the body is reserved.
+    #[must_use]
+    pub fn is_reserved(&self) -> bool {
+        !self.memory.is_empty()
+    }
+
+    /// Returns the body between two texts.
+    #[must_use]
+    pub fn between(self, before: Bytes, after: Bytes) -> Self {
+        let parts = [&[before], self.parts(), &[after]].concat();
+        Self { parts: Parts::Several(parts), memory: self.memory }
+    }
+
+    /// Returns the parts. Each keeps the memory of the body reserved as long as any slice of it exists.
+    #[must_use]
+    pub fn into_parts(self) -> Vec<Bytes> {
+        let parts = match self.parts {
+            Parts::Whole(whole) => vec![whole],
+            Parts::Several(parts) => parts,
+        };
+        if self.memory.is_empty() {
+            return parts;
         }
+        let memory: Arc<[Arc<Reservation>]> = self.memory.into();
+        parts.into_iter().map(|bytes| Bytes::from_owner(ReservedPart { bytes, _memory: memory.clone() })).collect()
     }
 }
 
-impl Default for Body {
-    fn default() -> Self {
-        Body::Whole(Bytes::new())
+/// A part of a body, with the memory of the body.
+struct ReservedPart {
+    bytes: Bytes,
+    _memory: Arc<[Arc<Reservation>]>,
+}
+
+impl AsRef<[u8]> for ReservedPart {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
     }
 }
 
 impl From<Bytes> for Body {
     fn from(whole: Bytes) -> Self {
-        Body::Whole(whole)
+        Self { parts: Parts::Whole(whole), memory: Vec::new() }
+    }
+}
+
+/// Makes a body of short texts, which are copied, and of stored bytes, which are copied only if they are short.
+#[derive(Default)]
+pub(crate) struct BodyBuilder {
+    /// All texts.
+    text: Vec<u8>,
+    /// Stored bytes, each with the length of the texts before it.
+    stored: Vec<(usize, Bytes)>,
+}
+
+impl BodyBuilder {
+    /// Creates a builder with room for this many bytes of texts.
+    #[must_use]
+    pub(crate) fn with_capacity(text: usize) -> Self {
+        Self { text: Vec::with_capacity(text), stored: Vec::new() }
+    }
+
+    /// Returns how many of the stored bytes are copied.
+    #[must_use]
+    pub(crate) fn copied(stored: &[u8]) -> usize {
+        if stored.len() <= MAX_COPIED { stored.len() } else { 0 }
+    }
+
+    /// Returns the texts, to append to them.
+    pub(crate) fn text(&mut self) -> &mut Vec<u8> {
+        &mut self.text
+    }
+
+    /// Appends stored bytes.
+    pub(crate) fn stored(&mut self, bytes: &Bytes) {
+        if Self::copied(bytes) > 0 {
+            self.text.extend_from_slice(bytes);
+        } else if !bytes.is_empty() {
+            self.stored.push((self.text.len(), bytes.clone()));
+        }
+    }
+
+    /// Returns the body.
+    #[must_use]
+    pub(crate) fn finish(self) -> Body {
+        let text = Bytes::from(self.text);
+        if self.stored.is_empty() {
+            return text.into();
+        }
+        let (mut parts, mut from) = (Vec::with_capacity(2 * self.stored.len() + 1), 0);
+        for (to, bytes) in self.stored {
+            parts.extend([text.slice(from..to), bytes]);
+            from = to;
+        }
+        parts.push(text.slice(from..));
+        parts.retain(|part| !part.is_empty());
+        Body::of(parts)
     }
 }
 
@@ -229,5 +330,45 @@ impl FailureKind {
             FailureKind::Overloaded => "overloaded",
             FailureKind::Malformed => "malformed",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::memory_budget::MemoryBudget;
+
+    #[test]
+    fn a_body_is_written_from_stored_bytes_and_short_ones_are_copied() {
+        let (long, short) = (Bytes::from(vec![b'x'; MAX_COPIED + 1]), Bytes::from_static(b"short"));
+        let mut body = BodyBuilder::with_capacity(16);
+        for stored in [&long, &short, &long, &long] {
+            body.text().push(b'[');
+            body.stored(stored);
+        }
+        body.stored(&long);
+        let body = body.finish();
+        let expected = [b"[", &*long, b"[short[", &*long, b"[", &*long, &*long].concat();
+        assert_eq!(body.parts().concat(), expected);
+        assert_eq!((body.len(), body.parts().len()), (expected.len(), 7));
+        assert_eq!(body.parts()[1].as_ptr(), long.as_ptr());
+        assert_eq!(BodyBuilder::default().finish().parts().concat(), b"");
+        let wrapped = body.between(Bytes::from_static(b"<"), Bytes::from_static(b">"));
+        assert_eq!(wrapped.parts().concat(), [b"<", &*expected, b">"].concat());
+    }
+
+    #[test]
+    fn a_slice_of_a_part_keeps_the_memory_of_its_body_reserved() {
+        let budget = MemoryBudget::new(10);
+        let memory = Arc::new(budget.own_share().reserve(7).unwrap());
+        let body = Body::of(vec![Bytes::from_static(b"abc"), Bytes::from_static(b"defg")]).holding([memory]);
+        assert!(body.is_reserved());
+        let parts = body.into_parts();
+        assert_eq!(parts.concat(), b"abcdefg");
+        let slice = parts[1].slice(1..2);
+        drop(parts);
+        assert_eq!(budget.used(), 7);
+        drop(slice);
+        assert_eq!(budget.used(), 0);
     }
 }

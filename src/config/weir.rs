@@ -141,7 +141,7 @@ pub struct Overload {
     pub max_in_flight: u32,
     /// Requests that wait for the same provider call.
     pub max_waiters: u32,
-    /// Bytes of provider responses, lists and batches that are buffered at the same time.
+    /// Bytes that are held on behalf of clients at the same time.
     pub max_buffered: u64,
     /// Clients that watch a session at the same time.
     pub max_watchers: u32,

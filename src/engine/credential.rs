@@ -437,7 +437,8 @@ impl TokenClient {
         // The lifetime counts from before the request, so that Weir never uses an expired token.
         let requested_at = Instant::now();
         let deadline = deadline.min(requested_at + self.target.timeout);
-        let reply = upstream.send(&self.target, &request, deadline, |_| true).await;
+        let mut memory = upstream.budget.own_share().reservation();
+        let reply = upstream.send(&self.target, &request, deadline, &mut memory, |_| true).await;
         let status = match &reply {
             Ok(reply) => reply.status.to_string(),
             Err(failure) => failure.kind.as_str().to_owned(),

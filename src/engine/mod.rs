@@ -1,5 +1,4 @@
-//! Contains everything with state or IO: cache, rate limits, breaker, credentials, provider connections, budgets, trace
-//! export.
+//! Contains everything with state or IO: cache, rate limits, breaker, credentials, provider connections, trace export.
 
 pub(crate) mod admin_token;
 pub(crate) mod body_deadline;
@@ -12,7 +11,6 @@ pub(crate) mod connection_groups;
 pub(crate) mod credential;
 pub(crate) mod fair_queue;
 pub(crate) mod forward_connection;
-pub(crate) mod memory_budget;
 pub(crate) mod open_files;
 pub(crate) mod otlp;
 pub(crate) mod rate_limit;

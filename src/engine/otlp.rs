@@ -127,8 +127,10 @@ impl HttpClient for CollectorClient {
         };
         let upstream = self.upstream.clone();
         let deadline = tokio::time::Instant::now() + destination.target.timeout;
-        let sending =
-            self.runtime.spawn(async move { upstream.send(&destination.target, &request, deadline, |_| false).await });
+        let sending = self.runtime.spawn(async move {
+            let mut memory = upstream.budget.own_share().reservation();
+            upstream.send(&destination.target, &request, deadline, &mut memory, |_| false).await
+        });
         let reply =
             sending.await.map_err(|error| error.to_string()).and_then(|reply| reply.map_err(|failure| failure.detail));
         let accepted = reply.as_ref().is_ok_and(|reply| (200..300).contains(&reply.status));

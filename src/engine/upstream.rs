@@ -2,12 +2,12 @@
 //!
 //! Only this module opens connections to providers. It returns complete responses, and does not interpret them.
 
+use crate::base::memory_budget::{MemoryBudget, Reservation};
 use crate::base::request_reply::{FailureKind, ProviderFailure, ProviderReply, ProviderRequest};
 use crate::engine::checked_stream::{CheckedStream, response_fault};
 use crate::engine::connection_groups::{ConnectionGroup, ConnectionGroups, announces_forbidden_body};
 use crate::engine::forward_connection::{ConnectionState, forward_peer};
-use crate::engine::memory_budget::{MemoryBudget, Reservation};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode, Uri, header};
 use pingora::connectors::TransportConnector;
 use pingora::connectors::http::Connector;
@@ -160,7 +160,7 @@ pub struct UpstreamClient {
     /// Which requests may use which connections, also of those that Pingora's proxy opens.
     pub(crate) groups: ConnectionGroups,
     names: Mutex<HashMap<(String, u16), ResolvedName>>,
-    /// The limit on buffered response bodies.
+    /// The limit on the bytes that are held on behalf of clients.
     pub budget: Arc<MemoryBudget>,
 }
 
@@ -175,8 +175,7 @@ fn failure(kind: FailureKind, detail: impl Into<String>) -> ProviderFailure {
 }
 
 impl UpstreamClient {
-    /// Makes a client without connections. `max_buffered` limits the bytes of all response bodies that are buffered at
-    /// the same time.
+    /// Makes a client without connections. `max_buffered` limits the bytes that are held on behalf of all clients.
     #[must_use]
     pub fn new(max_buffered: u64) -> Self {
         Self {
@@ -191,6 +190,8 @@ impl UpstreamClient {
     /// Sends a request and returns the complete response. Retries a request that failed before its response if
     /// `may_retry` allows it. The deadline includes the retries.
     ///
+    /// Reserves `memory` for the body before it reads the body.
+    ///
     /// # Errors
     /// Why there is no complete response.
     pub async fn send(
@@ -198,11 +199,12 @@ impl UpstreamClient {
         target: &Target,
         request: &ProviderRequest,
         deadline: Instant,
+        memory: &mut Reservation,
         may_retry: impl Fn(&ProviderFailure) -> bool,
     ) -> Result<ProviderReply, ProviderFailure> {
         let mut retries_left = target.retries;
         loop {
-            let attempt = timeout_at(deadline, self.attempt(target, request)).await;
+            let attempt = timeout_at(deadline, self.attempt(target, request, memory)).await;
             match attempt {
                 Ok(Ok(reply)) => return Ok(reply),
                 Ok(Err((failure, true))) if retries_left > 0 && Instant::now() < deadline && may_retry(&failure) => {
@@ -251,10 +253,11 @@ impl UpstreamClient {
         &self,
         target: &Target,
         request: &ProviderRequest,
+        memory: &mut Reservation,
     ) -> Result<ProviderReply, (ProviderFailure, bool)> {
         let addresses = self.resolve(target).await.map_err(|failure| (failure, true))?;
         let (mut session, peer) = self.connect(target, &addresses, request).await?;
-        let result = send_and_receive(&mut session, target, request, self.budget.reservation()).await;
+        let result = send_and_receive(&mut session, target, request, memory).await;
         if result.as_ref().is_ok_and(|_| has_clean_end(&session)) {
             if let HttpSession::H1(h1) = &mut session {
                 h1.respect_keepalive();
@@ -347,7 +350,7 @@ async fn send_and_receive(
     session: &mut HttpSession,
     target: &Target,
     request: &ProviderRequest,
-    reservation: Reservation,
+    memory: &mut Reservation,
 ) -> Result<ProviderReply, (ProviderFailure, bool)> {
     let header = request_header(target, request, matches!(session, HttpSession::H2(_))).map_err(|error| {
         (failure(FailureKind::Malformed, format!("cannot build the request: {}", error.etype().as_str())), false)
@@ -363,7 +366,7 @@ async fn send_and_receive(
         let retryable = failure.kind == FailureKind::Reset;
         (failure, retryable)
     })?;
-    let body = read_body(session, target.max_body, reservation).await.map_err(|failure| (failure, false))?;
+    let body = read_body(session, target.max_body, memory).await.map_err(|failure| (failure, false))?;
     Ok(ProviderReply { status, headers, body })
 }
 
@@ -407,34 +410,44 @@ async fn final_header(session: &mut HttpSession) -> Result<(u16, http::HeaderMap
     Error::e_explain(ErrorType::InvalidHTTPHeader, "no final response")
 }
 
-async fn read_body(
-    session: &mut HttpSession,
-    max: usize,
-    mut reservation: Reservation,
-) -> Result<Bytes, ProviderFailure> {
+/// Reads the body. Reserves its memory before it allocates it.
+async fn read_body(session: &mut HttpSession, max: usize, memory: &mut Reservation) -> Result<Bytes, ProviderFailure> {
     let too_large =
         || failure(FailureKind::TooLarge, format!("the response body is larger than max_body ({max} bytes)"));
-    let content_length: Option<usize> = session
-        .response_header()
-        .and_then(|header| header.headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok());
+    // A response to GET without a body may announce the length that the body would have (RFC 9110, section 8.6).
+    let with_body = session.response_header().filter(|header| !matches!(header.status.as_u16(), 204 | 304));
+    let content_length: Option<usize> =
+        with_body.and_then(|header| header.headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok());
     if content_length.is_some_and(|length| length > max) {
         return Err(too_large());
     }
-    let mut body = BytesMut::new();
+    let mut reserve = |bytes: usize| {
+        let reserved = memory.resize(bytes);
+        reserved.map_err(|limit| failure(FailureKind::Overloaded, limit.to_string()))
+    };
+    let announced = content_length.unwrap_or_default();
+    reserve(announced)?;
+    let mut body = Vec::with_capacity(announced);
     loop {
         match session.read_response_body().await {
             Ok(Some(chunk)) => {
-                if body.len() + chunk.len() > max {
+                let length = body.len() + chunk.len();
+                if length > max {
                     return Err(too_large());
                 }
-                if !reservation.grow(chunk.len()) {
-                    let detail = "response buffer limit reached (overload.max_buffered)";
-                    return Err(failure(FailureKind::Overloaded, detail));
+                if length > body.capacity() {
+                    let capacity = length.max(2 * body.capacity()).min(max);
+                    reserve(capacity)?;
+                    body.reserve_exact(capacity - body.len());
                 }
                 body.extend_from_slice(&chunk);
             }
-            // Copied without spare capacity, because the cache counts a body by its length.
-            Ok(None) => return Ok(Bytes::copy_from_slice(&body)),
+            Ok(None) => {
+                // Without spare capacity, because the cache counts a body by its length.
+                body.shrink_to_fit();
+                reserve(body.len())?;
+                return Ok(body.into());
+            }
             Err(error) => return Err(transfer_failure(&error, "while Weir read the response body")),
         }
     }

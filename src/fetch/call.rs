@@ -4,15 +4,16 @@
 //! Several client requests can share a call, so nothing here depends on one of them.
 
 use crate::base::json;
+use crate::base::memory_budget::Reservation;
 use crate::base::model::{Show, Time};
-use crate::base::request_reply::{CallStats, ProviderFailure, ProviderReply, ProviderRequest};
+use crate::base::request_reply::{CallStats, FailureKind, ProviderFailure, ProviderReply, ProviderRequest};
 use crate::base::trace_context::{Side, TraceAttribute, TraceSteps};
 use crate::engine::cache::{CachedView, Entry, EntryKind};
 use crate::engine::credential::CredentialHeader;
 use crate::engine::request_record::StoreOutcome;
 use crate::fetch::error::{FetchCause, FetchError};
 use crate::fetch::provider_admission::{self, CallGuards};
-use crate::fetch::provider_query::{CallResult, ProviderQuery, SharedState};
+use crate::fetch::provider_query::{CallReply, CallResult, ProviderQuery, SharedState};
 use crate::rules::cache_control::{self, Directives};
 use crate::rules::error_rules::ProviderError;
 use crate::rules::freshness::{self, UpstreamLimit};
@@ -39,13 +40,9 @@ const CLIENT_NO_STORE: &str = "request-no-store";
 ///
 /// # Errors
 /// The provider's failure, or why the provider was not called.
-pub(crate) async fn call(
-    shared: &SharedState,
-    query: &ProviderQuery,
-    store: bool,
-    mut steps: TraceSteps,
-) -> CallResult {
-    let result = run(shared, query, store, &mut steps).await;
+pub(crate) async fn call(shared: &SharedState, query: &ProviderQuery, store: bool, mut steps: TraceSteps) -> CallReply {
+    let mut memory = query.memory_share(shared).reservation();
+    let result = run(shared, query, store, &mut steps, &mut memory).await;
     shared.spans.emit(steps.end(Side::Inside, result.is_err(), || {
         let stored = matches!(result, Ok((_, StoreOutcome::Yes)));
         let mut attributes = vec![
@@ -58,16 +55,22 @@ pub(crate) async fn call(
         attributes.extend(code.map(|code| ("error.type", TraceAttribute::Static(code))));
         ("call".into(), attributes)
     }));
-    result
+    CallReply { result, memory: Some(Arc::new(memory)) }
 }
 
-async fn run(shared: &SharedState, query: &ProviderQuery, store: bool, steps: &mut TraceSteps) -> CallResult {
+async fn run(
+    shared: &SharedState,
+    query: &ProviderQuery,
+    store: bool,
+    steps: &mut TraceSteps,
+    memory: &mut Reservation,
+) -> CallResult {
     let provider = query.provider();
     let _in_flight = provider_admission::count_call(&shared.metrics.upstream, &provider.name, query.max_calls())?;
     let ticket = shared.cache.ticket();
     let previous = shared.cache.get(&query.key).filter(|previous| !previous.conditions.is_empty());
     let mut call_stats = CallStats::default();
-    let reply = request(shared, query, previous.as_deref(), steps, &mut call_stats).await;
+    let reply = request(shared, query, previous.as_deref(), steps, &mut call_stats, memory).await;
     steps.step("judge and map");
     let now = shared.now();
     let judged = match reply {
@@ -98,6 +101,13 @@ async fn run(shared: &SharedState, query: &ProviderQuery, store: bool, steps: &m
         }
         None => StoreOutcome::No(PURGED),
     };
+    // The cache limits what it has stored. Its responses keep the view.
+    let body = if matches!(stored, StoreOutcome::Yes) { 0 } else { entry.body.len() };
+    let views: usize = entry.views.iter().map(|cached| cached.view.body.len()).sum();
+    memory.resize(body + views).map_err(|limit| {
+        let failure = ProviderFailure { kind: FailureKind::Overloaded, detail: limit.to_string() };
+        Box::<FetchError>::from(FetchCause::Provider(provider.errors.judge_failure(failure)))
+    })?;
     Ok((entry, stored))
 }
 
@@ -111,6 +121,7 @@ async fn request(
     previous: Option<&Entry>,
     steps: &mut TraceSteps,
     call_stats: &mut CallStats,
+    memory: &mut Reservation,
 ) -> Result<ProviderReply, Box<FetchError>> {
     let (provider, operation, credential) = (query.provider(), query.operation()?, &query.identity.credential);
     let metrics = &shared.metrics.upstream;
@@ -129,7 +140,7 @@ async fn request(
         steps.step("credential");
         let header = credential.header(&shared.upstream, metrics, deadline).await?;
         steps.client_step("upstream");
-        let reply = attempts.send(previous, &header, steps).await;
+        let reply = attempts.send(previous, &header, steps, memory).await;
         call_stats.tries = attempts.tries.load(Ordering::Relaxed);
         call_stats.response_time = started.elapsed() - call_stats.queue_time;
         let result = attempts.judge(reply, previous, steps);
@@ -182,6 +193,7 @@ impl<'c> Attempts<'c> {
         previous: Option<&Entry>,
         header: &CredentialHeader,
         steps: &TraceSteps,
+        memory: &mut Reservation,
     ) -> Result<ProviderReply, ProviderFailure> {
         let (provider, metrics) = (self.query.provider(), &self.shared.metrics.upstream);
         let mut conditions = previous.map(|previous| previous.conditions.clone()).unwrap_or_default();
@@ -206,7 +218,7 @@ impl<'c> Attempts<'c> {
             may_retry
         };
         let timer = self.durations.start_timer();
-        let reply = self.shared.upstream.send(&provider.target, &request, self.deadline, may_retry).await;
+        let reply = self.shared.upstream.send(&provider.target, &request, self.deadline, memory, may_retry).await;
         timer.observe_duration();
         reply
     }

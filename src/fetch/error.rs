@@ -96,6 +96,12 @@ impl FetchError {
         matches!(self.cause, FetchCause::NotAdmitted(_) | FetchCause::TooManyWaiters)
     }
 
+    /// Returns whether the response would have exceeded the memory that Weir may use for it.
+    #[must_use]
+    pub fn is_buffer_limit(&self) -> bool {
+        matches!(&self.cause, FetchCause::Provider(error) if error.is_buffer_limit())
+    }
+
     /// Returns the provider's HTTP status, if it sent a response.
     #[must_use]
     pub fn provider_status(&self) -> Option<u16> {

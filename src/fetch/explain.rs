@@ -5,8 +5,9 @@
 //! handled.
 
 use crate::base::ids::ClientId;
+use crate::base::memory_budget::{BufferLimit, MemoryShare};
 use crate::base::model::{Status, Time, write_json};
-use crate::base::request_reply::{CallStats, Request, Response};
+use crate::base::request_reply::{Body, CallStats, Request, Response};
 use crate::config::freshness::Freshness;
 use crate::config::weir::Charge;
 use crate::engine::cache::{Entry, EntryKind};
@@ -20,8 +21,10 @@ use crate::rules::freshness::{self, AppliedRule, FreshnessDecision, Lifetime, Tt
 use crate::rules::mapping::{FieldSource, FieldTrace, Mapping, PathResult};
 use crate::rules::provider_body::CompiledOperation;
 use crate::runtime::snapshot::Snapshot;
+use bytes::Bytes;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The limit of different mapping traces in one explanation. Sessions with other traces are only counted.
@@ -387,9 +390,14 @@ pub(crate) fn limits<'s>(
     costs.map(row).collect::<Vec<_>>().into()
 }
 
-/// Wraps a response and its explanation in one JSON body. A JSON body is embedded unchanged, any other body as a string.
-#[must_use]
-pub(crate) fn wrap(response: &Response, explanation: &Object) -> Vec<u8> {
+/// Takes a response's body and wraps it, with its explanation, in one JSON body. A JSON body is embedded unchanged, any
+/// other body as a string.
+///
+/// # Errors
+/// The string would exceed the share of the memory.
+pub(crate) fn wrap(response: &mut Response, explanation: &Object, share: &MemoryShare) -> Result<Body, BufferLimit> {
+    /// The most bytes that JSON needs for one byte of a string.
+    const ESCAPED: usize = 6;
     let mut headers = Object::new();
     for (name, value) in response.headers.iter() {
         let text = String::from_utf8_lossy(value);
@@ -400,16 +408,25 @@ pub(crate) fn wrap(response: &Response, explanation: &Object) -> Vec<u8> {
             }
         }
     }
-    let mut out = b"{\"explain\":".to_vec();
-    write_json(&mut out, explanation);
-    out.extend_from_slice(format!(",\"status\":{},\"headers\":", response.status).as_bytes());
-    write_json(&mut out, &headers);
-    out.extend_from_slice(b",\"body\":");
-    match response.body.whole().as_ref() {
-        [] => out.extend_from_slice(b"null"),
-        body if serde_json::from_slice::<&RawValue>(body).is_ok() => out.extend_from_slice(body),
-        body => write_json(&mut out, &String::from_utf8_lossy(body)),
-    }
-    out.push(b'}');
-    out
+    let mut start = b"{\"explain\":".to_vec();
+    write_json(&mut start, explanation);
+    start.extend_from_slice(format!(",\"status\":{},\"headers\":", response.status).as_bytes());
+    write_json(&mut start, &headers);
+    start.extend_from_slice(b",\"body\":");
+    let mut memory = share.reserve(start.len())?;
+    let body = std::mem::take(&mut response.body);
+    let body = match body.parts() {
+        [] | [_] if body.len() == 0 => Bytes::from_static(b"null").into(),
+        [whole] if serde_json::from_slice::<&RawValue>(whole).is_err() => {
+            memory.grow(ESCAPED * whole.len())?;
+            let mut string = Vec::new();
+            write_json(&mut string, &String::from_utf8_lossy(whole));
+            string.shrink_to_fit();
+            memory.resize(start.len() + string.len())?;
+            Bytes::from(string).into()
+        }
+        // A body of several parts is Weir's own JSON.
+        _ => body,
+    };
+    Ok(body.between(start.into(), Bytes::from_static(b"}")).holding([Arc::new(memory)]))
 }

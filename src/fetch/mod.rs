@@ -9,6 +9,7 @@ pub(crate) mod provider_admission;
 pub(crate) mod provider_query;
 pub(crate) mod rate_limit_cost;
 
+use crate::base::memory_budget::Reservation;
 use crate::base::model::{Form, Show, Time, View};
 use crate::base::trace_context::{TraceContext, TraceSteps};
 use crate::engine::cache::{CachedView, Entry, EntryKind, Key};
@@ -16,7 +17,7 @@ use crate::engine::coalesce::{CallGuard, JoinTerms, Joined, shared_result_and_tr
 use crate::engine::request_record::{CacheOutcome, CacheStatus, ForwardReason, RequestRecord, StoreOutcome};
 use crate::fetch::call::{call, entry_from_body, parse};
 use crate::fetch::error::{FetchCause, FetchError};
-use crate::fetch::provider_query::{CallResult, ProviderQuery, SharedState};
+use crate::fetch::provider_query::{CallReply, CallResult, ProviderQuery, SharedState};
 use crate::rules::cache_control::Directives;
 use crate::rules::provider_body::{BodyFault, UnreadableBody, etag};
 use crate::rules::purge::Subject;
@@ -55,6 +56,8 @@ pub(crate) struct Served {
     pub entry: Arc<Entry>,
     /// Where it comes from.
     pub status: CacheStatus,
+    /// The memory of the call that returned it.
+    pub memory: Option<Arc<Reservation>>,
 }
 
 /// Looks a query up in the cache. Maps the entry again if a reload has replaced the rules that made it.
@@ -136,12 +139,13 @@ pub(crate) async fn obtain(
         if matches!(outcome, CacheOutcome::Stale("stale-while-revalidate")) && !lookup.directives.only_if_cached {
             refresh(shared, query, &record.steps);
         }
-        return Ok(serve(shared, query, entry.clone(), outcome));
+        return Ok(serve(shared, query, entry.clone(), outcome, None));
     }
     if lookup.directives.only_if_cached {
         return Err(FetchCause::NotCached.into());
     }
-    let CallOutcome { result, collapsed, .. } = wait_for_call(shared, query, &lookup.directives, latest, record).await;
+    let CallOutcome { reply: CallReply { result, memory }, collapsed, .. } =
+        wait_for_call(shared, query, &lookup.directives, latest, record).await;
     // Read again after the wait, because a stale entry may have become unusable meanwhile.
     let now = shared.now();
     let reason = forward_reason(&lookup, received_at);
@@ -150,12 +154,12 @@ pub(crate) async fn obtain(
         Ok((entry, stored)) => {
             // None: a reload has replaced the rules, and the new ones cannot map the response.
             let entry = with_current_rules(shared, query, entry, now).ok_or(FetchCause::Outdated)?;
-            return Ok(serve(shared, query, entry, forwarded(stored)));
+            return Ok(serve(shared, query, entry, forwarded(stored), memory));
         }
         Err(error) => error,
     };
     if let Some((entry, outcome)) = entry_after_failure(shared, query, lookup.directives, &error, now) {
-        return Ok(serve(shared, query, entry, outcome));
+        return Ok(serve(shared, query, entry, outcome, None));
     }
     let outcome = match error.is_refusal() {
         true => CacheOutcome::Refused(error.code().as_str()),
@@ -199,9 +203,15 @@ fn entry_after_failure(
     usable.then_some((entry, outcome))
 }
 
-fn serve(shared: &SharedState, query: &ProviderQuery, entry: Arc<Entry>, outcome: CacheOutcome) -> Served {
+fn serve(
+    shared: &SharedState,
+    query: &ProviderQuery,
+    entry: Arc<Entry>,
+    outcome: CacheOutcome,
+    memory: Option<Arc<Reservation>>,
+) -> Served {
     count(shared, query.provider(), outcome);
-    Served { status: CacheStatus { outcome, life: Some(entry.life) }, entry }
+    Served { status: CacheStatus { outcome, life: Some(entry.life) }, entry, memory }
 }
 
 fn count(shared: &SharedState, provider: &Provider, outcome: CacheOutcome) {
@@ -228,11 +238,18 @@ fn count(shared: &SharedState, provider: &Provider, outcome: CacheOutcome) {
 
 /// The result of waiting for a call.
 struct CallOutcome {
-    result: CallResult,
+    reply: CallReply,
     /// Whether another request started the call.
     collapsed: bool,
     /// The trace context of the call, if it is traced.
     trace_context: Option<TraceContext>,
+}
+
+impl CallOutcome {
+    /// Returns a result that comes from no call.
+    fn without_call(result: CallResult, collapsed: bool) -> Self {
+        Self { reply: CallReply { result, memory: None }, collapsed, trace_context: None }
+    }
 }
 
 /// Waits for a call, at most until `latest`. Records the wait and the link to a shared call.
@@ -252,7 +269,7 @@ async fn wait_for_call(
         // The call continues after the deadline, for other requests and for the cache.
         Some(latest) => timeout_at(latest, call).await.unwrap_or_else(|_| {
             let result = Err(FetchCause::Deadline { provider: query.provider().name.clone() }.into());
-            CallOutcome { result, collapsed: false, trace_context: None }
+            CallOutcome::without_call(result, false)
         }),
     };
     if let Some(context) = outcome.trace_context.as_ref().filter(|_| outcome.collapsed) {
@@ -269,17 +286,9 @@ async fn join_or_call(
     directives: &Directives,
     steps: &TraceSteps,
 ) -> CallOutcome {
-    let lost_call = || Err(FetchCause::LostCall.into());
     if directives.no_store {
         // A response that must not be stored must not be shared either.
-        let (shared, query, steps) = (shared.clone(), query.clone(), steps.call(&shared.spans));
-        #[allow(clippy::disallowed_methods)] // a task of its own, like every call, so that a panic becomes `LostCall`
-        let call_task = tokio::spawn(async move { Box::pin(call(&shared, &query, false, steps)).await });
-        return CallOutcome {
-            result: call_task.await.unwrap_or_else(|_| lost_call()),
-            collapsed: false,
-            trace_context: None,
-        };
+        return call_alone(shared, query, false, steps).await;
     }
     // Times are in milliseconds, so a call that started in the same millisecond may have started before the write.
     let after_write = shared.cache.last_write_at(&query.subject).map(|at| at.plus(Duration::from_millis(1)));
@@ -287,14 +296,10 @@ async fn join_or_call(
     let terms = JoinTerms { max_waiters: query.max_waiters(), not_before, start_after_join: directives.no_cache };
     let fresh = || fresh_result(shared, query, directives);
     let (waiter, collapsed) = match shared.coalescer.join(&query.key, query.subject.clone(), &terms, fresh) {
-        Joined::Found(result) => return CallOutcome { result, collapsed: true, trace_context: None },
+        Joined::Found(reply) => return CallOutcome { reply, collapsed: true, trace_context: None },
         Joined::Waiting(waiter) => (waiter, true),
         Joined::Full => {
-            return CallOutcome {
-                result: Err(FetchCause::TooManyWaiters.into()),
-                collapsed: true,
-                trace_context: None,
-            };
+            return CallOutcome::without_call(Err(FetchCause::TooManyWaiters.into()), true);
         }
         Joined::Leading(guard, waiter) => {
             let steps = steps.call(&shared.spans);
@@ -303,17 +308,33 @@ async fn join_or_call(
             (waiter, false)
         }
     };
-    let (result, trace_context) = shared_result_and_trace(waiter).await;
-    CallOutcome { result: result.unwrap_or_else(lost_call), collapsed, trace_context }
+    match shared_result_and_trace(waiter).await {
+        // The client that started the call may have used its share of the memory; this one has its own.
+        (Some(CallReply { result: Err(error), .. }), _) if collapsed && error.is_buffer_limit() => {
+            call_alone(shared, query, true, steps).await
+        }
+        (Some(reply), trace_context) => CallOutcome { reply, collapsed, trace_context },
+        (None, _) => CallOutcome::without_call(Err(FetchCause::LostCall.into()), collapsed),
+    }
+}
+
+/// Makes a call that no other request joins.
+async fn call_alone(shared: &Arc<SharedState>, query: &ProviderQuery, store: bool, steps: &TraceSteps) -> CallOutcome {
+    let (shared, query, steps) = (shared.clone(), query.clone(), steps.call(&shared.spans));
+    #[allow(clippy::disallowed_methods)] // a task of its own, like every call, so that a panic becomes `LostCall`
+    let call_task = tokio::spawn(async move { Box::pin(call(&shared, &query, store, steps)).await });
+    let lost_call = |_| CallOutcome::without_call(Err(FetchCause::LostCall.into()), false);
+    let outcome = |reply| CallOutcome { reply, collapsed: false, trace_context: None };
+    call_task.await.map_or_else(lost_call, outcome)
 }
 
 /// Returns the cache entry if it is fresh by now: another call may have stored it since the lookup.
-fn fresh_result(shared: &SharedState, query: &ProviderQuery, directives: &Directives) -> Option<CallResult> {
+fn fresh_result(shared: &SharedState, query: &ProviderQuery, directives: &Directives) -> Option<CallReply> {
     let entry = shared.cache.get(&query.key)?;
     let has_current_rules = entry.rules == query.provider().rules;
     let is_fresh =
         has_current_rules && outcome_without_call(&entry, directives, shared.now()) == Some(CacheOutcome::Hit);
-    is_fresh.then_some(Ok((entry, StoreOutcome::Yes)))
+    is_fresh.then(|| CallReply { result: Ok((entry, StoreOutcome::Yes)), memory: None })
 }
 
 /// Starts a call that refreshes the entry, unless one is in flight. Does not wait for it.
@@ -332,7 +353,7 @@ fn refresh(shared: &Arc<SharedState>, query: &ProviderQuery, steps: &TraceSteps)
 fn start_call(
     shared: &Arc<SharedState>,
     query: &ProviderQuery,
-    mut guard: CallGuard<Key, CallResult, Subject>,
+    mut guard: CallGuard<Key, CallReply, Subject>,
     steps: TraceSteps,
 ) {
     let (shared, query) = (shared.clone(), query.clone());

@@ -3,6 +3,7 @@
 //! Nothing here sends a request.
 
 use crate::base::ids::{ClientId, ProviderId};
+use crate::base::memory_budget::{MemoryShare, Reservation};
 use crate::base::metrics::Metrics;
 use crate::base::model::Time;
 use crate::base::operation::Operation;
@@ -28,6 +29,15 @@ use tokio_util::sync::CancellationToken;
 
 /// The result of a call, shared by all requests that wait for it.
 pub(crate) type CallResult = Result<(Arc<Entry>, StoreOutcome), Box<FetchError>>;
+
+/// The result of a call, and the memory that is reserved for it until every request that waits for it has it.
+#[derive(Clone)]
+pub(crate) struct CallReply {
+    /// The result.
+    pub result: CallResult,
+    /// The memory; `None` if the result comes from the cache.
+    pub memory: Option<Arc<Reservation>>,
+}
 
 /// The client may not use the provider.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -73,7 +83,7 @@ pub struct SharedState {
     /// Sends requests to providers.
     pub upstream: Arc<UpstreamClient>,
     /// The calls in flight.
-    pub coalescer: Coalescer<Key, CallResult, Subject>,
+    pub(crate) coalescer: Coalescer<Key, CallReply, Subject>,
     /// The spans of distributed traces.
     pub spans: Spans,
     /// Reads the time. For steps that wait and need the time afterwards.
@@ -259,6 +269,12 @@ impl ProviderQuery {
     #[must_use]
     pub fn client_id(&self) -> &Arc<str> {
         &self.snapshot.clients[self.target.client].id
+    }
+
+    /// Returns the client's share of the memory budget.
+    #[must_use]
+    pub fn memory_share(&self, shared: &SharedState) -> MemoryShare {
+        self.snapshot.memory_share(self.target.client, &shared.upstream.budget)
     }
 
     /// Returns what the call is about, for the breaker.

@@ -4,27 +4,33 @@
 //! fails does not fail the others.
 
 use crate::base::ids::{ClientId, ProviderId};
-use crate::base::model::{Time, View, write_json};
+use crate::base::memory_budget::Reservation;
+use crate::base::model::{Time, write_json};
 use crate::base::operation::Operation;
-use crate::base::problem::{Outcome, Problem};
+use crate::base::problem::{Code, Outcome, Problem};
 use crate::base::request_headers::RequestHeaders;
-use crate::engine::memory_budget::BudgetedBytes;
+use crate::base::request_reply::BodyBuilder;
 use crate::engine::rate_limit::Cost;
 use crate::engine::request_record::{ProviderCost, RequestRecord};
+use crate::fetch::CacheLookup;
 use crate::fetch::provider_query::{ProviderIdentity, ProviderQuery, QueryTarget, SharedState};
-use crate::fetch::{self, CacheLookup, Served};
+use crate::pipeline::held::{self, HeldView};
 use crate::pipeline::obtain::LookedUpQuery;
-use crate::pipeline::{cache_status, obtain, problems, representation};
+use crate::pipeline::respond::Content;
+use crate::pipeline::{cache_status, obtain, representation};
 use crate::rules::cache_control::Directives;
 use crate::rules::parameters::Representation;
+use crate::rules::provider_body::etag;
 use crate::rules::route::{BatchId, SessionName};
 use crate::rules::template::Values;
 use crate::runtime::snapshot::Snapshot;
 use bytes::Bytes;
-use futures_util::future::join_all;
-use futures_util::stream::{self, StreamExt};
+use futures_util::future::try_join_all;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use http::HeaderValue;
 use serde_json::json;
 use std::collections::HashMap;
+use std::iter;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -67,8 +73,18 @@ pub(crate) struct Job {
 struct BatchItem {
     /// The position of the job.
     job: usize,
-    session: Outcome<Arc<View>>,
+    session: Outcome<BatchSession>,
     record: RequestRecord,
+}
+
+/// The session that one job has read.
+struct BatchSession {
+    /// Its JSON: that of a view, or a copy of the selected fields.
+    json: Bytes,
+    /// The entity tag of the view.
+    etag: HeaderValue,
+    /// The memory of the JSON.
+    memory: Arc<Reservation>,
 }
 
 impl Job {
@@ -118,8 +134,8 @@ impl Batch<'_> {
     /// jobs counts from `started`.
     ///
     /// # Errors
-    /// 503 if the response buffer limit is reached.
-    pub(crate) async fn read(&self, jobs: BatchJobs, started: Instant, record: &mut RequestRecord) -> Outcome<Bytes> {
+    /// 503 once the sessions exceed the client's share of the memory. The other jobs are not run then.
+    pub(crate) async fn read(&self, jobs: BatchJobs, started: Instant, record: &mut RequestRecord) -> Outcome<Content> {
         let BatchJobs { jobs, job_of_id } = jobs;
         let timeouts = jobs.iter().filter_map(|job| Some(self.snapshot.providers[job.provider?].target.timeout));
         let deadline = started + timeouts.max().unwrap_or(Duration::ZERO);
@@ -130,8 +146,8 @@ impl Batch<'_> {
         }
         let reads = by_provider
             .into_values()
-            .map(|reads| stream::iter(reads).buffer_unordered(CALLS_PER_PROVIDER).collect::<Vec<_>>());
-        let mut items: Vec<BatchItem> = join_all(reads).await.into_iter().flatten().collect();
+            .map(|reads| stream::iter(reads).buffer_unordered(CALLS_PER_PROVIDER).try_collect::<Vec<_>>());
+        let mut items: Vec<BatchItem> = try_join_all(reads).await?.into_iter().flatten().collect();
         items.sort_by_key(|item| item.job);
         let mut any_failed = false;
         for item in &mut items {
@@ -141,11 +157,14 @@ impl Batch<'_> {
         }
         let statuses = items.iter_mut().filter_map(|item| item.record.cache.take());
         record.cache = cache_status::of_all(statuses, any_failed);
-        let body = self.body(&items, &job_of_id)?;
-        BudgetedBytes::reserve(body, &self.shared.upstream.budget).ok_or_else(problems::buffer_limit)
+        self.content(&items, &job_of_id)
     }
 
-    async fn run(&self, position: usize, job: Job, deadline: Instant, mut record: RequestRecord) -> BatchItem {
+    /// Runs one job.
+    ///
+    /// # Errors
+    /// The session would exceed the client's share of the memory.
+    async fn run(&self, position: usize, job: Job, deadline: Instant, mut record: RequestRecord) -> Outcome<BatchItem> {
         let session = match job.query {
             Err(problem) => {
                 if let Some(data) = &mut record.explain {
@@ -153,49 +172,93 @@ impl Batch<'_> {
                 }
                 Err(problem)
             }
-            Ok(LookedUpQuery { query, lookup }) => self.session(&query, lookup, deadline, &mut record).await,
+            Ok(LookedUpQuery { query, lookup }) => self.session(&query, lookup, deadline, &mut record).await?,
         };
-        BatchItem { job: position, session, record }
+        Ok(BatchItem { job: position, session, record })
     }
 
+    /// Reads one session.
+    ///
+    /// # Errors
+    /// The session would exceed the client's share of the memory. Another failure is the result of this session.
     async fn session(
         &self,
         query: &ProviderQuery,
         lookup: CacheLookup,
         deadline: Instant,
         record: &mut RequestRecord,
-    ) -> Outcome<Arc<View>> {
-        let Served { entry, status } =
-            obtain::obtain(self.shared, query, lookup, Some(deadline), self.now, record).await?;
-        record.cache = Some(status);
-        obtain::check_exists(&entry)?;
+    ) -> Outcome<Outcome<BatchSession>> {
+        let served = obtain::try_obtain(self.shared, query, lookup, Some(deadline), self.now, record).await;
+        let mut served = match served {
+            Ok(served) => served,
+            Err(error) if error.is_buffer_limit() => return Err(error.into()),
+            Err(error) => return Ok(Err(error.into())),
+        };
+        record.cache = Some(served.status.clone());
+        if let Err(problem) = obtain::check_exists(&served.entry) {
+            return Ok(Err(problem));
+        }
         let show = representation::show(self.snapshot, self.client, self.shape);
-        Ok(fetch::view(self.shared, query, &entry, show, self.shared.now())?)
+        let HeldView { view, memory } = match HeldView::of(self.shared, query, (&mut served).into(), show) {
+            Ok(held) => held,
+            Err(problem) if problem.code == Code::Overloaded => return Err(problem),
+            Err(problem) => return Ok(Err(problem)),
+        };
+        let etag = view.etag.clone();
+        let Some(fields) = &self.shape.fields else {
+            return Ok(Ok(BatchSession { json: view.body.clone(), etag, memory }));
+        };
+        let (json, memory) = held::selected(fields, iter::once(&*view.body), &query.memory_share(self.shared))?;
+        Ok(Ok(BatchSession { json, etag, memory: Arc::new(memory) }))
     }
 
-    fn body(&self, items: &[BatchItem], job_of_id: &[usize]) -> Outcome<Vec<u8>> {
-        let mut out = Vec::with_capacity(1024 * job_of_id.len());
-        out.extend_from_slice(b"{\"results\":[");
+    /// Makes the response. Long sessions are parts of its body; the rest is copied.
+    ///
+    /// # Errors
+    /// The copies would exceed the client's share of the memory.
+    fn content(&self, items: &[BatchItem], job_of_id: &[usize]) -> Outcome<Content> {
+        /// The bytes around an id and its session.
+        const AROUND: usize = 64;
+        let problems: Vec<String> =
+            items.iter().map(|item| problem_text(item.session.as_ref().err().map(|problem| &**problem))).collect();
+        let size = |(id, job): (&BatchId, &usize)| {
+            let session = items[*job].session.as_ref().map_or(0, |session| BodyBuilder::copied(&session.json));
+            // An id has no characters that JSON escapes by more than one.
+            AROUND + 2 * id.text.len() + session + problems[*job].len()
+        };
+        let size: usize = self.ids.iter().zip(job_of_id).map(size).sum();
+        let share = self.snapshot.memory_share(self.client, &self.shared.upstream.budget);
+        let memory = share.reserve(AROUND + size)?;
+        let (mut body, mut tags) = (BodyBuilder::with_capacity(AROUND + size), Vec::new());
+        body.text().extend_from_slice(b"{\"results\":[");
         for (position, (id, job)) in self.ids.iter().zip(job_of_id).enumerate() {
-            out.extend_from_slice(if position > 0 { b",{\"id\":" } else { b"{\"id\":" });
-            write_json(&mut out, &id.text);
+            body.text().extend_from_slice(if position > 0 { b",{\"id\":" } else { b"{\"id\":" });
+            write_json(body.text(), &id.text);
+            write_json(&mut tags, &id.text);
             match &items[*job].session {
-                Ok(view) => {
-                    out.extend_from_slice(b",\"session\":");
-                    match &self.shape.fields {
-                        None => out.extend_from_slice(&view.body),
-                        Some(fields) => fields.write_selected(&view.body, &mut out)?,
-                    }
-                    out.extend_from_slice(b",\"error\":null}");
+                Ok(session) => {
+                    body.text().extend_from_slice(b",\"session\":");
+                    body.stored(&session.json);
+                    body.text().extend_from_slice(b",\"error\":null}");
+                    tags.extend_from_slice(session.etag.as_bytes());
                 }
-                Err(problem) => {
-                    out.extend_from_slice(b",\"session\":null,\"error\":");
-                    write_json(&mut out, &problem.to_value(None));
-                    out.push(b'}');
+                Err(_) => {
+                    body.text().extend_from_slice(b",\"session\":null,\"error\":");
+                    body.text().extend_from_slice(problems[*job].as_bytes());
+                    body.text().push(b'}');
+                    tags.extend_from_slice(problems[*job].as_bytes());
                 }
             }
         }
-        out.extend_from_slice(b"]}");
-        Ok(out)
+        body.text().extend_from_slice(b"]}");
+        tags.extend(self.shape.fields.iter().flat_map(|fields| format!("{fields:?}").into_bytes()));
+        let sessions = items.iter().filter_map(|item| item.session.as_ref().ok());
+        let held = sessions.map(|session| session.memory.clone()).chain([Arc::new(memory)]);
+        Ok(Content::json(body.finish().holding(held), Some(etag(&tags))))
     }
+}
+
+/// Returns the JSON of a problem; empty without one.
+fn problem_text(problem: Option<&Problem>) -> String {
+    problem.map_or_else(String::new, |problem| problem.to_value(None).to_string())
 }

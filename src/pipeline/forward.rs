@@ -18,6 +18,7 @@ use crate::engine::request_record::RequestRecord;
 use crate::engine::upstream::{ForwardPeer, Peer};
 use crate::fetch::provider_admission::{self, CallGuards, CallInFlight, CallPermit};
 use crate::fetch::provider_query::{ProviderIdentity, ProviderQuery, SharedState};
+use crate::pipeline::forward_memory::ForwardMemory;
 use crate::pipeline::{problems, respond};
 use crate::rules::purge::Subject;
 use crate::rules::{forwarding, hop_by_hop};
@@ -29,7 +30,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::OwnedSemaphorePermit;
 
 /// The cached data that a request makes stale if it succeeds.
-pub enum Change {
+pub(crate) enum Change {
     /// None.
     Nothing,
     /// A session, and the lists that contain it.
@@ -82,6 +83,7 @@ pub struct Forward {
     pub body_deadline: Arc<BodyDeadline>,
     /// The quota and the breakers.
     guards: CallGuards,
+    memory: ForwardMemory,
     /// The provider's permit.
     permit: CallPermit,
     /// The permit of the client's share.
@@ -127,7 +129,7 @@ pub enum ResponseAction {
 }
 
 /// A request to forward.
-pub struct ForwardRequest {
+pub(crate) struct ForwardRequest {
     /// What it changes.
     pub change: Change,
     /// The part of the client's path before the provider's path.
@@ -145,13 +147,14 @@ impl Forward {
     ///
     /// # Errors
     /// Weir may not call the provider before the deadline, or there is no credential.
-    pub async fn start(
+    pub(crate) async fn start(
         shared: &Arc<SharedState>,
         snapshot: &Arc<Snapshot>,
         client: ClientId,
         provider: ProviderId,
         identity: ProviderIdentity,
         request: ForwardRequest,
+        memory: ForwardMemory,
     ) -> Outcome<Box<Self>> {
         let (metrics, config) = (&shared.metrics.upstream, &snapshot.providers[provider]);
         let call =
@@ -193,6 +196,7 @@ impl Forward {
                 tokio::time::Instant::now(),
             )),
             guards,
+            memory,
             permit,
             _share: share,
             _call: call,
@@ -282,12 +286,27 @@ impl Forward {
         if status < 400 {
             self.mark_changed();
         }
+        // A client must not take a write that has succeeded for one that has failed.
+        if let Err(limit) = self.memory.add_response(headers)
+            && self.request.method.is_safe()
+        {
+            return ResponseAction::Refuse(limit.into());
+        }
         self.record.status = status;
         self.record.steps.attribute("http.response.status_code", || TraceAttribute::Number(status.into()));
         let (mut drop, mut add) = self.header_changes(headers);
         drop.extend_from_slice(hop_by_hop::framing_without_body(status));
         add.extend(self.cors_headers.iter().cloned().chain([forwarding::via(version)]));
         ResponseAction::Forward { drop, set: self.headers_to_set(), add }
+    }
+
+    /// Reserves the memory of a part of the response.
+    ///
+    /// # Errors
+    /// It would exceed the client's share, and the request has changed nothing.
+    pub fn add_part(&mut self, length: usize) -> Outcome<()> {
+        let added = self.memory.add_part(length);
+        if self.request.method.is_safe() { Ok(added?) } else { Ok(()) }
     }
 
     /// Returns the headers of a response that do not reach the client, and those that replace some of them. Holds for

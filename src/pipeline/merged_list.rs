@@ -5,19 +5,19 @@
 //! page, and the next page continues it at the same position.
 
 use crate::base::ids::ClientId;
-use crate::base::model::{Time, View, write_json};
+use crate::base::memory_budget::{MemoryShare, Reservation};
+use crate::base::model::{Time, write_json};
 use crate::base::operation::Operation;
 use crate::base::problem::{Code, Outcome};
 use crate::base::request_headers::RequestHeaders;
-use crate::base::request_reply::Body;
+use crate::base::request_reply::{Body, BodyBuilder};
 use crate::engine::cache::EntryKind;
-use crate::engine::memory_budget::BudgetedBytes;
 use crate::engine::rate_limit::Cost;
 use crate::engine::request_record::{CacheOutcome, ProviderCost, RequestRecord};
 use crate::fetch::provider_query::{
     IdentityError, ProviderIdentity, ProviderQuery, ProviderQueryError, QueryTarget, SharedState,
 };
-use crate::fetch::{self, Served};
+use crate::pipeline::held::{self, HeldView};
 use crate::pipeline::obtain::LookedUpQuery;
 use crate::pipeline::respond::Content;
 use crate::pipeline::source_reader::{
@@ -85,7 +85,7 @@ impl<'l> IdentifiedSource<'l> {
 
 /// Consecutive sessions of one provider page.
 struct Run {
-    view: Arc<View>,
+    page: HeldView,
     items: Range<usize>,
 }
 
@@ -180,19 +180,11 @@ impl List<'_> {
         let chosen = self.merge(&mut readers, deadline, record).await?;
         record.cache = combined_status(&readers);
         check_any_succeeded(&readers)?;
-        let sessions = self.sessions(&chosen)?;
         let end = self.end_of_body(&readers);
         let etag = page_etag(&chosen, self.page.shape.fields.as_ref(), &end);
-        // A slice of a stored page keeps the whole page in memory until the client has read the response. The budget counts
-        // these bytes for each response.
-        let bytes_kept = match (chosen.as_slice(), &self.page.shape.fields) {
-            ([run], None) => run.view.body.len(),
-            _ => sessions.len(),
-        };
-        let end = BudgetedBytes::reserve_with(end, bytes_kept, &self.shared.upstream.budget)
-            .ok_or_else(problems::buffer_limit)?;
-        let body = Body::of([Bytes::from_static(b"{\"sessions\":["), sessions, end]);
-        Ok(Content::json(body, Some(etag)))
+        // The pages without a chosen session.
+        drop(readers);
+        Ok(Content::json(self.body(&chosen, end)?, Some(etag)))
     }
 
     /// Chooses the page's sessions, newest first, and moves the readers past them. Pages that are needed at the same time
@@ -219,7 +211,7 @@ impl List<'_> {
             let Some(newest) = newest(&next) else { break };
             let reader = &mut readers[newest.reader];
             if let Some(page) = &reader.page {
-                choose(&mut chosen, &page.view, newest.item);
+                choose(&mut chosen, &page.held, newest.item);
                 remaining -= 1;
             }
             reader.advance_past(newest.item);
@@ -293,44 +285,67 @@ impl List<'_> {
             }
         };
         let now = self.shared.now();
-        let Served { entry, status } = obtain::obtain(self.shared, &query, lookup, Some(deadline), now, record).await?;
-        record.cache = Some(status);
+        let mut served = obtain::obtain(self.shared, &query, lookup, Some(deadline), now, record).await?;
+        record.cache = Some(served.status.clone());
+        let entry = served.entry.clone();
         let info = match &entry.kind {
             EntryKind::Page(info) => info,
             EntryKind::NotFound(error) => return Err((&**error).into()),
             EntryKind::Session => return Err(problems::not_a_list()),
         };
         let show = representation::show(self.snapshot, self.client, &self.page.shape);
-        let view = fetch::view(self.shared, &query, &entry, show, self.shared.now())?;
-        let content = (!view.items.is_empty()).then_some(view.etag.as_bytes());
+        let held = HeldView::of(self.shared, &query, (&mut served).into(), show)?;
+        let content = (!held.view.items.is_empty()).then_some(held.view.etag.as_bytes());
         let cut_problem = |cut| problems::cut_list(&query.provider().name, cut);
         if let Err(cut) = position.history.check_page(content) {
             reader.cut(cut_problem(cut));
             return Ok(());
         }
         let next = next_page(position, content, info).unwrap_or_else(|cut| NextPage::Cut(cut_problem(cut)));
-        (reader.total, reader.page) = (info.total, Some(ProviderPage { view, next }));
+        (reader.total, reader.page) = (info.total, Some(ProviderPage { held: held.clone(), next }));
         reader.add_unreadable_times(&info.unreadable_times);
         Ok(())
     }
 
-    /// Returns the sessions' JSON, separated by commas. Sessions of one run are a slice of the stored page.
-    fn sessions(&self, chosen: &[Run]) -> Outcome<Bytes> {
-        let fields = &self.page.shape.fields;
-        if let ([run], None) = (chosen, fields) {
-            return Ok(run.view.body.slice(run.byte_range()));
-        }
-        let mut out = Vec::with_capacity(chosen.iter().map(|run| run.byte_range().len() + 1).sum());
+    /// Makes the body. Long runs of sessions are slices of the stored pages.
+    ///
+    /// # Errors
+    /// What is copied would exceed the client's share of the memory.
+    fn body(&self, chosen: &[Run], end: Vec<u8>) -> Outcome<Body> {
+        const START: &[u8] = b"{\"sessions\":[";
+        let share = self.snapshot.memory_share(self.client, &self.shared.upstream.budget);
+        let (mut runs, mut memory) = (Vec::with_capacity(chosen.len()), Vec::with_capacity(chosen.len() + 1));
         for run in chosen {
-            if !out.is_empty() {
-                out.push(b',');
-            }
-            match fields {
-                None => out.extend_from_slice(&run.view.body[run.byte_range()]),
-                Some(fields) => run.write_fields(fields, &mut out)?,
+            match &self.page.shape.fields {
+                None => {
+                    runs.push(run.page.view.body.slice(run.byte_range()));
+                    memory.push(run.page.memory.clone());
+                }
+                Some(fields) => {
+                    let (copy, reserved) = run.selected(fields, &share)?;
+                    runs.push(copy);
+                    memory.push(Arc::new(reserved));
+                }
             }
         }
-        Ok(out.into())
+        let copied: usize = runs.iter().map(|run| BodyBuilder::copied(run) + 1).sum();
+        let size = START.len() + copied + end.len();
+        memory.push(Arc::new(share.reserve(size)?));
+        // The usual list: one run, which is never copied.
+        if let [run] = runs.as_slice() {
+            let parts = vec![Bytes::from_static(START), run.clone(), end.into()];
+            return Ok(Body::of(parts).holding(memory));
+        }
+        let mut body = BodyBuilder::with_capacity(size);
+        body.text().extend_from_slice(START);
+        for (number, run) in runs.iter().enumerate() {
+            if number > 0 {
+                body.text().push(b',');
+            }
+            body.stored(run);
+        }
+        body.text().extend_from_slice(&end);
+        Ok(body.finish().holding(memory))
     }
 
     /// Returns the end of the body, after the sessions.
@@ -382,22 +397,21 @@ impl List<'_> {
 impl Run {
     /// Returns the position of the sessions in the page's JSON.
     fn byte_range(&self) -> Range<usize> {
-        let items = &self.view.items[self.items.clone()];
+        let items = &self.page.view.items[self.items.clone()];
         match (items.first(), items.last()) {
             (Some(first), Some(last)) => first.start..last.end,
             _ => 0..0,
         }
     }
 
-    /// Appends each session with these fields only.
-    fn write_fields(&self, fields: &FieldSelection, out: &mut Vec<u8>) -> Outcome<()> {
-        for (number, item) in self.view.items[self.items.clone()].iter().enumerate() {
-            if number > 0 {
-                out.push(b',');
-            }
-            fields.write_selected(&self.view.body[item.start..item.end], out)?;
-        }
-        Ok(())
+    /// Copies each session with these fields only.
+    ///
+    /// # Errors
+    /// The copies would exceed the share of the memory.
+    fn selected(&self, fields: &FieldSelection, share: &MemoryShare) -> Outcome<(Bytes, Reservation)> {
+        let view = &self.page.view;
+        let sessions = view.items[self.items.clone()].iter().map(|item| &view.body[item.start..item.end]);
+        held::selected(fields, sessions, share)
     }
 }
 
@@ -418,10 +432,10 @@ fn next_page(position: &Position, content: Option<&[u8]>, info: &PageInfo) -> Re
 }
 
 /// Adds a session to the chosen ones.
-fn choose(chosen: &mut Vec<Run>, view: &Arc<View>, item: usize) {
+fn choose(chosen: &mut Vec<Run>, page: &HeldView, item: usize) {
     match chosen.last_mut() {
-        Some(run) if run.items.end == item && Arc::ptr_eq(&run.view, view) => run.items.end += 1,
-        _ => chosen.push(Run { view: view.clone(), items: item..item + 1 }),
+        Some(run) if run.items.end == item && Arc::ptr_eq(&run.page.view, &page.view) => run.items.end += 1,
+        _ => chosen.push(Run { page: page.clone(), items: item..item + 1 }),
     }
 }
 
@@ -429,9 +443,9 @@ fn choose(chosen: &mut Vec<Run>, view: &Arc<View>, item: usize) {
 /// the rest of the body, which is cheaper than hashing the sessions again.
 fn page_etag(chosen: &[Run], fields: Option<&FieldSelection>, end_of_body: &[u8]) -> HeaderValue {
     let mut input = Vec::with_capacity(48 * chosen.len() + end_of_body.len());
-    for Run { view, items } in chosen {
+    for Run { page, items } in chosen {
         // All pages' tags have the same length, so the input is unambiguous.
-        input.extend_from_slice(view.etag.as_bytes());
+        input.extend_from_slice(page.view.etag.as_bytes());
         input.extend([items.start, items.end].iter().flat_map(|position| position.to_le_bytes()));
     }
     input.extend(fields.iter().flat_map(|fields| format!("{fields:?}").into_bytes()));

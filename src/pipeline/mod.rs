@@ -9,6 +9,8 @@ pub(crate) mod cache_status;
 pub(crate) mod context;
 pub(crate) mod dry_run;
 pub(crate) mod forward;
+pub(crate) mod forward_memory;
+pub(crate) mod held;
 pub(crate) mod merged_list;
 pub(crate) mod native;
 pub(crate) mod obtain;
@@ -20,10 +22,10 @@ pub(crate) mod source_reader;
 pub(crate) mod watch;
 
 use crate::base::endpoints;
+use crate::base::memory_budget::{ClientMemory, MemoryShare};
 use crate::base::problem::Outcome;
 use crate::base::request_reply::{Request, Response};
 use crate::base::trace_context::TraceSteps;
-use crate::engine::memory_budget::BudgetedBytes;
 use crate::engine::request_record::RequestRecord;
 use crate::fetch::explain;
 use crate::fetch::provider_query::{ProviderIdentity, SharedState};
@@ -55,6 +57,8 @@ pub struct Pipeline {
     /// The cache, the connections to providers and the metrics.
     pub shared: Arc<SharedState>,
     topics: Arc<WatchTopics>,
+    /// The memory of responses to requests without a valid key. They share it as if they came from one client.
+    strangers: Arc<ClientMemory>,
 }
 
 /// What the server must do to respond to a request.
@@ -71,7 +75,7 @@ impl Pipeline {
     /// Creates a pipeline with this configuration and state.
     #[must_use]
     pub fn new(runtime: Arc<Runtime>, shared: Arc<SharedState>) -> Self {
-        Self { runtime, shared, topics: Arc::default() }
+        Self { runtime, shared, topics: Arc::default(), strangers: Arc::default() }
     }
 
     /// Returns whether Weir reads the body of a request, because it is a form from a client with a valid key. Others get
@@ -211,7 +215,7 @@ impl Pipeline {
             (Ok(RouteResult::Watch(mut stream)), _) => {
                 let mut response = respond::events(&buckets, record);
                 if let Some(explanation) = context.explanation(record) {
-                    stream.prepend_explanation(Value::Object(explanation).to_string().as_bytes());
+                    stream.prepend_explanation(Value::Object(explanation).to_string().into_bytes());
                 }
                 response.headers.extend(cors_headers);
                 return Handled::Watch(response, stream);
@@ -227,22 +231,57 @@ impl Pipeline {
                 response
             }
         };
-        let mut response = self.with_explanation(context, response, record);
+        let mut response = match self.with_explanation(context, response, record) {
+            Ok(response) => response,
+            Err(problem) => {
+                let response = respond::problem(&problem, &buckets, record, now);
+                self.reserved(context, response).unwrap_or_else(|response| respond::without_body(response, record))
+            }
+        };
         response.headers.extend(cors_headers);
         Handled::Respond(response)
     }
 
-    /// Puts the response and its explanation into one body, if the client wants an explanation.
+    /// Puts the response and its explanation into one body, if the client wants an explanation. Reserves the memory of the
+    /// response.
+    ///
+    /// # Errors
+    /// The response would exceed the client's share of the memory.
     fn with_explanation(
         &self,
         context: &RequestContext<'_>,
-        response: Response,
+        mut response: Response,
         record: &mut RequestRecord,
-    ) -> Response {
-        let Some(explanation) = context.explanation(record) else { return response };
-        match BudgetedBytes::reserve(explain::wrap(&response, &explanation), &self.shared.upstream.budget) {
-            Some(body) => respond::explained(response, body, record),
-            None => respond::problem(&problems::buffer_limit(), &context.buckets(), record, self.shared.now()),
+    ) -> Outcome<Response> {
+        if let Some(explanation) = context.explanation(record) {
+            let body = explain::wrap(&mut response, &explanation, &self.share(context))?;
+            response = respond::explained(response, body, record);
+        }
+        if context.request.method != http::Method::HEAD {
+            let http2 = context.request.version == http::Version::HTTP_2;
+            response.body = held::reserve_response(std::mem::take(&mut response.body), http2, || self.share(context))?;
+        }
+        Ok(response)
+    }
+
+    /// Reserves the memory of a short response.
+    ///
+    /// # Errors
+    /// The response, if it would exceed the client's share of the memory.
+    fn reserved(&self, context: &RequestContext<'_>, response: Response) -> Result<Response, Response> {
+        let http2 = context.request.version == http::Version::HTTP_2;
+        match held::reserve_response(response.body.clone(), http2, || self.share(context)) {
+            Ok(body) => Ok(Response { body, ..response }),
+            Err(_) => Err(response),
+        }
+    }
+
+    /// Returns the client's share of the memory budget.
+    fn share(&self, context: &RequestContext<'_>) -> MemoryShare {
+        let (snapshot, budget) = (&context.snapshot, &self.shared.upstream.budget);
+        match context.client {
+            Some(client) => snapshot.memory_share(client, budget),
+            None => budget.share(&self.strangers, snapshot.client_share(budget.limit())),
         }
     }
 }

@@ -8,14 +8,15 @@ use crate::base::ids::{ClientId, ProviderId};
 use crate::base::model::{Form, Show};
 use crate::base::operation::Operation;
 use crate::base::problem::{Outcome, Problem};
-use crate::base::request_reply::{ProviderReply, Request};
+use crate::base::request_reply::{Body, ProviderReply, Request};
 use crate::engine::cache::EntryKind;
 use crate::engine::request_record::RequestRecord;
+use crate::fetch::CacheLookup;
 use crate::fetch::provider_query::{
     self, ProviderIdentity, ProviderQuery, ProviderQueryError, QueryTarget, SharedState,
 };
-use crate::fetch::{self, CacheLookup, Served};
 use crate::pipeline::forward::Change;
+use crate::pipeline::held::HeldView;
 use crate::pipeline::respond::Content;
 use crate::pipeline::{obtain, problems};
 use crate::rules::native_routes::{NativeMatch, has_dots};
@@ -207,13 +208,17 @@ pub(crate) async fn read(
 ) -> Outcome<Content> {
     let show = Show { secrets, form: Form::Native };
     match obtain::obtain(shared, query, lookup, None, shared.now(), record).await {
-        Ok(Served { entry, status }) => {
-            record.cache = Some(status);
-            if let EntryKind::NotFound(error) = &entry.kind {
+        Ok(mut served) => {
+            record.cache = Some(served.status.clone());
+            if let EntryKind::NotFound(error) = &served.entry.kind {
                 return unmapped_response(query, (&**error).into(), secrets);
             }
-            let view = fetch::view(shared, query, &entry, show, shared.now())?;
-            Ok(Content::json(view.body.clone(), Some(view.etag.clone())))
+            // A view that is stored with its entry needs no memory of its own.
+            if let Some(view) = served.entry.view(show) {
+                return Ok(Content::json(view.body.clone(), Some(view.etag.clone())));
+            }
+            let HeldView { view, memory } = HeldView::of(shared, query, (&mut served).into(), show)?;
+            Ok(Content::json(Body::from(view.body.clone()).holding([memory]), Some(view.etag.clone())))
         }
         Err(problem) => unmapped_response(query, problem, secrets),
     }

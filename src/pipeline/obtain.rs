@@ -4,6 +4,7 @@ use crate::base::model::Time;
 use crate::base::problem::{Outcome, Problem};
 use crate::engine::cache::{Entry, EntryKind};
 use crate::engine::request_record::RequestRecord;
+use crate::fetch::error::FetchError;
 use crate::fetch::provider_query::{ProviderQuery, SharedState};
 use crate::fetch::{self, CacheLookup, Served, explain};
 use crate::rules::cache_control::Directives;
@@ -39,6 +40,21 @@ pub(crate) async fn obtain(
     now: Time,
     record: &mut RequestRecord,
 ) -> Outcome<Served> {
+    try_obtain(shared, query, lookup, deadline, now, record).await.map_err(Into::into)
+}
+
+/// Like [`obtain`], for a caller that needs the cause of a failure.
+///
+/// # Errors
+/// The provider's failure, or why Weir did not call it.
+pub(crate) async fn try_obtain(
+    shared: &Arc<SharedState>,
+    query: &ProviderQuery,
+    lookup: CacheLookup,
+    deadline: Option<Instant>,
+    now: Time,
+    record: &mut RequestRecord,
+) -> Result<Served, Box<FetchError>> {
     let before = record.explain.as_ref().and_then(|_| lookup.entry().cloned());
     let wait_before = record.provider_wait;
     let result = fetch::obtain(shared, query, lookup, deadline, now, record).await;
@@ -51,14 +67,14 @@ pub(crate) async fn obtain(
             Err(error) => Some(error.clone().into()),
         };
         let outcome = match &result {
-            Ok(Served { entry, status }) => Ok((&**entry, status)),
+            Ok(Served { entry, status, .. }) => Ok((&**entry, status)),
             Err(error) => Err((&**error, record.cache.as_ref())),
         };
         let problem = problem.map(|problem| problem.to_value(None));
         let (waited, now) = (record.provider_wait.saturating_sub(wait_before), shared.now());
         data.provider_responses.push(explain::query_result(query, before.as_deref(), outcome, problem, waited, now));
     }
-    result.map_err(Into::into)
+    result
 }
 
 /// Checks that an entry is a resource, not a stored "not found" of the provider.

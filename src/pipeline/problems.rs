@@ -3,6 +3,7 @@
 //! Lower folders return their own error types. This file has one `From` for each type, and one function for each error of
 //! the pipeline itself. The server makes the problems of connections and of malformed requests.
 
+use crate::base::memory_budget::BufferLimit;
 use crate::base::problem::{Code, Problem, SHORT_RETRY, retry_seconds};
 use crate::base::request_reply::FailureKind;
 use crate::base::request_reply::FormError;
@@ -280,10 +281,10 @@ pub(crate) fn watcher_share(share: i64) -> Box<Problem> {
     )))
 }
 
-/// 503 if the buffered bytes of responses reach their limit.
+/// 503 if a response would exceed the memory of all responses, or the client's share of it.
 #[must_use]
-pub(crate) fn buffer_limit() -> Box<Problem> {
-    Box::new(Problem::overloaded("response buffer limit reached (overload.max_buffered)"))
+pub(crate) fn buffer_limit(limit: BufferLimit) -> Box<Problem> {
+    Box::new(Problem::overloaded(limit.to_string()))
 }
 
 /// 400 for a request without exactly one `Host` (RFC 9112, section 3.2).

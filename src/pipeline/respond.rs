@@ -90,7 +90,7 @@ pub(crate) fn content(
 /// Replaces the body of a response by `body`, which contains the original response and its explanation. A status that
 /// allows no body becomes 200; `body` contains the original status.
 #[must_use]
-pub(crate) fn explained(mut response: Response, body: Bytes, record: &mut RequestRecord) -> Response {
+pub(crate) fn explained(mut response: Response, body: Body, record: &mut RequestRecord) -> Response {
     const REPLACED: [&str; 6] = ["content-type", "content-length", "cache-control", "etag", "age", "last-modified"];
     response.headers.retain(|name| !REPLACED.contains(&name));
     response.headers.push("content-type", "application/json");
@@ -100,7 +100,7 @@ pub(crate) fn explained(mut response: Response, body: Bytes, record: &mut Reques
         response.status = 200;
     }
     (record.status, record.bytes) = (response.status, body.len());
-    Response { body: body.into(), ..response }
+    Response { body, ..response }
 }
 
 /// Returns a problem as `application/problem+json` (RFC 9457).
@@ -131,6 +131,15 @@ pub(crate) fn problem(problem: &Problem, buckets: &[&Bucket], record: &mut Reque
     add_common_headers(&mut headers, buckets, record, refused.as_ref());
     (record.status, record.bytes, record.error) = (problem.code.status(), body.len(), Some(problem.code.as_str()));
     Response { status: record.status, headers, body: body.into() }
+}
+
+/// Removes the body, so that an HTTP/2 response needs no window and no memory.
+#[must_use]
+pub(crate) fn without_body(mut response: Response, record: &mut RequestRecord) -> Response {
+    response.headers.retain(|name| !matches!(name, "content-type" | "content-length"));
+    response.headers.number("content-length", 0);
+    record.bytes = 0;
+    Response { body: Body::default(), ..response }
 }
 
 /// Returns a problem to a native client: the provider's response if there is one, otherwise Weir's problem in the format of

@@ -6,11 +6,11 @@ use crate::engine::client_address;
 use crate::engine::rate_limit::Cost;
 use crate::engine::request_record::{ProviderCost, RequestRecord};
 use crate::fetch::provider_query::{self, ProviderIdentity, ProviderQuery};
-use crate::fetch::{self, Served};
 use crate::pipeline::admission::{admit, look_up_and_admit};
 use crate::pipeline::batch::{Batch, Job};
 use crate::pipeline::context::RequestContext;
 use crate::pipeline::forward::{Change, Forward, ForwardRequest};
+use crate::pipeline::forward_memory::ForwardMemory;
 use crate::pipeline::merged_list::{IdentifiedSource, List};
 use crate::pipeline::representation::{self, SessionBody};
 use crate::pipeline::respond::{self, Content};
@@ -18,7 +18,6 @@ use crate::pipeline::watch::{WatchRequest, WatchStart, WatchStream};
 use crate::pipeline::{native, obtain};
 use crate::rules::native_routes::NativeMatch;
 use crate::rules::parameters::{Page, Representation};
-use crate::rules::provider_body::etag;
 use crate::rules::route::{BatchId, ListSource, SessionName};
 use tokio::time::Instant;
 
@@ -57,12 +56,12 @@ pub(crate) async fn session(
     let query = provider_query::session_query(&context.snapshot, client, name, context.request)?;
     record.steps.step("look up and admit");
     let lookup = look_up_and_admit(context, client, &query, record)?;
-    let Served { entry, status } = obtain::obtain(context.shared, &query, lookup, None, context.now, record).await?;
-    record.cache = Some(status);
-    obtain::check_exists(&entry)?;
+    let mut served = obtain::obtain(context.shared, &query, lookup, None, context.now, record).await?;
+    record.cache = Some(served.status.clone());
+    obtain::check_exists(&served.entry)?;
     let show = representation::show(&context.snapshot, client, shape);
-    let view = fetch::view(context.shared, &query, &entry, show, context.now)?;
-    let SessionBody { body, etag } = representation::session_body(&view, shape)?;
+    let SessionBody { body, etag, .. } =
+        representation::session_body(context.shared, &query, (&mut served).into(), show, shape)?;
     Ok(RouteResult::Content(Content::json(body, Some(etag))))
 }
 
@@ -125,9 +124,7 @@ pub(crate) async fn batch(
     context.add_providers(costs.iter().filter_map(|cost| cost.provider), record);
     admit(context, client, &costs, record)?;
     record.steps.step("fetch");
-    let body = batch.read(jobs, Instant::now(), record).await?;
-    let etag = etag(&body);
-    Ok(RouteResult::Content(Content::json(body, Some(etag))))
+    batch.read(jobs, Instant::now(), record).await.map(RouteResult::Content)
 }
 
 /// A native read that the cache can serve.
@@ -158,6 +155,8 @@ pub(crate) async fn forward(
     admit(context, client, &[ProviderCost { provider: Some(provider), cost: Cost::one(false) }], record)?;
     record.steps.step("gate and credential");
     let question_mark = if request.query.is_empty() { "" } else { "?" };
+    let share = context.snapshot.memory_share(client, &context.shared.upstream.budget);
+    let memory = ForwardMemory::reserve(&share, &request.method, &request.headers)?;
     let forwarded = ForwardRequest {
         change,
         prefix: native_match.prefix.to_owned(),
@@ -165,6 +164,7 @@ pub(crate) async fn forward(
         method: request.method.clone(),
         from_trusted_proxy: client_address::is_from_trusted_proxy(request, &context.snapshot.weir.trusted_proxies),
     };
-    let forward = Forward::start(context.shared, &context.snapshot, client, provider, identity, forwarded).await?;
+    let forward =
+        Forward::start(context.shared, &context.snapshot, client, provider, identity, forwarded, memory).await?;
     Ok(RouteResult::Forward(forward))
 }

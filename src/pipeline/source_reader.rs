@@ -1,17 +1,17 @@
 //! Tracks one source of a list: its position, its current provider page, and its failure. `merged_list` reads the pages.
 
-use crate::base::model::{Field, Time, View};
+use crate::base::model::{Field, Time};
 use crate::base::problem::{Outcome, Problem};
 use crate::engine::request_record::CacheStatus;
 use crate::fetch::provider_query::ProviderQuery;
 use crate::pipeline::cache_status;
+use crate::pipeline::held::HeldView;
 use crate::pipeline::obtain::LookedUpQuery;
 use crate::rules::page_token::{Position, SourceProgress};
 use crate::rules::parameters::Filter;
 use crate::rules::provider_body::UNREADABLE_TIME;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 /// The limit of provider pages, after the first, that one page of the list reads from a source.
 const MAX_FURTHER_PAGES: usize = 5;
@@ -43,7 +43,7 @@ pub(crate) struct SourceReader {
 /// A page of a provider.
 pub(crate) struct ProviderPage {
     /// Its sessions.
-    pub view: Arc<View>,
+    pub held: HeldView,
     /// What follows it.
     pub next: NextPage,
 }
@@ -112,7 +112,7 @@ impl SourceReader {
     pub(crate) fn next(&mut self, filter: &Filter) -> NextSession {
         loop {
             let SourceProgress::At(position) = &mut self.progress else { return NextSession::None };
-            let Some(ProviderPage { view, .. }) = &self.page else {
+            let Some(ProviderPage { held: HeldView { view, .. }, .. }) = &self.page else {
                 return match self.pages_left {
                     _ if self.failure.is_some() => NextSession::None,
                     0 => NextSession::PageLimit,

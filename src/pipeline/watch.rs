@@ -4,15 +4,17 @@
 //! see it. All watches of a session share one topic, so that the provider gets at most one request per `freshness.watch`.
 
 use crate::base::ids::ClientId;
+use crate::base::memory_budget::Reservation;
 use crate::base::model::{Show, Status, Time};
-use crate::base::problem::{Outcome, Problem};
-use crate::base::request_reply::Request;
-use crate::engine::cache::{Entry, EntryKind, Key};
+use crate::base::problem::{Code, Outcome, Problem};
+use crate::base::request_reply::{Body, Request};
+use crate::engine::cache::{Entry, Key};
 use crate::engine::request_record::RequestRecord;
 use crate::fetch::provider_query::{ProviderQuery, SharedState, session_query};
 use crate::fetch::{self, CacheLookup, Served};
+use crate::pipeline::held::ServedEntry;
 use crate::pipeline::representation::SessionBody;
-use crate::pipeline::{obtain, problems, representation};
+use crate::pipeline::{held, obtain, problems, representation};
 use crate::rules::cache_control::Directives;
 use crate::rules::parameters::Representation;
 use crate::rules::route::{Route, RouteMatch};
@@ -21,7 +23,7 @@ use crate::runtime::snapshot::Snapshot;
 use bytes::Bytes;
 use futures_util::stream::{self, Stream};
 use http::HeaderValue;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -30,6 +32,8 @@ use tokio::time::Instant;
 /// How often an unchanged stream sends a comment, so that closed connections are noticed and proxies do not time out.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(15);
 const HEARTBEAT: &[u8] = b":\n\n";
+/// The memory of a stream without its events: its request, query and timers.
+const WATCH_BYTES: usize = 32 << 10;
 /// How often a stream checks that its client may still watch the session, also while it waits for the provider.
 const RIGHTS_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -54,6 +58,17 @@ struct SessionFetch {
     /// When the provider responded, or when the fetch failed.
     fetched_at: Time,
     result: Outcome<Arc<Entry>>,
+    /// The client whose watch fetched the session.
+    client: Arc<str>,
+    /// The memory of the entry.
+    _memory: Option<Arc<Reservation>>,
+}
+
+impl SessionFetch {
+    /// Returns whether a watch of this client can use the fetch. A refusal for lack of memory may hold for one client only.
+    fn is_for(&self, client: &Arc<str>) -> bool {
+        self.client == *client || !self.result.as_ref().is_err_and(|problem| problem.code == Code::Overloaded)
+    }
 }
 
 impl WatchTopics {
@@ -95,11 +110,11 @@ struct WatchPermit {
 }
 
 impl WatchPermit {
-    /// Counts a watch, unless `max_watchers` watches are open, or the client has its share of them. If there are several
-    /// clients, the share is half of the limit, rounded up, so that one client leaves the rest to the others.
+    /// Counts a watch, unless `max_watchers` watches are open, or the client has its share of them.
     fn acquire(shared: &Arc<SharedState>, topics: &Arc<WatchTopics>, config: &Snapshot, id: ClientId) -> Outcome<Self> {
-        let limit = i64::from(config.weir.overload.max_watchers);
-        let share = if config.clients.iter().nth(1).is_some() { (limit + 1) / 2 } else { limit };
+        let limit = config.weir.overload.max_watchers;
+        let share = i64::try_from(config.client_share(limit.into())).unwrap_or(i64::MAX);
+        let limit = i64::from(limit);
         let client = config.clients[id].id.clone();
         shared.metrics.http.watchers.inc();
         let clients_watches = {
@@ -146,7 +161,7 @@ pub struct WatchStream {
     /// The entity tag of the last state that the client got.
     last_sent: Option<HeaderValue>,
     /// Events to send.
-    ready: Option<Bytes>,
+    ready: VecDeque<Body>,
     /// When to fetch the session again.
     next_fetch: Instant,
     next_heartbeat: Instant,
@@ -156,6 +171,8 @@ pub struct WatchStream {
     failing: bool,
     ended: bool,
     _permit: WatchPermit,
+    /// The memory of the stream itself.
+    _memory: Reservation,
 }
 
 /// The result of starting a watch.
@@ -198,9 +215,10 @@ impl WatchRequest<'_> {
         record: &mut RequestRecord,
     ) -> Outcome<WatchStart> {
         let permit = WatchPermit::acquire(self.shared, self.topics, self.snapshot, self.client)?;
-        let Served { entry, status } = obtain::obtain(self.shared, &query, lookup, None, self.now, record).await?;
-        record.cache = Some(status);
-        obtain::check_exists(&entry)?;
+        let memory = query.memory_share(self.shared).reserve(WATCH_BYTES)?;
+        let served = obtain::obtain(self.shared, &query, lookup, None, self.now, record).await?;
+        record.cache = Some(served.status.clone());
+        obtain::check_exists(&served.entry)?;
         let topic = self.topics.topic(&query.key);
         let now = Instant::now();
         let last_event_id = self.request.headers.get("last-event-id");
@@ -216,33 +234,34 @@ impl WatchRequest<'_> {
             query,
             topic,
             last_sent: last_event_id.clone(),
-            ready: None,
+            ready: VecDeque::new(),
             next_fetch: now,
             next_heartbeat: now + HEARTBEAT_INTERVAL,
             next_rights_check: now + RIGHTS_INTERVAL,
             failing: false,
             ended: false,
             _permit: permit,
+            _memory: memory,
         };
-        stream.add_session_event(&entry)?;
+        stream.add_session_event(&served.entry)?;
         if stream.ended && stream.last_sent == last_event_id {
             return Ok(WatchStart::Ended);
         }
-        stream.schedule_fetch(entry.life.stored_at);
+        stream.schedule_fetch(served.entry.life.stored_at);
         Ok(WatchStart::Stream(Box::new(stream)))
     }
 }
 
 impl WatchStream {
-    /// Returns the events as parts of a body. The stream ends with the watch.
+    /// Returns the events. The stream ends with the watch.
     #[must_use]
-    pub fn parts(self: Box<Self>) -> Pin<Box<dyn Stream<Item = Bytes> + Send>> {
+    pub fn events(self: Box<Self>) -> Pin<Box<dyn Stream<Item = Body> + Send>> {
         Box::pin(stream::unfold(self, |mut watch| async move { Some((watch.next().await?, watch)) }))
     }
 
-    async fn next(&mut self) -> Option<Bytes> {
+    async fn next(&mut self) -> Option<Body> {
         loop {
-            if let Some(ready) = self.ready.take() {
+            if let Some(ready) = self.ready.pop_front() {
                 self.next_heartbeat = Instant::now() + HEARTBEAT_INTERVAL;
                 return Some(ready);
             }
@@ -257,7 +276,9 @@ impl WatchStream {
                 () = tokio::time::sleep_until(self.next_rights_check) => {
                     self.check_rights();
                 }
-                () = tokio::time::sleep_until(heartbeat) => self.ready = Some(Bytes::from_static(HEARTBEAT)),
+                () = tokio::time::sleep_until(heartbeat) => {
+                    self.ready.push_back(Bytes::from_static(HEARTBEAT).into());
+                }
                 () = tokio::time::sleep_until(self.next_fetch) => {
                     if self.check_rights() {
                         self.update().await;
@@ -346,53 +367,56 @@ impl WatchStream {
         self.next_fetch = Instant::now() + until_next.min(interval) + Duration::from_millis(1);
     }
 
-    /// Adds the event `session`, unless the client has this state already.
+    /// Adds the event `session`, unless the client has this state already. The memory of the event is reserved until the
+    /// client has read it.
     fn add_session_event(&mut self, entry: &Arc<Entry>) -> Outcome<()> {
-        let view = fetch::view(&self.shared, &self.query, entry, self.show, self.shared.now())?;
-        let status = view.items.first().map(|item| item.status);
-        self.ended = matches!(status, Some(Status::Ended | Status::Expired));
-        let SessionBody { body, etag } = representation::session_body(&view, &self.shape)?;
+        let served = ServedEntry { entry, memory: None };
+        let session = representation::session_body(&self.shared, &self.query, served, self.show, &self.shape)?;
+        let SessionBody { body, etag, status } = session;
         if self.last_sent.as_ref() != Some(&etag) {
-            self.add_event("session", Some(&etag), &body);
+            let http2 = self.request.version == http::Version::HTTP_2;
+            let body = held::reserve_response(body, http2, || self.query.memory_share(&self.shared))?;
+            let event = self.event("session", Some(&etag), body);
+            self.ready.push_back(event);
             self.last_sent = Some(etag);
         }
+        self.ended = matches!(status, Some(Status::Ended | Status::Expired));
         Ok(())
     }
 
     /// Adds the event `explain` before all other events.
-    pub fn prepend_explanation(&mut self, explanation: &[u8]) {
-        let ready = self.ready.take();
-        self.add_event("explain", None, explanation);
-        let both = [self.ready.take(), ready].into_iter().flatten().collect::<Vec<_>>();
-        self.ready = Some(both.concat().into());
+    pub fn prepend_explanation(&mut self, explanation: Vec<u8>) {
+        let event = self.event("explain", None, Bytes::from(explanation).into());
+        self.ready.push_front(event);
     }
 
     fn add_problem_event(&mut self, problem: &Problem) {
-        self.add_event("problem", None, problem.to_value(None).to_string().as_bytes());
+        let data = Bytes::from(problem.to_value(None).to_string());
+        let event = self.event("problem", None, data.into());
+        self.ready.push_back(event);
     }
 
-    /// Adds an event to `ready` (WHATWG HTML, section 9.2.6). `data` must have no line breaks; Weir's JSON has none.
-    fn add_event(&mut self, name: &str, id: Option<&HeaderValue>, data: &[u8]) {
+    /// Makes an event (WHATWG HTML, section 9.2.6). `data` must have no line breaks; Weir's JSON has none.
+    fn event(&self, name: &str, id: Option<&HeaderValue>, data: Body) -> Body {
         self.shared.metrics.http.watch_events.with_label_values(&[&*self.query.provider().name, name]).inc();
-        let mut event = self.ready.take().map(Vec::from).unwrap_or_default();
+        let mut start = Vec::new();
         if let Some(id) = id {
-            event.extend_from_slice(b"id: ");
-            event.extend_from_slice(id.as_bytes());
-            event.push(b'\n');
+            start.extend_from_slice(b"id: ");
+            start.extend_from_slice(id.as_bytes());
+            start.push(b'\n');
         }
-        event.extend_from_slice(format!("event: {name}\ndata: ").as_bytes());
-        event.extend_from_slice(data);
-        event.extend_from_slice(b"\n\n");
-        self.ready = Some(event.into());
+        start.extend_from_slice(format!("event: {name}\ndata: ").as_bytes());
+        data.between(start.into(), Bytes::from_static(b"\n\n"))
     }
 }
 
 /// Returns the topic's last fetch if it is recent, otherwise fetches the session.
 async fn fetch(shared: &Arc<SharedState>, query: &ProviderQuery, topic: &Topic) -> SessionFetch {
-    let interval = query.provider().freshness.watch;
+    let (interval, client) = (query.provider().freshness.watch, query.client_id());
     let mut last = topic.last.lock().await;
     let now = shared.now();
-    if let Some(last) = last.as_ref().filter(|last| now.since(last.fetched_at) < interval) {
+    let is_recent = |last: &SessionFetch| now.since(last.fetched_at) < interval;
+    if let Some(last) = last.as_ref().filter(|last| is_recent(last) && last.is_for(client)) {
         return last.clone();
     }
     // Other requests may have refreshed the cache entry.
@@ -400,13 +424,22 @@ async fn fetch(shared: &Arc<SharedState>, query: &ProviderQuery, topic: &Topic) 
     let lookup = fetch::look_up(shared, query, directives, now);
     let mut record = RequestRecord::new(String::new(), "");
     let obtained = obtain::obtain(shared, query, lookup, None, now, &mut record).await;
-    let fetched = match obtained {
-        Ok(served) => match &served.entry.kind {
-            EntryKind::NotFound(error) => SessionFetch { fetched_at: shared.now(), result: Err((&**error).into()) },
-            _ => SessionFetch { fetched_at: served.entry.life.stored_at, result: Ok(served.entry) },
-        },
-        Err(problem) => SessionFetch { fetched_at: shared.now(), result: Err(problem) },
+    let (result, memory) = match obtained.and_then(|served| held_entry(shared, query, &served)) {
+        Ok((entry, memory)) => (Ok(entry), Some(Arc::new(memory))),
+        Err(problem) => (Err(problem), None),
     };
+    let fetched_at = result.as_ref().map_or_else(|_| shared.now(), |entry| entry.life.stored_at);
+    let fetched = SessionFetch { fetched_at, result, client: client.clone(), _memory: memory };
     *last = Some(fetched.clone());
     fetched
+}
+
+/// Returns an entry with its memory, because the topic keeps it also after the cache has evicted it.
+///
+/// # Errors
+/// The provider's "not found". The entry would exceed the client's share of the memory.
+fn held_entry(shared: &SharedState, query: &ProviderQuery, served: &Served) -> Outcome<(Arc<Entry>, Reservation)> {
+    obtain::check_exists(&served.entry)?;
+    let memory = query.memory_share(shared).reserve(served.entry.size(&query.key) as usize)?;
+    Ok((served.entry.clone(), memory))
 }

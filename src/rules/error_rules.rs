@@ -77,6 +77,12 @@ impl ProviderError {
         }
     }
 
+    /// Returns whether the response would have exceeded the memory that Weir may use for it.
+    #[must_use]
+    pub fn is_buffer_limit(&self) -> bool {
+        matches!(&self.cause, ProviderErrorCause::Failure(failure) if failure.kind == FailureKind::Overloaded)
+    }
+
     /// Returns the provider's HTTP status, if it sent a response.
     #[must_use]
     pub fn status(&self) -> Option<u16> {

@@ -241,6 +241,7 @@ impl<'a> Compiler<'a> {
             key_expiries: config.keys.iter().map(|key| key.expires_at).collect(),
             explain: config.explain,
             requested_traces: traces.endpoint.is_some().then(|| requested_traces(traces)),
+            memory: previous.map(|client| client.memory.clone()).unwrap_or_default(),
             admission_lock: previous.map(|client| client.admission_lock.clone()).unwrap_or_default(),
             buckets: config.rate_limits.iter().filter_map(|at| bucket(limiters, &at.value, id)).collect(),
             access,

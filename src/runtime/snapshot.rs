@@ -2,6 +2,7 @@
 
 use super::quotas::ProviderQuotas;
 use crate::base::ids::{ClientId, IdVec, ProviderId};
+use crate::base::memory_budget::{ClientMemory, MemoryBudget, MemoryShare};
 use crate::base::model::Time;
 use crate::base::operation::{EveryOperation, PerOperation};
 use crate::config::decode::Secret;
@@ -96,6 +97,8 @@ pub struct Client {
     pub explain: bool,
     /// How often it may request that a request is traced; `None` if there are no traces.
     pub requested_traces: Option<TokenBucket>,
+    /// The memory that is reserved for it.
+    pub memory: Arc<ClientMemory>,
     /// Locked while a request is charged under several policies, so that all of them charge it or none.
     pub admission_lock: Arc<Mutex<()>>,
     /// The buckets of its policies for all requests.
@@ -171,6 +174,19 @@ impl Snapshot {
         let Some(client) = client.map(|client| &self.clients[client]) else { return Vec::new() };
         let access = providers.iter().filter_map(|provider| client.access[*provider].as_ref());
         client.buckets.iter().chain(access.flat_map(|access| &access.buckets)).collect()
+    }
+
+    /// Returns how much of a limit one client may use. With several clients it is half of the limit, rounded up, so that
+    /// one client leaves the rest to the others.
+    #[must_use]
+    pub fn client_share(&self, limit: u64) -> u64 {
+        if self.clients.iter().nth(1).is_some() { limit.div_ceil(2) } else { limit }
+    }
+
+    /// Returns a client's share of a memory budget.
+    #[must_use]
+    pub fn memory_share(&self, client: ClientId, budget: &Arc<MemoryBudget>) -> MemoryShare {
+        budget.share(&self.clients[client].memory, self.client_share(budget.limit()))
     }
 
     /// Returns the TLS settings of a listener, by its position at start; `None` without TLS.

@@ -177,6 +177,7 @@ impl AdminEndpoints {
         let text = metrics.expose(|| {
             admin_gauges::set_providers(metrics, &snapshot, now);
             admin_gauges::set_expiries(metrics, &snapshot, now);
+            admin_gauges::set_memory(metrics, &snapshot, &self.shared.upstream.budget);
         });
         response(200, "text/plain; version=0.0.4; charset=utf-8", text.into_bytes())
     }

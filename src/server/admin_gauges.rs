@@ -1,5 +1,6 @@
 //! Sets the gauges that are computed whenever `/metrics` is read: the state of providers, and expiry times.
 
+use crate::base::memory_budget::MemoryBudget;
 use crate::base::metrics::Metrics;
 use crate::base::model::Time;
 use crate::engine::breaker::{LimitUsage, QuotaLimit, QuotaUsage};
@@ -29,6 +30,16 @@ pub(crate) fn set_providers(metrics: &Metrics, snapshot: &Snapshot, now: Time) {
         };
         set_least(QuotaLimit::Rate, |usage| usage.rate);
         set_least(QuotaLimit::Concurrency, |usage| usage.concurrency);
+    }
+}
+
+/// Sets the gauges of the memory that is reserved for responses. The reset removes clients that a reload has removed.
+pub(crate) fn set_memory(metrics: &Metrics, snapshot: &Snapshot, budget: &MemoryBudget) {
+    let bytes = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+    metrics.http.buffered.set(bytes(budget.used()));
+    metrics.http.client_buffered.reset();
+    for client in &snapshot.clients {
+        metrics.http.client_buffered.with_label_values(&[&*client.id]).set(bytes(client.memory.used()));
     }
 }
 

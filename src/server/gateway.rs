@@ -189,7 +189,7 @@ impl Gateway {
                     }
                 }
                 NextStep::Watch(response, events, mut record, took) => {
-                    record.bytes = connection.write_stream(request, response, events.parts(), runtime::now()).await;
+                    record.bytes = connection.write_stream(request, response, events.events(), runtime::now()).await;
                     self.pass_through.log.record(&mut counters, &request.method, &mut record, took);
                     return self.close(connection, head.has_body()).await;
                 }
@@ -341,20 +341,19 @@ fn now() -> Instant {
 /// Writes a response and then its events, until they end or the client closes the stream. Returns the number of body
 /// bytes written.
 async fn write_events(stream: &mut Http2Stream, response: Response, events: Box<WatchStream>) -> usize {
-    let mut parts = events.parts();
+    let mut events = events.events();
     let mut written = 0;
     if stream.write_head(&response).is_err() {
         return written;
     }
     loop {
-        let part = tokio::select! {
-            part = parts.next() => part,
+        let event = tokio::select! {
+            event = events.next() => event,
             _ = stream.reset() => return written,
         };
-        let ended = part.is_none();
-        let part = part.unwrap_or_default();
-        let bytes = part.len();
-        if stream.write_part(part, ended).await.is_err() || ended {
+        let Some(event) = event else { return written };
+        let bytes = event.len();
+        if stream.write_body_parts(event, false).await.is_err() {
             return written;
         }
         written += bytes;

@@ -4,12 +4,13 @@
 
 use crate::base::model::Time;
 use crate::base::problem::{Code, Problem};
-use crate::base::request_reply::{Request, Response};
+use crate::base::request_reply::{Body, Request, Response};
 use crate::config::edge::Limits;
+use crate::pipeline::held::CONNECTION_BUFFER;
 use crate::server::deadline::Deadline;
 use crate::server::http1_body::{BodyDecoder, BodyError};
 use crate::server::http1_head::{self, RequestHead};
-use crate::server::http1_response::{self, DateHeader, LAST_CHUNK};
+use crate::server::http1_response::{self, CHUNK_END, DateHeader, LAST_CHUNK, Unwritten};
 use crate::server::shutdown::{ShutdownSignals, SignalPoll, is_sent};
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{Stream as BodyParts, StreamExt};
@@ -28,7 +29,9 @@ use tokio::time::Instant;
 /// Initial size of the read buffer in bytes. It grows for longer heads.
 const BUFFER_SIZE: usize = 4096;
 /// A body of at most this many bytes is copied behind its head, so that one write sends both.
-const MAX_COPIED_BODY: usize = 8192;
+const MAX_COPIED_BODY: usize = CONNECTION_BUFFER;
+/// The most bytes for writing that a connection keeps while it is idle.
+const MAX_KEPT_OUT: usize = 4096;
 /// Bytes allowed for the parts of a head that no limit counts: method, version, line ends.
 const UNLIMITED_PARTS: usize = 1024;
 /// Before an early close, Weir discards what the client still sends for this long. Without that, the system would reset
@@ -200,6 +203,9 @@ impl Http1Connection {
 
     /// Reads more bytes, until the deadline.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), NextHead>> {
+        if self.filled == 0 && self.out.capacity() > MAX_KEPT_OUT {
+            self.out = Vec::new();
+        }
         if self.filled == self.buffer.len() {
             self.buffer.resize((self.filled * 2).min(self.max_head.max(BUFFER_SIZE)), 0);
         }
@@ -304,7 +310,7 @@ impl Http1Connection {
         &mut self,
         request: &Request,
         mut response: Response,
-        mut parts: Pin<Box<dyn BodyParts<Item = Bytes> + Send>>,
+        mut parts: Pin<Box<dyn BodyParts<Item = Body> + Send>>,
         now: Time,
     ) -> usize {
         // An HTTP/1.0 client reads the body to the end of the connection.
@@ -313,11 +319,15 @@ impl Http1Connection {
             response.headers.push("transfer-encoding", "chunked");
         }
         self.write_head(request.version, &response, false, now);
-        let (mut written, mut sends_no_more) = (0, false);
+        let (mut written, mut length, mut body) = (0, 0, Body::default());
+        let mut sends_no_more = false;
         loop {
-            if self.write(&[]).await.is_err() {
+            if self.write(body.parts()).await.is_err() {
                 return written;
             }
+            written += length;
+            // Its memory is free while the stream waits for the next part.
+            drop(body);
             let mut unexpected = [0];
             let part = loop {
                 tokio::select! {
@@ -336,11 +346,16 @@ impl Http1Connection {
                 let _ = self.write(&[]).await;
                 return written;
             };
-            match chunked {
-                true => http1_response::write_chunk(&mut self.out, &part),
-                false => self.out.extend_from_slice(&part),
+            body = part;
+            length = body.len();
+            if chunked {
+                http1_response::write_chunk_size(&mut self.out, length);
+                body = body.between(Bytes::new(), Bytes::from_static(CHUNK_END));
             }
-            written += part.len();
+            if length <= MAX_COPIED_BODY {
+                body.parts().iter().for_each(|part| self.out.extend_from_slice(part));
+                body = Body::default();
+            }
         }
     }
 
@@ -349,17 +364,16 @@ impl Http1Connection {
         http1_response::write_head(&mut self.out, version, response, keep_alive, &mut self.date, now);
     }
 
-    /// Writes the bytes in `out`, then a body of at most three parts.
+    /// Writes the bytes in `out`, then the parts of a body.
     async fn write(&mut self, body: &[Bytes]) -> io::Result<()> {
-        let mut written = 0;
-        let length = self.out.len() + body.iter().map(Bytes::len).sum::<usize>();
-        while written < length {
+        let mut unwritten = Unwritten::new(&self.out, body);
+        while !unwritten.is_empty() {
             let mut stalled = false;
-            written += poll_fn(|cx| {
+            let written = poll_fn(|cx| {
                 let stream = Pin::new(&mut self.stream);
-                let result = match body {
-                    [] => stream.poll_write(cx, &self.out[written..]),
-                    _ => stream.poll_write_vectored(cx, &http1_response::unwritten(&self.out, body, written)),
+                let result = match unwritten.slices() {
+                    (slices, 1) => stream.poll_write(cx, &slices[0]),
+                    (slices, count) => stream.poll_write_vectored(cx, &slices[..count]),
                 };
                 if result.is_pending() {
                     if !std::mem::replace(&mut stalled, true) {
@@ -374,6 +388,7 @@ impl Http1Connection {
                 }
             })
             .await?;
+            unwritten.advance(written);
         }
         self.stream.flush().await
     }

@@ -40,27 +40,64 @@ fn write_field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// Appends a chunk of a body to `out` (RFC 9112, section 7.1).
-pub(crate) fn write_chunk(out: &mut Vec<u8>, chunk: &[u8]) {
+/// Appends the size of a chunk to `out`. Its data and [`CHUNK_END`] follow (RFC 9112, section 7.1).
+pub(crate) fn write_chunk_size(out: &mut Vec<u8>, length: usize) {
     // Writing to a Vec cannot fail.
-    let _ = write!(out, "{:x}\r\n", chunk.len());
-    out.extend_from_slice(chunk);
-    out.extend_from_slice(b"\r\n");
+    let _ = write!(out, "{length:x}\r\n");
 }
+
+/// The end of a chunk's data.
+pub(crate) const CHUNK_END: &[u8] = b"\r\n";
 
 /// The end of a chunked body without trailers.
 pub(crate) const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
-/// Returns the bytes of `head` and then of each part of `body` that remain after `written` bytes. `body` has at most
-/// three parts.
-pub(crate) fn unwritten<'b>(head: &'b [u8], body: &'b [Bytes], mut written: usize) -> [IoSlice<'b>; 4] {
-    let mut slices = [IoSlice::new(&[]); 4];
-    let parts = std::iter::once(head).chain(body.iter().map(|part| &**part));
-    for (part, slice) in parts.zip(&mut slices) {
-        *slice = IoSlice::new(part.get(written..).unwrap_or_default());
-        written = written.saturating_sub(part.len());
+/// The most parts that one write sends.
+const MAX_SLICES: usize = 16;
+
+/// The bytes of a head and of the parts of a body that are not written yet.
+pub(crate) struct Unwritten<'b> {
+    /// The rest of the head, or of the part that a write has begun.
+    begun: &'b [u8],
+    /// The parts after it.
+    rest: &'b [Bytes],
+}
+
+impl<'b> Unwritten<'b> {
+    /// Returns all bytes of a head and a body.
+    #[must_use]
+    pub(crate) fn new(head: &'b [u8], body: &'b [Bytes]) -> Self {
+        let mut unwritten = Self { begun: head, rest: body };
+        unwritten.advance(0);
+        unwritten
     }
-    slices
+
+    /// Returns whether all bytes are written.
+    #[must_use]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.begun.is_empty()
+    }
+
+    /// Returns the next bytes, and how many slices contain them.
+    #[must_use]
+    pub(crate) fn slices(&self) -> ([IoSlice<'b>; MAX_SLICES], usize) {
+        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+        let parts = std::iter::once(self.begun).chain(self.rest.iter().map(|part| &**part));
+        let count = parts.zip(&mut slices).map(|(part, slice)| *slice = IoSlice::new(part)).count();
+        (slices, count)
+    }
+
+    /// Moves past written bytes.
+    pub(crate) fn advance(&mut self, mut written: usize) {
+        loop {
+            let here = written.min(self.begun.len());
+            (self.begun, written) = (&self.begun[here..], written - here);
+            match self.rest.split_first() {
+                Some((next, rest)) if self.begun.is_empty() => (self.begun, self.rest) = (next, rest),
+                _ => return,
+            }
+        }
+    }
 }
 
 /// Returns a complete response with a problem, for a connection on which Weir read no request. The connection closes
@@ -103,9 +140,28 @@ mod tests {
     #[test]
     fn an_interrupted_write_continues_at_the_first_unwritten_byte() {
         let (head, body) = (b"head".as_slice(), [Bytes::from_static(b"be"), Bytes::new(), Bytes::from_static(b"hind")]);
-        for written in 0..=10 {
-            let rest: Vec<u8> = unwritten(head, &body, written).iter().flat_map(|part| part.to_vec()).collect();
-            assert_eq!(rest, b"headbehind"[written..]);
+        let read = |unwritten: &Unwritten<'_>| {
+            let (slices, count) = unwritten.slices();
+            slices[..count].iter().flat_map(|part| part.to_vec()).collect::<Vec<u8>>()
+        };
+        for first in 0..=10 {
+            for second in 0..=10 - first {
+                let mut unwritten = Unwritten::new(head, &body);
+                unwritten.advance(first);
+                unwritten.advance(second);
+                assert_eq!(read(&unwritten), b"headbehind"[first + second..]);
+                assert_eq!(unwritten.is_empty(), first + second == 10);
+            }
         }
+        assert!(Unwritten::new(b"", &[Bytes::new(), Bytes::new()]).is_empty());
+        let many = vec![Bytes::from_static(b"ab"); 40];
+        let (mut unwritten, mut sent) = (Unwritten::new(b"", &many), Vec::new());
+        while !unwritten.is_empty() {
+            let next = read(&unwritten);
+            let written = next.len().min(7);
+            sent.extend_from_slice(&next[..written]);
+            unwritten.advance(written);
+        }
+        assert_eq!(sent, many.concat());
     }
 }

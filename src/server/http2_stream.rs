@@ -132,10 +132,23 @@ impl Http2Stream {
     /// The client reset the stream, or accepts no bytes within the write timeout.
     pub(crate) async fn write_response(&mut self, method: &Method, mut response: Response) -> Result<()> {
         let body = if *method == Method::HEAD { Body::default() } else { std::mem::take(&mut response.body) };
-        self.write_head(&response)?;
-        let parts = body.parts();
-        for (number, part) in parts.iter().enumerate() {
-            self.write_part(part.clone(), number + 1 == parts.len()).await?;
+        // A response without a body waits for no window.
+        self.write_header(response_header(&response)?, body.len() == 0)?;
+        self.write_body_parts(body, true).await
+    }
+
+    /// Writes parts of the body, and ends it if `end`. Their memory stays reserved until the connection has sent them.
+    ///
+    /// # Errors
+    /// The client reset the stream, or accepts no bytes within the write timeout.
+    pub(crate) async fn write_body_parts(&mut self, body: Body, end: bool) -> Result<()> {
+        let mut parts = body.into_parts().into_iter().filter(|part| !part.is_empty()).peekable();
+        if end && parts.peek().is_none() {
+            return self.end();
+        }
+        while let Some(part) = parts.next() {
+            let is_last = end && parts.peek().is_none();
+            self.write_part(part, is_last).await?;
         }
         Ok(())
     }

@@ -22,7 +22,7 @@ use pingora::{Error, ErrorSource, ErrorType};
 use std::cell::Cell;
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 tokio::task_local! {
     /// The context of the request that this task forwards. Pingora calls `new_ctx` without arguments, so it takes the
@@ -265,6 +265,19 @@ impl ProxyHttp for PassThrough {
             response.remove_header(&header::TRANSFER_ENCODING);
         }
         Ok(())
+    }
+
+    fn upstream_response_body_filter(
+        &self,
+        _: &mut Session,
+        part: &mut Option<Bytes>,
+        _: bool,
+        context: &mut ProxyContext,
+    ) -> pingora::Result<Option<Duration>> {
+        let Some(ActiveRequest { forward, .. }) = &mut context.active else { return no_forward() };
+        let Err(problem) = forward.add_part(part.as_ref().map_or(0, Bytes::len)) else { return Ok(None) };
+        context.refusal = Some(forward.problem_response(&problem));
+        Error::e_explain(ErrorType::InternalError, "the client's share of the memory is used")
     }
 
     /// Lets Pingora try the next address. No byte of the request was sent, so this is safe for every method.

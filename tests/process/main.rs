@@ -44,6 +44,7 @@ mod limits;
 mod lists;
 mod mapping;
 mod matrix;
+mod memory_attacks;
 mod monitoring;
 mod native_client;
 mod native_errors;

@@ -161,7 +161,8 @@ impl Entry {
     }
 
     /// Returns the size of the entry and its key in bytes.
-    fn size(&self, key: &Key) -> u32 {
+    #[must_use]
+    pub fn size(&self, key: &Key) -> u32 {
         // A native view may share the bytes of the body.
         let body_size = |view: &View| if view.body.as_ptr() == self.body.as_ptr() { 0 } else { view.body.len() };
         let views =

@@ -1,0 +1,219 @@
+//! Limits the bytes that Weir holds on behalf of its clients: together, and for each client.
+//!
+//! A reservation is made before its bytes are, and lives as long as they do. This module allocates none of the bytes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// A limit on bytes, and how many are reserved.
+#[derive(Debug)]
+pub struct MemoryBudget {
+    used: AtomicUsize,
+    limit: usize,
+}
+
+/// The bytes that are reserved for one client. Reloads keep it.
+#[derive(Debug, Default)]
+pub struct ClientMemory {
+    used: AtomicUsize,
+}
+
+/// The part of a budget that one client may use, or Weir itself.
+#[derive(Debug, Clone)]
+pub struct MemoryShare {
+    budget: Arc<MemoryBudget>,
+    /// `None` for Weir itself.
+    client: Option<Arc<ClientMemory>>,
+    /// The most bytes of the client.
+    limit: usize,
+}
+
+/// Bytes reserved from a share. Dropping it returns them.
+#[derive(Debug)]
+pub struct Reservation {
+    share: MemoryShare,
+    bytes: usize,
+}
+
+/// Why bytes are not reserved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BufferLimit {
+    /// The whole budget is used.
+    #[error("response buffer limit reached (overload.max_buffered)")]
+    Total,
+    /// The client has used its share.
+    #[error("this client's responses take its share of the response buffers (half of overload.max_buffered)")]
+    Share,
+}
+
+/// Adds to a counter, unless that exceeds the limit.
+fn add(counter: &AtomicUsize, bytes: usize, limit: usize) -> bool {
+    let sum = |used: usize| used.checked_add(bytes).filter(|sum| *sum <= limit);
+    counter.fetch_update(Ordering::AcqRel, Ordering::Acquire, sum).is_ok()
+}
+
+impl MemoryBudget {
+    /// Makes a budget of `limit` bytes, all of them free.
+    #[must_use]
+    pub fn new(limit: u64) -> Arc<Self> {
+        Arc::new(Self { used: AtomicUsize::new(0), limit: usize::try_from(limit).unwrap_or(usize::MAX) })
+    }
+
+    /// Returns the limit in bytes.
+    #[must_use]
+    pub fn limit(&self) -> u64 {
+        self.limit as u64
+    }
+
+    /// Returns the reserved bytes.
+    #[must_use]
+    pub fn used(&self) -> u64 {
+        self.used.load(Ordering::Acquire) as u64
+    }
+
+    /// Returns the share of a client, of at most `limit` bytes.
+    #[must_use]
+    pub fn share(self: &Arc<Self>, client: &Arc<ClientMemory>, limit: u64) -> MemoryShare {
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        MemoryShare { budget: self.clone(), client: Some(client.clone()), limit }
+    }
+
+    /// Returns the share of Weir itself, for what it reads on behalf of no client.
+    #[must_use]
+    pub fn own_share(self: &Arc<Self>) -> MemoryShare {
+        MemoryShare { budget: self.clone(), client: None, limit: self.limit }
+    }
+}
+
+impl ClientMemory {
+    /// Returns the reserved bytes.
+    #[must_use]
+    pub fn used(&self) -> u64 {
+        self.used.load(Ordering::Acquire) as u64
+    }
+}
+
+impl MemoryShare {
+    /// Returns an empty reservation.
+    #[must_use]
+    pub fn reservation(&self) -> Reservation {
+        Reservation { share: self.clone(), bytes: 0 }
+    }
+
+    /// Reserves bytes.
+    ///
+    /// # Errors
+    /// The limit that they exceed. Nothing is reserved then.
+    pub fn reserve(&self, bytes: usize) -> Result<Reservation, BufferLimit> {
+        let mut reservation = self.reservation();
+        reservation.grow(bytes).map(|()| reservation)
+    }
+}
+
+impl Reservation {
+    /// Reserves more bytes.
+    ///
+    /// # Errors
+    /// The limit that they exceed. The reservation is as large as before then.
+    pub fn grow(&mut self, bytes: usize) -> Result<(), BufferLimit> {
+        let MemoryShare { budget, client, limit } = &self.share;
+        if client.as_ref().is_some_and(|client| !add(&client.used, bytes, *limit)) {
+            return Err(if *limit < budget.limit { BufferLimit::Share } else { BufferLimit::Total });
+        }
+        if !add(&budget.used, bytes, budget.limit) {
+            client.iter().for_each(|client| _ = client.used.fetch_sub(bytes, Ordering::AcqRel));
+            return Err(BufferLimit::Total);
+        }
+        self.bytes += bytes;
+        Ok(())
+    }
+
+    /// Grows or shrinks to this many bytes.
+    ///
+    /// # Errors
+    /// As for [`Reservation::grow`].
+    pub fn resize(&mut self, bytes: usize) -> Result<(), BufferLimit> {
+        match bytes.checked_sub(self.bytes) {
+            Some(more) => self.grow(more),
+            None => {
+                self.release(self.bytes - bytes);
+                Ok(())
+            }
+        }
+    }
+
+    /// Returns whether the bytes are reserved from this share.
+    #[must_use]
+    pub fn is_from(&self, share: &MemoryShare) -> bool {
+        let client = |share: &MemoryShare| share.client.as_ref().map(Arc::as_ptr);
+        client(&self.share) == client(share)
+    }
+
+    fn release(&mut self, bytes: usize) {
+        self.bytes -= bytes;
+        self.share.client.iter().for_each(|client| _ = client.used.fetch_sub(bytes, Ordering::AcqRel));
+        self.share.budget.used.fetch_sub(bytes, Ordering::AcqRel);
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.release(self.bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dropped_bytes_return_to_the_budget() {
+        let budget = MemoryBudget::new(10);
+        let share = budget.own_share();
+        let mut one = share.reserve(4).unwrap();
+        assert_eq!(one.grow(4), Ok(()));
+        assert_eq!(share.reserve(3).err(), Some(BufferLimit::Total), "11 bytes exceed the budget of 10");
+        assert_eq!(one.grow(3), Err(BufferLimit::Total));
+        assert_eq!(budget.used(), 8, "refused bytes do not count");
+        assert_eq!(one.resize(1), Ok(()));
+        assert_eq!((budget.used(), one.resize(11), one.resize(10)), (1, Err(BufferLimit::Total), Ok(())));
+        assert_eq!(one.grow(usize::MAX), Err(BufferLimit::Total));
+        drop(one);
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
+    fn a_client_leaves_the_rest_to_the_others() {
+        let budget = MemoryBudget::new(10);
+        let (greedy, modest) = (Arc::default(), Arc::default());
+        let (greedy, modest) = (budget.share(&greedy, 5), budget.share(&modest, 5));
+        let held = greedy.reserve(5).unwrap();
+        assert_eq!(greedy.reserve(1).err(), Some(BufferLimit::Share));
+        let other = modest.reserve(4).unwrap();
+        let own = budget.own_share().reserve(1).unwrap();
+        assert_eq!(modest.reserve(1).err(), Some(BufferLimit::Total));
+        drop((held, own));
+        assert_eq!(modest.reserve(1).map(drop), Ok(()), "a refusal by the budget does not count for the client");
+        assert_eq!(modest.reserve(2).err(), Some(BufferLimit::Share));
+        drop(other);
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
+    fn threads_never_exceed_the_budget_together() {
+        let budget = MemoryBudget::new(100);
+        let client = Arc::<ClientMemory>::default();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    let share = budget.share(&client, 60);
+                    for _ in 0..1000 {
+                        let _held = (share.reserve(30), share.reserve(25));
+                        assert!(budget.used() <= 60, "{}", budget.used());
+                    }
+                });
+            }
+        });
+        assert_eq!((budget.used(), client.used()), (0, 0));
+    }
+}
