@@ -22,9 +22,9 @@ pub(crate) mod source_reader;
 pub(crate) mod watch;
 
 use crate::base::endpoints;
-use crate::base::memory_budget::{ClientMemory, MemoryShare};
+use crate::base::memory_budget::{ClientMemory, MemoryShare, Reservation};
 use crate::base::problem::Outcome;
-use crate::base::request_reply::{Request, Response};
+use crate::base::request_reply::{FormError, Request, Response};
 use crate::base::trace_context::TraceSteps;
 use crate::engine::request_record::RequestRecord;
 use crate::fetch::explain;
@@ -41,7 +41,6 @@ use crate::rules::native_routes::NativeMatch;
 use crate::rules::request_limits;
 use crate::rules::route::{NO_ROUTE, Route, RouteMatch};
 use crate::runtime::{self, Runtime};
-use http::Method;
 use serde_json::Value;
 use std::sync::Arc;
 
@@ -78,18 +77,26 @@ impl Pipeline {
         Self { runtime, shared, topics: Arc::default(), strangers: Arc::default() }
     }
 
-    /// Returns whether Weir reads the body of a request, because it is a form from a client with a valid key. Others get
-    /// their response without it.
-    #[must_use]
-    pub fn reads_form(&self, request: &Request) -> bool {
+    /// Reserves the memory for the body of a request, if it is a form from a client with a valid key: Weir reads only such
+    /// bodies. Others get their response without it.
+    ///
+    /// # Errors
+    /// The client has used its share of the memory.
+    pub fn form_memory(&self, request: &Request) -> Result<Option<Reservation>, FormError> {
+        let snapshot = self.runtime.snapshot();
         let is_form = |kind: &str| {
             let kind = kind.split(';').next().unwrap_or_default().trim();
             kind.eq_ignore_ascii_case("application/x-www-form-urlencoded")
         };
-        request.method == Method::POST
-            && endpoints::has_form(&request.path)
-            && request.header("content-type").is_some_and(is_form)
-            && self.runtime.snapshot().keys.identify(request, self.shared.now()).is_ok()
+        if !endpoints::has_form(&request.path) || !request.header("content-type").is_some_and(is_form) {
+            return Ok(None);
+        }
+        let Ok(client) = snapshot.keys.identify(request, self.shared.now()) else { return Ok(None) };
+        let limit = snapshot.weir.limits.body_bytes;
+        let length = request.header("content-length").and_then(|length| length.parse().ok());
+        let bytes = usize::try_from(length.map_or(limit, |length| limit.min(length))).unwrap_or(usize::MAX);
+        let share = snapshot.memory_share(client, &self.shared.upstream.budget);
+        share.reserve(bytes).map(Some).map_err(|_| FormError::NoMemory)
     }
 
     /// Handles a request: authenticate → route and permit → look up → admit → fetch → respond.

@@ -2,6 +2,7 @@
 //!
 //! Requests that are forwarded go to Pingora's proxy. The gateway makes no decision about a request.
 
+use crate::base::memory_budget::Reservation;
 use crate::base::metrics::EdgeMetrics;
 use crate::base::request_headers::RequestHeaders;
 use crate::base::request_reply::{FormError, Request, Response};
@@ -156,9 +157,10 @@ impl Gateway {
                 Err(None) => return,
                 Err(Some(end)) => return self.end_without_request(connection, end).await,
             };
-            if head.request.method == Method::POST {
-                self.read_form(&mut connection, &mut head, limits).await;
-            }
+            let _form_memory = match head.request.method {
+                Method::POST => self.read_form(&mut connection, &mut head, limits).await,
+                _ => None,
+            };
             let request = &head.request;
             match self.handle(request).await {
                 NextStep::Respond(response, mut served) => {
@@ -204,10 +206,20 @@ impl Gateway {
     }
 
     /// Reads the body of a request if it is a form. Then the head has no body and no bytes that are still in the buffer.
-    async fn read_form(&self, connection: &mut Http1Connection, head: &mut RequestHead, limits: &Limits) {
-        if !self.pass_through.pipeline.reads_form(&head.request) {
-            return;
-        }
+    /// Returns the memory of the form.
+    async fn read_form(
+        &self,
+        connection: &mut Http1Connection,
+        head: &mut RequestHead,
+        limits: &Limits,
+    ) -> Option<Reservation> {
+        let memory = match self.pass_through.pipeline.form_memory(&head.request) {
+            Ok(memory) => memory?,
+            Err(error) => {
+                head.request.form = Some(Err(error));
+                return None;
+            }
+        };
         let read = connection.read_body(head, limits.body_bytes, limits).await;
         let form = read.map_err(|end| match end {
             BodyEnd::TooLarge => FormError::TooLarge { limit: limits.body_bytes },
@@ -219,6 +231,7 @@ impl Gateway {
         }
         head.length = 0;
         head.request.form = Some(form.and_then(|form| String::from_utf8(form).map_err(|_| FormError::NotUtf8)));
+        Some(memory)
     }
 
     /// Ends an HTTP/1 connection on which no further request was read.
@@ -282,10 +295,9 @@ impl Gateway {
         let stall_timeout = self.pass_through.pipeline.runtime.snapshot().weir.limits.stall_timeout;
         stream.set_write_timeout(stall_timeout);
         let mut request = to_request(&stream);
-        if request.method == Method::POST && self.pass_through.pipeline.reads_form(&request) {
-            let limits = &self.pass_through.pipeline.runtime.snapshot().weir.limits;
-            let form = tokio::time::timeout(limits.body_timeout, stream.read_form(limits.body_bytes)).await;
-            request.form = Some(form.unwrap_or(Err(FormError::Late)));
+        let mut _form_memory = None;
+        if request.method == Method::POST {
+            (_form_memory, request.form) = self.read_stream_form(&mut stream, &request).await;
         }
         match self.handle(&request).await {
             NextStep::Respond(response, mut served) => {
@@ -320,6 +332,24 @@ impl Gateway {
             }
         }
         true
+    }
+
+    /// Reads the body of an HTTP/2 request if it is a form. Returns its memory and the form.
+    async fn read_stream_form(
+        &self,
+        stream: &mut Http2Stream,
+        request: &Request,
+    ) -> (Option<Reservation>, Option<Result<String, FormError>>) {
+        let pipeline = &self.pass_through.pipeline;
+        let memory = match pipeline.form_memory(request) {
+            Ok(None) => return (None, None),
+            Ok(memory) => memory,
+            Err(error) => return (None, Some(Err(error))),
+        };
+        let snapshot = pipeline.runtime.snapshot();
+        let limits = &snapshot.weir.limits;
+        let form = tokio::time::timeout(limits.body_timeout, stream.read_form(limits.body_bytes)).await;
+        (memory, Some(form.unwrap_or(Err(FormError::Late))))
     }
 
     /// Counts a connection that Weir ended or refused.
