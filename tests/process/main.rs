@@ -30,6 +30,7 @@ mod credentials;
 mod explain;
 mod forwarded_hops;
 mod frames;
+mod generated_clients;
 mod h2_uploads;
 mod host_values;
 mod http2;
