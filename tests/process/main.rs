@@ -31,6 +31,7 @@ mod explain;
 mod forms;
 mod forwarded_hops;
 mod frames;
+mod generated_clients;
 mod h2_uploads;
 mod half_close;
 mod host_values;

@@ -352,7 +352,7 @@ impl Description<'_> {
             ResponseKind::Batch => ("application/json", schemas::reference("Batch")),
             ResponseKind::Providers => ("application/json", schemas::reference("Providers")),
             ResponseKind::Description => {
-                let object = json!({ "type": "object" });
+                let object = schemas::any_object();
                 let parts = json!({ "openapi": { "type": "string" }, "info": object, "paths": object });
                 (
                     "application/json",
@@ -440,7 +440,9 @@ impl Description<'_> {
         }
         let mut response = json!({ "description": causes.join(" "), "headers": self.headers(&headers) });
         if !head {
-            let own = json!({ "properties": { "status": { "const": status }, "code": { "enum": names } } });
+            // Generators of clients cannot merge a `const` or an `enum` without a type with the type in `Problem`.
+            let status = json!({ "type": "integer", "enum": [status] });
+            let own = json!({ "properties": { "status": status, "code": { "type": "string", "enum": names } } });
             let examples = codes.iter().map(|code| {
                 let key = key(*code);
                 (key.clone(), json!({ "$ref": format!("#/components/examples/{key}") }))

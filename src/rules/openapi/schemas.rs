@@ -66,7 +66,9 @@ fn field_schema(field_type: FieldType) -> Value {
         FieldType::Number => nullable(json!({ "type": "number", "minimum": 0 })),
         FieldType::Count => nullable(json!({ "type": "integer", "minimum": 0 })),
         FieldType::Object => {
-            json!({ "type": "object", "description": "What the customer stored with the session, unchanged." })
+            let mut schema = any_object();
+            schema["description"] = "What the customer stored with the session, unchanged.".into();
+            schema
         }
     }
 }
@@ -98,8 +100,16 @@ fn session(samples: &Samples<'_>) -> Map<String, Value> {
         }
     }
     let native = "The provider's own object, with `include=native`. Members that are marked as secret are left out.";
-    properties.insert("native".into(), json!({ "type": "object", "description": native }));
+    let mut object = any_object();
+    object["description"] = native.into();
+    properties.insert("native".into(), object);
     properties
+}
+
+/// Returns the schema of an object with any members. Without `additionalProperties`, generators of clients make a type
+/// that can have no member.
+pub(super) fn any_object() -> Value {
+    json!({ "type": "object", "additionalProperties": true })
 }
 
 /// Returns the schema of an object that has all these members and no others.
