@@ -8,6 +8,7 @@ use crate::base::problem::Problem;
 use crate::base::request_reply::{Body, FormError, Response};
 use crate::server::http2_frames::{HeaderFault, HeaderFaults};
 use crate::server::http2_head;
+use crate::server::http2_problem;
 use crate::server::proxy::response_header;
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -91,7 +92,7 @@ impl Http2Stream {
         let has_fragment = faults.has(stream, HeaderFault::Fragment);
         faults.forget_fragments_until(stream);
         if let Some(detail) = http2_head::invalid(&request, has_fragment) {
-            send_problem(&mut respond, &request.method, &Problem::invalid(detail));
+            http2_problem::send(&mut respond, &request.method, &Problem::invalid(detail));
             return Err(Rejection::Invalid);
         }
         Ok(Self {
@@ -293,24 +294,6 @@ impl Http2Stream {
 impl Drop for Http2Stream {
     fn drop(&mut self) {
         self.faults.forget(self.respond.stream_id().as_u32());
-    }
-}
-
-/// Sends a problem that belongs to no request that Weir serves.
-fn send_problem(respond: &mut SendResponse<Bytes>, method: &Method, problem: &Problem) {
-    let body = Bytes::from(problem.to_value(None).to_string());
-    let response = http::Response::builder()
-        .status(problem.code.status())
-        .header(header::CONTENT_TYPE, "application/problem+json")
-        .header(header::CONTENT_LENGTH, body.len())
-        .header(header::CACHE_CONTROL, "no-store");
-    // An error means that the client has reset the stream.
-    if let Ok(response) = response.body(())
-        && let is_head = *method == Method::HEAD
-        && let Ok(mut writer) = respond.send_response(response, is_head)
-        && !is_head
-    {
-        let _ = writer.send_data(body, true);
     }
 }
 

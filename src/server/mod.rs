@@ -21,6 +21,7 @@ pub(crate) mod http1_response;
 pub(crate) mod http2;
 pub(crate) mod http2_frames;
 mod http2_head;
+mod http2_problem;
 mod http2_stream;
 pub(crate) mod log_limit;
 pub(crate) mod proxy;
