@@ -127,7 +127,9 @@ async fn request(
     let mut may_renew_token = true;
     loop {
         steps.step("credential");
-        let header = credential.header(&shared.upstream, metrics, deadline).await?;
+        let header = credential.header(&shared.upstream, metrics, deadline).await.inspect_err(|error| {
+            provider_admission::record_token_failure(&attempts.guards, error, shared.now());
+        })?;
         steps.client_step("upstream");
         let reply = attempts.send(previous, &header, steps).await;
         call_stats.tries = attempts.tries.load(Ordering::Relaxed);
@@ -201,7 +203,7 @@ impl<'c> Attempts<'c> {
             metrics.retries.with_label_values(&[&*provider.name, outcome]).inc();
             if may_retry {
                 self.tries.fetch_add(1, Ordering::Relaxed);
-                self.count(failure.kind.as_str());
+                self.count_failure(failure);
             }
             may_retry
         };
@@ -231,7 +233,7 @@ impl<'c> Attempts<'c> {
                 steps.attribute("http.response.status_code", || TraceAttribute::Number(reply.status.into()));
             }
             Err(failure) => {
-                self.count(failure.kind.as_str());
+                self.count_failure(failure);
                 steps.attribute("error.type", || TraceAttribute::Static(failure.kind.as_str()));
                 steps.failed();
             }
@@ -247,6 +249,10 @@ impl<'c> Attempts<'c> {
         };
         provider_admission::record_result(&self.guards, result.as_ref().err(), now);
         result
+    }
+
+    fn count_failure(&self, failure: &ProviderFailure) {
+        self.shared.metrics.upstream.failed(&self.query.provider().name, self.operation.name(), failure.kind);
     }
 
     fn count(&self, status: &str) {
