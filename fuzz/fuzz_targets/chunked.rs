@@ -2,6 +2,7 @@
 #![no_main]
 
 #[path = "../../tests/reference/mod.rs"]
+#[allow(dead_code)]
 mod reference;
 
 use libfuzzer_sys::fuzz_target;

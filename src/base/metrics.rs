@@ -3,6 +3,7 @@
 //! The doc comment of a metric's field is its help text. Label values come from the configuration and the code, never
 //! from traffic.
 
+use crate::base::request_reply::FailureKind;
 use prometheus::core::Collector;
 use prometheus::{
     Encoder, Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
@@ -130,6 +131,8 @@ metrics! {
     UpstreamMetrics {
         /// Calls to providers, by HTTP status or the kind of failure.
         requests: IntCounterVec("weir_upstream_requests_total", ["provider", "operation", "status"]),
+        /// Calls to providers that failed without a complete response, retried ones included, by reason.
+        failures: IntCounterVec("weir_upstream_failures_total", ["provider", "reason"]),
         /// Time from the start of a call to the end of the provider's response.
         duration: HistogramVec("weir_upstream_request_duration_seconds", ["provider", "operation"]; LATENCY),
         /// Calls that Weir did not make, by reason.
@@ -285,6 +288,14 @@ impl CacheMetrics {
         if let Some(cause) = cause {
             self.evictions.with_label_values(&[cause]).inc();
         }
+    }
+}
+
+impl UpstreamMetrics {
+    /// Counts a call, or an attempt of it, that failed without a complete response.
+    pub fn failed(&self, provider: &str, operation: &str, kind: FailureKind) {
+        self.requests.with_label_values(&[provider, operation, kind.as_str()]).inc();
+        self.failures.with_label_values(&[provider, kind.reason()]).inc();
     }
 }
 

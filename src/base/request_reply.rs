@@ -286,18 +286,39 @@ pub struct CallStats {
 pub struct ProviderFailure {
     /// The kind, which is also the metric's `status` label.
     pub kind: FailureKind,
-    /// What failed, for people. Contains no secret.
+    /// What failed, for clients. Contains no secret, and does not say where the provider is.
     pub detail: String,
+    /// What failed, for operators: also host, port and the system's reason. Contains no secret.
+    pub cause: String,
+}
+
+impl ProviderFailure {
+    /// Makes a failure with the same text for clients and operators.
+    #[must_use]
+    pub fn new(kind: FailureKind, detail: impl Into<String>) -> Self {
+        let detail = detail.into();
+        Self { kind, cause: detail.clone(), detail }
+    }
+
+    /// Makes the failure of a call without a connection. Clients learn only that the provider is unreachable.
+    #[must_use]
+    pub fn unreachable(kind: FailureKind, cause: impl Into<String>) -> Self {
+        Self { kind, detail: "the provider is unreachable".to_owned(), cause: cause.into() }
+    }
 }
 
 /// The kind of a failed call to a provider.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureKind {
-    /// No connection: refused, unreachable, name not resolved.
+    /// No connection, for another reason than the next four kinds.
     Connect,
+    /// The host name is not resolved. The `status` label is that of `Connect`.
+    Dns,
+    /// The host refused the connection. The `status` label is that of `Connect`.
+    Refused,
     /// The TLS handshake failed.
     Tls,
-    /// No connection within the connect deadline. The label is that of `Timeout`.
+    /// No connection within the connect deadline. The `status` label is that of `Timeout`.
     ConnectTimeout,
     /// The total deadline passed.
     Timeout,
@@ -312,6 +333,20 @@ pub enum FailureKind {
 }
 
 impl FailureKind {
+    /// All kinds.
+    pub const ALL: [Self; 10] = [
+        Self::Connect,
+        Self::Dns,
+        Self::Refused,
+        Self::Tls,
+        Self::ConnectTimeout,
+        Self::Timeout,
+        Self::Reset,
+        Self::TooLarge,
+        Self::Overloaded,
+        Self::Malformed,
+    ];
+
     /// Returns whether a deadline passed.
     #[must_use]
     pub fn is_timeout(self) -> bool {
@@ -322,9 +357,26 @@ impl FailureKind {
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
-            FailureKind::Connect => "connect",
+            FailureKind::Connect | FailureKind::Dns | FailureKind::Refused => "connect",
             FailureKind::Tls => "tls",
             FailureKind::ConnectTimeout | FailureKind::Timeout => "timeout",
+            FailureKind::Reset => "reset",
+            FailureKind::TooLarge => "too_large",
+            FailureKind::Overloaded => "overloaded",
+            FailureKind::Malformed => "malformed",
+        }
+    }
+
+    /// Returns the metric's `reason` label, which differs for each kind.
+    #[must_use]
+    pub fn reason(self) -> &'static str {
+        match self {
+            FailureKind::Connect => "connect",
+            FailureKind::Dns => "dns",
+            FailureKind::Refused => "refused",
+            FailureKind::Tls => "tls",
+            FailureKind::ConnectTimeout => "connect_timeout",
+            FailureKind::Timeout => "timeout",
             FailureKind::Reset => "reset",
             FailureKind::TooLarge => "too_large",
             FailureKind::Overloaded => "overloaded",

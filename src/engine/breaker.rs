@@ -56,6 +56,25 @@ pub enum CallOutcome {
     Failure,
 }
 
+/// How the result of a call changed a breaker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BreakerChange {
+    /// It opened for this time, after so many counted failures.
+    Opened {
+        /// The counted failures.
+        failures: usize,
+        /// The time until the first trial.
+        open_for: Duration,
+    },
+    /// A trial failed: it is open for this time again.
+    OpenedAgain {
+        /// The time until the next trial.
+        open_for: Duration,
+    },
+    /// It closed.
+    Closed,
+}
+
 /// A circuit breaker. It opens after `failures` failures without a success between them. After `open_for` it admits one
 /// trial call at a time: a success closes it, and failures open it again by the same count.
 ///
@@ -100,6 +119,14 @@ impl Drop for AdmittedCall {
         if state.trial.is_some_and(|(current, _)| current == number) {
             state.trial = None;
         }
+    }
+}
+
+impl AdmittedCall {
+    /// Returns whether the call is a trial of a breaker that was open.
+    #[must_use]
+    pub fn is_trial(&self) -> bool {
+        self.trial.is_some()
     }
 }
 
@@ -159,18 +186,19 @@ impl Breaker {
         Ok(AdmittedCall { trial: Some((self.clone(), number)) })
     }
 
-    /// Records the result of a call. A success closes the breaker, also the success of a call that is no trial.
-    pub fn record(&self, subject: CallSubject, outcome: CallOutcome, now: Time) {
-        let Some(config) = &self.config else { return };
+    /// Records the result of a call. A success closes the breaker, also the success of a call that is no trial. Returns
+    /// the change of the breaker, if there is one.
+    pub fn record(&self, subject: CallSubject, outcome: CallOutcome, now: Time) -> Option<BreakerChange> {
+        let config = self.config.as_ref()?;
         let mut state = self.lock();
         if outcome == CallOutcome::Success {
             state.failed.clear();
-            (state.open_until, state.trial) = (None, None);
-            return;
+            state.trial = None;
+            return state.open_until.take().map(|_| BreakerChange::Closed);
         }
         // A call that began before the breaker opened says nothing new.
         if state.open_until.is_some_and(|until| until > now) {
-            return;
+            return None;
         }
         let limit = usize::try_from(config.failures.get()).unwrap_or(usize::MAX);
         let failure = match outcome {
@@ -187,9 +215,18 @@ impl Breaker {
         // Without a connection, the trial shows that the provider is still down, whatever the call was about.
         let trial_without_connection = state.open_until.is_some() && outcome == CallOutcome::NoConnection;
         if state.failed.len() >= limit || trial_without_connection {
+            let failures = state.failed.len();
             state.failed.clear();
-            (state.open_until, state.trial) = (Some(now.plus(config.open_for)), None);
+            let open_for = config.open_for;
+            let again = state.open_until.replace(now.plus(open_for)).is_some();
+            state.trial = None;
+            return Some(if again {
+                BreakerChange::OpenedAgain { open_for }
+            } else {
+                BreakerChange::Opened { failures, open_for }
+            });
         }
+        None
     }
 }
 
@@ -386,7 +423,7 @@ mod tests {
     }
 
     fn fail_sessions(breaker: &Breaker, sessions: std::ops::Range<u32>, now: Time) {
-        sessions.for_each(|n| breaker.record(session(n), Failure, now));
+        sessions.for_each(|n| _ = breaker.record(session(n), Failure, now));
     }
 
     #[test]
@@ -405,7 +442,7 @@ mod tests {
     #[test]
     fn one_broken_session_counts_once_and_calls_without_a_connection_count_singly() {
         let breaker = breaker();
-        (0..1000).for_each(|n| breaker.record(session(1), Failure, Time(n)));
+        (0..1000).for_each(|n| _ = breaker.record(session(1), Failure, Time(n)));
         assert!(breaker.is_closed());
         breaker.record(session(1), NoConnection, Time(1000));
         assert!(breaker.is_closed());

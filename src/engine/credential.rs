@@ -109,6 +109,15 @@ impl TokenError {
         }
     }
 
+    /// Returns what failed, for operators: also the host of the token endpoint.
+    #[must_use]
+    pub fn cause(&self) -> String {
+        if let TokenFault::Transport(failure) = &self.fault {
+            return format!("{}: {}", failure.kind.reason(), failure.cause);
+        }
+        self.fault.to_string()
+    }
+
     /// Returns the token endpoint's status, if it sent a response other than 200.
     #[must_use]
     pub fn status(&self) -> Option<u16> {
@@ -439,11 +448,12 @@ impl TokenClient {
         let deadline = deadline.min(requested_at + self.target.timeout);
         let mut memory = upstream.budget.own_share().reservation();
         let reply = upstream.send(&self.target, &request, deadline, &mut memory, |_| true).await;
-        let status = match &reply {
-            Ok(reply) => reply.status.to_string(),
-            Err(failure) => failure.kind.as_str().to_owned(),
-        };
-        metrics.requests.with_label_values(&[&*self.provider, "token", &status]).inc();
+        match &reply {
+            Ok(reply) => {
+                metrics.requests.with_label_values(&[&*self.provider, "token", &reply.status.to_string()]).inc();
+            }
+            Err(failure) => metrics.failed(&self.provider, "token", failure.kind),
+        }
         let result = match reply {
             Ok(reply) => self.read(&reply),
             Err(failure) => Err(self.error(TokenFault::Transport(failure))),

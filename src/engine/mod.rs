@@ -13,6 +13,7 @@ pub(crate) mod fair_queue;
 pub(crate) mod forward_connection;
 pub(crate) mod open_files;
 pub(crate) mod otlp;
+pub(crate) mod provider_health;
 pub(crate) mod rate_limit;
 pub(crate) mod request_record;
 pub(crate) mod tls;

@@ -32,6 +32,8 @@ const NAME_RETRY: Duration = Duration::from_secs(5);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The most interim (1xx) responses read before the final one.
 const MAX_INTERIM: usize = 8;
+/// The most characters of the reason why there is no connection.
+const MAX_REASON: usize = 300;
 const USER_AGENT: &str = concat!("weir/", env!("CARGO_PKG_VERSION"));
 
 /// The compiled `base_url` and `upstream` settings of a provider.
@@ -171,7 +173,7 @@ struct ResolvedName {
 }
 
 fn failure(kind: FailureKind, detail: impl Into<String>) -> ProviderFailure {
-    ProviderFailure { kind, detail: detail.into() }
+    ProviderFailure::new(kind, detail)
 }
 
 impl UpstreamClient {
@@ -277,7 +279,7 @@ impl UpstreamClient {
         request: &ProviderRequest,
     ) -> Result<(HttpSession, HttpPeer), (ProviderFailure, bool)> {
         let group = self.groups.of_request(&target.authority, request);
-        let mut last = failure(FailureKind::Connect, format!("{} has no address", target.host));
+        let mut last = ProviderFailure::unreachable(FailureKind::Dns, format!("{} has no address", target.host));
         for address in addresses {
             let peer = target.peer(*address, group);
             match self.connector.get_http_session(&peer).await {
@@ -285,7 +287,7 @@ impl UpstreamClient {
                 Err(error) => last = connect_failure(target, &error),
             }
         }
-        let retryable = last.kind == FailureKind::Connect;
+        let retryable = matches!(last.kind, FailureKind::Connect | FailureKind::Refused | FailureKind::Dns);
         Err((last, retryable))
     }
 
@@ -300,9 +302,10 @@ impl UpstreamClient {
             return Ok(known.addresses.clone());
         }
         let lookup = timeout_at(Instant::now() + target.connect_timeout, tokio::net::lookup_host(name.clone())).await;
-        let found: Vec<SocketAddr> = match lookup {
-            Ok(Ok(addresses)) => addresses.collect(),
-            _ => Vec::new(),
+        let (found, fault): (Vec<SocketAddr>, String) = match lookup {
+            Ok(Ok(addresses)) => (addresses.collect(), "it has no address".to_owned()),
+            Ok(Err(error)) => (Vec::new(), error.to_string()),
+            Err(_) => (Vec::new(), format!("no response within {} ms", target.connect_timeout.as_millis())),
         };
         match (found.is_empty(), known) {
             (false, _) => {
@@ -319,7 +322,8 @@ impl UpstreamClient {
                 Ok(known.addresses)
             }
             (true, None) => {
-                Err(failure(FailureKind::Connect, format!("the host name {} cannot be resolved", target.host)))
+                let cause = format!("the host name {} cannot be resolved: {fault}", target.host);
+                Err(ProviderFailure::unreachable(FailureKind::Dns, cause))
             }
         }
     }
@@ -460,7 +464,7 @@ pub(crate) fn forward_failure(target: &Target, error: &Error, connected: bool) -
 }
 
 fn connect_failure(target: &Target, error: &Error) -> ProviderFailure {
-    let (kind, detail) = match error.etype() {
+    let (kind, what) = match error.etype() {
         ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => (
             FailureKind::ConnectTimeout,
             format!("no connection to {} within {} ms", target.authority, target.connect_timeout.as_millis()),
@@ -471,9 +475,19 @@ fn connect_failure(target: &Target, error: &Error) -> ProviderFailure {
         | ErrorType::TLSWantX509Lookup => {
             (FailureKind::Tls, format!("the TLS handshake with {} failed", target.authority))
         }
+        ErrorType::ConnectRefused => (FailureKind::Refused, format!("{} refused the connection", target.authority)),
         other => (FailureKind::Connect, format!("no connection to {} ({})", target.authority, other.as_str())),
     };
-    failure(kind, detail)
+    ProviderFailure::unreachable(kind, what + &reason(error))
+}
+
+/// Returns what Pingora and the system say about a failed connection: a colon and the text, or nothing.
+fn reason(error: &Error) -> String {
+    let context = error.context.as_ref().map(|context| context.as_str().to_owned());
+    let cause = error.cause.as_ref().map(ToString::to_string);
+    let parts = [context, cause].into_iter().flatten().filter(|part| !part.is_empty());
+    let text: String = parts.flat_map(|part| [": ".to_owned(), part]).collect();
+    text.chars().take(MAX_REASON).collect()
 }
 
 fn transfer_failure(error: &Error, when: &str) -> ProviderFailure {

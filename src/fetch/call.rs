@@ -105,7 +105,7 @@ async fn run(
     let body = if matches!(stored, StoreOutcome::Yes) { 0 } else { entry.body.len() };
     let views: usize = entry.views.iter().map(|cached| cached.view.body.len()).sum();
     memory.resize(body + views).map_err(|limit| {
-        let failure = ProviderFailure { kind: FailureKind::Overloaded, detail: limit.to_string() };
+        let failure = ProviderFailure::new(FailureKind::Overloaded, limit.to_string());
         Box::<FetchError>::from(FetchCause::Provider(provider.errors.judge_failure(failure)))
     })?;
     Ok((entry, stored))
@@ -138,7 +138,9 @@ async fn request(
     let mut may_renew_token = true;
     loop {
         steps.step("credential");
-        let header = credential.header(&shared.upstream, metrics, deadline).await?;
+        let header = credential.header(&shared.upstream, metrics, deadline).await.inspect_err(|error| {
+            provider_admission::record_token_failure(&attempts.guards, error, shared.now());
+        })?;
         steps.client_step("upstream");
         let reply = attempts.send(previous, &header, steps, memory).await;
         call_stats.tries = attempts.tries.load(Ordering::Relaxed);
@@ -213,7 +215,7 @@ impl<'c> Attempts<'c> {
             metrics.retries.with_label_values(&[&*provider.name, outcome]).inc();
             if may_retry {
                 self.tries.fetch_add(1, Ordering::Relaxed);
-                self.count(failure.kind.as_str());
+                self.count_failure(failure);
             }
             may_retry
         };
@@ -243,7 +245,7 @@ impl<'c> Attempts<'c> {
                 steps.attribute("http.response.status_code", || TraceAttribute::Number(reply.status.into()));
             }
             Err(failure) => {
-                self.count(failure.kind.as_str());
+                self.count_failure(failure);
                 steps.attribute("error.type", || TraceAttribute::Static(failure.kind.as_str()));
                 steps.failed();
             }
@@ -259,6 +261,10 @@ impl<'c> Attempts<'c> {
         };
         provider_admission::record_result(&self.guards, result.as_ref().err(), now);
         result
+    }
+
+    fn count_failure(&self, failure: &ProviderFailure) {
+        self.shared.metrics.upstream.failed(&self.query.provider().name, self.operation.name(), failure.kind);
     }
 
     fn count(&self, status: &str) {

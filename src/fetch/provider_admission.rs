@@ -7,7 +7,11 @@ use crate::base::metrics::UpstreamMetrics;
 use crate::base::model::Time;
 use crate::base::problem::Code;
 use crate::base::request_reply::FailureKind;
-use crate::engine::breaker::{AdmittedCall, Breaker, CallOutcome, CallSubject, ProviderQuota, QuotaLimit};
+use crate::engine::breaker::{
+    AdmittedCall, Breaker, BreakerChange, CallOutcome, CallSubject, ProviderQuota, QuotaLimit,
+};
+use crate::engine::credential::TokenError;
+use crate::engine::provider_health::ProviderHealth;
 use crate::rules::error_rules::{ProviderError, ProviderErrorCause};
 use crate::runtime::snapshot::Provider;
 use prometheus::IntGauge;
@@ -116,6 +120,8 @@ pub(crate) struct CallGuards {
     breakers: [Arc<Breaker>; 2],
     /// What the call is about.
     subject: CallSubject,
+    /// Logs changes of the provider's state.
+    health: Arc<ProviderHealth>,
 }
 
 /// What a call holds until its end.
@@ -140,7 +146,7 @@ impl CallGuards {
         breaker: Arc<Breaker>,
         subject: CallSubject,
     ) -> Self {
-        Self { quota, breakers: [provider.breaker.clone(), breaker], subject }
+        Self { quota, breakers: [provider.breaker.clone(), breaker], subject, health: provider.health.clone() }
     }
 
     fn check_breakers(&self, now: Time) -> Result<(), Time> {
@@ -149,16 +155,20 @@ impl CallGuards {
 
     fn admit(&self, now: Time) -> Result<[AdmittedCall; 2], Time> {
         let [connections, credential] = &self.breakers;
-        Ok([connections.admit(self.subject, now)?, credential.admit(self.subject, now)?])
+        let admitted = [connections.admit(self.subject, now)?, credential.admit(self.subject, now)?];
+        if admitted.iter().any(AdmittedCall::is_trial) {
+            self.health.trial(now);
+        }
+        Ok(admitted)
     }
 
-    fn record(&self, outcome: CallOutcome, now: Time) {
+    /// Records the outcome. Returns the change of a breaker: of that for connections, if both change.
+    fn record(&self, outcome: CallOutcome, now: Time) -> Option<BreakerChange> {
         let [connections, credential] = &self.breakers;
         // A session that fails says nothing about connections.
-        if outcome != CallOutcome::Failure {
-            connections.record(self.subject, outcome, now);
-        }
-        credential.record(self.subject, outcome, now);
+        let about_connections = outcome != CallOutcome::Failure;
+        let connections_change = about_connections.then(|| connections.record(self.subject, outcome, now)).flatten();
+        connections_change.or(credential.record(self.subject, outcome, now))
     }
 }
 
@@ -214,11 +224,35 @@ pub(crate) fn admit_retry(guards: &CallGuards, now: Time) -> bool {
 /// Updates the breakers and the pause from how a request ended. Call it before the permit is dropped, so that the next
 /// call sees the new state.
 pub(crate) fn record_result(guards: &CallGuards, error: Option<&ProviderError>, now: Time) {
-    if let Some(outcome) = outcome(error) {
-        guards.record(outcome, now);
+    match outcome(error) {
+        None => {}
+        Some(CallOutcome::Success) => {
+            let change = guards.record(CallOutcome::Success, now);
+            guards.health.succeeded(change, now);
+        }
+        Some(failed) => {
+            let change = guards.record(failed, now);
+            guards.health.failed(&error.map(cause).unwrap_or_default(), change, now);
+        }
     }
-    if let Some(wait) = error.and_then(|error| error.wait) {
+    if let Some((error, wait)) = error.and_then(|error| Some((error, error.wait?))) {
         guards.quota.pause_until(now.plus(wait));
+        guards.health.paused(&cause(error), wait, now);
+    }
+}
+
+/// Logs that there is no access token for the provider. The token's endpoint has no breaker.
+pub(crate) fn record_token_failure(guards: &CallGuards, error: &TokenError, now: Time) {
+    guards.health.failed(&format!("access token: {}", error.cause()), None, now);
+}
+
+/// Returns why a call failed, for the log.
+fn cause(error: &ProviderError) -> String {
+    match &error.cause {
+        ProviderErrorCause::Failure(failure) => format!("{}: {}", failure.kind.reason(), failure.cause),
+        ProviderErrorCause::Response { status, .. } | ProviderErrorCause::ForwardedCredentialRefused { status } => {
+            format!("status {status}")
+        }
     }
 }
 
@@ -230,7 +264,11 @@ fn outcome(error: Option<&ProviderError>) -> Option<CallOutcome> {
             // Weir reached its own limit.
             FailureKind::Overloaded => return None,
             FailureKind::TooLarge => CallOutcome::Success,
-            FailureKind::Connect | FailureKind::ConnectTimeout | FailureKind::Tls => CallOutcome::NoConnection,
+            FailureKind::Connect
+            | FailureKind::Dns
+            | FailureKind::Refused
+            | FailureKind::ConnectTimeout
+            | FailureKind::Tls => CallOutcome::NoConnection,
             FailureKind::Timeout | FailureKind::Reset | FailureKind::Malformed => CallOutcome::Failure,
         },
         Some(

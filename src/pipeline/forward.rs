@@ -168,7 +168,10 @@ impl Forward {
         let (id, limits) = (&snapshot.clients[client].id, &snapshot.weir.limits);
         let share = provider_admission::acquire_client_share(metrics, config, &guards.quota, id, latest).await?;
         let permit = provider_admission::admit(metrics, config, &guards, id, latest, shared.clock).await?;
-        let credential_header = identity.credential.header(&shared.upstream, metrics, deadline).await?;
+        let credential_header =
+            identity.credential.header(&shared.upstream, metrics, deadline).await.inspect_err(|error| {
+                provider_admission::record_token_failure(&guards, error, shared.now());
+            })?;
         Ok(Box::new(Self {
             record: RequestRecord::new(String::new(), ""),
             cors_headers: Vec::new(),
@@ -365,8 +368,8 @@ impl Forward {
     /// Records that the provider did not respond, or not completely. Returns the problem.
     pub fn record_failure(&mut self, failure: ProviderFailure) -> Box<Problem> {
         self.failed = true;
-        self.count(failure.kind.as_str());
         let provider = self.provider();
+        self.shared.metrics.upstream.failed(&provider.name, "native", failure.kind);
         let error = provider.errors.judge_failure(failure);
         provider_admission::record_result(&self.guards, Some(&error), self.shared.now());
         error.into()

@@ -481,14 +481,14 @@ mod tests {
         assert_eq!(detail(response(500, Code::ProviderError), None), "p responded with 500");
         let refused = ProviderErrorCause::ForwardedCredentialRefused { status: 401 };
         assert_eq!(detail(refused, Some("why")), "p refused the credential of this request");
-        let failure = ProviderFailure { kind: FailureKind::Timeout, detail: "no response".into() };
+        let failure = ProviderFailure::new(FailureKind::Timeout, "no response");
         assert_eq!(detail(ProviderErrorCause::Failure(failure), None), "p: no response");
     }
 
     #[test]
     fn a_token_error_has_its_code_and_status() {
         let status = |status| TokenFault::Status { status, error: String::new() };
-        let transport = |kind| TokenFault::Transport(ProviderFailure { kind, detail: "x".into() });
+        let transport = |kind| TokenFault::Transport(ProviderFailure::new(kind, "x"));
         for (fault, expected, provider_status) in [
             (TokenFault::Deadline, (504, "provider_timeout", None, true), None),
             (transport(FailureKind::Timeout), (504, "provider_timeout", None, true), None),
@@ -511,7 +511,7 @@ mod tests {
     fn a_query_without_a_response_has_its_code() {
         let unreadable = UnreadableBody { provider: provider(), fault: BodyFault::NoSessions };
         let response = |status, code| ProviderErrorCause::Response { status, code };
-        let failure = |kind| ProviderErrorCause::Failure(ProviderFailure { kind, detail: "x".into() });
+        let failure = |kind| ProviderErrorCause::Failure(ProviderFailure::new(kind, "x"));
         let error = |cause, wait| {
             let reply = Some(reply(404)).filter(|_| !matches!(cause, ProviderErrorCause::Failure(_)));
             FetchCause::Provider(ProviderError { provider: provider(), cause, text: None, wait, reply })

@@ -72,7 +72,11 @@ impl ProviderError {
                 FailureKind::ConnectTimeout | FailureKind::Timeout => Code::ProviderTimeout,
                 FailureKind::Overloaded => Code::Overloaded,
                 FailureKind::TooLarge | FailureKind::Malformed => Code::ProviderInvalidResponse,
-                FailureKind::Connect | FailureKind::Tls | FailureKind::Reset => Code::ProviderError,
+                FailureKind::Connect
+                | FailureKind::Dns
+                | FailureKind::Refused
+                | FailureKind::Tls
+                | FailureKind::Reset => Code::ProviderError,
             },
         }
     }

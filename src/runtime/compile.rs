@@ -21,6 +21,7 @@ use crate::engine::breaker::Breaker;
 use crate::engine::client_address::AuthFailures;
 use crate::engine::credential;
 use crate::engine::otlp::TraceDestination;
+use crate::engine::provider_health::ProviderHealth;
 use crate::engine::rate_limit::{Bucket, Limiter};
 use crate::engine::request_record::VARY;
 use crate::engine::tls;
@@ -180,7 +181,9 @@ impl<'a> Compiler<'a> {
         let mut quotas =
             ProviderQuotas::new(config.upstream.capacity.clone(), config.upstream.breaker.clone(), previous_quotas);
         let CredentialQuota { credential, .. } = quotas.configure(credential, previous_quotas);
+        let health = previous.map(|p| p.health.clone());
         Some(Provider {
+            health: health.unwrap_or_else(|| Arc::new(ProviderHealth::new(name.clone()))),
             name,
             base_url: target.as_ref().map(Target::base_url).unwrap_or_default(),
             address: ProviderAddress::new(&target.as_ref().map(Target::base_url).unwrap_or_default()),

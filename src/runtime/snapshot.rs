@@ -14,6 +14,7 @@ use crate::engine::breaker::{Breaker, ProviderQuota, RetryBudget};
 use crate::engine::client_address::AuthFailures;
 use crate::engine::credential::Credential;
 use crate::engine::otlp::TraceDestination;
+use crate::engine::provider_health::ProviderHealth;
 use crate::engine::rate_limit::{Bucket, Limiter};
 use crate::engine::tls::TlsAcceptor;
 use crate::engine::token_bucket::TokenBucket;
@@ -145,6 +146,8 @@ pub struct Provider {
     pub rules: u64,
     /// Stops the calls of all credentials while there is no connection to the provider.
     pub breaker: Arc<Breaker>,
+    /// Logs changes of its state.
+    pub health: Arc<ProviderHealth>,
     /// Limits the share of requests that are retries.
     pub retry_budget: Arc<RetryBudget>,
     /// The quota and the breaker of each credential.

@@ -175,6 +175,7 @@ impl AdminEndpoints {
         let connections = self.files.connections(&snapshot.weir.limits).total;
         metrics.edge.connections_limit.set(i64::try_from(connections).unwrap_or(i64::MAX));
         let text = metrics.expose(|| {
+            admin_gauges::create_counters(metrics, &snapshot);
             admin_gauges::set_providers(metrics, &snapshot, now);
             admin_gauges::set_expiries(metrics, &snapshot, now);
             admin_gauges::set_memory(metrics, &snapshot, &self.shared.upstream.budget);

@@ -38,6 +38,12 @@ const UNLIMITED_PARTS: usize = 1024;
 /// the connection, and the client might lose the response.
 const DISCARD_TIME: Duration = Duration::from_secs(1);
 
+/// How often, and after what time each, Weir writes a comment to a watcher that has closed its sending side.
+const PROBES: u32 = 2;
+const PROBE_INTERVAL: Duration = Duration::from_millis(500);
+/// A comment in a stream of events, which clients ignore.
+const COMMENT: &[u8] = b":\n\n";
+
 /// The result of waiting for a request.
 #[allow(clippy::large_enum_variant)] // nearly all are heads; a box would cost more than it saves
 pub(crate) enum NextHead {
@@ -320,7 +326,7 @@ impl Http1Connection {
         }
         self.write_head(request.version, &response, false, now);
         let (mut written, mut length, mut body) = (0, 0, Body::default());
-        let mut sends_no_more = false;
+        let (mut sends_no_more, mut probes) = (false, 0);
         loop {
             if self.write(body.parts()).await.is_err() {
                 return written;
@@ -335,9 +341,14 @@ impl Http1Connection {
                     // A client that closes its sending side still reads. One that sends bytes which belong to no request
                     // ends the stream, and so does a broken connection.
                     read = self.stream.read(&mut unexpected), if !sends_no_more => match read {
-                        Ok(0) => sends_no_more = true,
+                        Ok(0) => (sends_no_more, probes) = (true, PROBES),
                         _ => return written,
                     },
+                    // One that is gone looks the same, until Weir writes to it twice.
+                    () = tokio::time::sleep(PROBE_INTERVAL), if probes > 0 => {
+                        probes -= 1;
+                        break Some(Bytes::from_static(COMMENT).into());
+                    }
                 }
             };
             self.out.clear();

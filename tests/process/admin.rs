@@ -316,7 +316,7 @@ fn admin_connections_have_limits_and_deadlines() {
     let refused = rest(large);
     assert!(refused.starts_with("HTTP/1.1 413") && refused.contains("connection: close"), "{refused}");
     let mut chunked = connect();
-    chunked.write_all(format!("{head}Transfer-Encoding: chunked\r\n\r\n20000\r\n").as_bytes()).unwrap();
+    chunked.write_all(format!("{head}Transfer-Encoding: chunked\r\n\r\n50000\r\n").as_bytes()).unwrap();
     assert!(rest(chunked).starts_with("HTTP/1.1 413"));
     let mut bad_chunk = connect();
     bad_chunk.write_all(format!("{head}Transfer-Encoding: chunked\r\n\r\n;\r\n").as_bytes()).unwrap();

@@ -56,6 +56,7 @@ mod native_streams;
 mod native_writes;
 mod open_files;
 mod openapi;
+mod operators;
 mod outage;
 mod pass_through_pool;
 mod provider_faults;
