@@ -4,12 +4,12 @@
 //! marked sensitive, and the identity in cache keys is a digest.
 
 use crate::base::metrics::UpstreamMetrics;
-use crate::base::problem::Code;
 use crate::base::request_headers::RequestHeaders;
-use crate::base::request_reply::{ProviderFailure, ProviderReply, ProviderRequest};
+use crate::base::request_reply::{ProviderReply, ProviderRequest};
 use crate::config::credentials::{CredentialConfig as Config, OAuth2};
 use crate::config::faults::{Faults, Located};
 use crate::config::upstream;
+use crate::engine::token_error::{TokenError, TokenFault};
 use crate::engine::upstream::{Target, UpstreamClient};
 use crate::rules::auth::{self, Keys};
 use http::{HeaderName, HeaderValue, header};
@@ -65,64 +65,6 @@ pub enum ClientCredentialError {
     WeirKey { header: HeaderName },
     #[error("the value of {header} has bytes that are not allowed in a header")]
     Invalid { header: HeaderName },
-}
-
-/// Why Weir has no access token for a provider.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{provider}: {fault}")]
-pub struct TokenError {
-    /// The provider.
-    pub provider: Arc<str>,
-    /// What failed.
-    pub fault: TokenFault,
-}
-
-/// Why a token request failed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[allow(missing_docs)] // the messages describe the variants
-pub enum TokenFault {
-    #[error("no access token within the deadline")]
-    Deadline,
-    #[error("{}", .0.detail)]
-    Transport(ProviderFailure),
-    /// `error` is the body's error code (RFC 6749, section 5.2) in parentheses, or empty.
-    #[error("the token endpoint responded with {status}{error}{}", hint(*status))]
-    Status { status: u16, error: String },
-    #[error("the token endpoint's response has no usable access_token")]
-    NoToken,
-}
-
-fn hint(status: u16) -> &'static str {
-    if matches!(status, 400..=499) && status != 429 { "; check oauth2: in the credentials" } else { "" }
-}
-
-impl TokenError {
-    /// Returns the problem code of the failure.
-    #[must_use]
-    pub fn code(&self) -> Code {
-        match &self.fault {
-            TokenFault::Deadline => Code::ProviderTimeout,
-            TokenFault::Transport(failure) if failure.kind.is_timeout() => Code::ProviderTimeout,
-            TokenFault::Status { status: 429 | 503, .. } => Code::ProviderRateLimited,
-            TokenFault::Status { status: 400..=499, .. } | TokenFault::NoToken => Code::ProviderAuthFailed,
-            TokenFault::Transport(_) | TokenFault::Status { .. } => Code::ProviderError,
-        }
-    }
-
-    /// Returns what failed, for operators: also the host of the token endpoint.
-    #[must_use]
-    pub fn cause(&self) -> String {
-        if let TokenFault::Transport(failure) = &self.fault {
-            return format!("{}: {}", failure.kind.reason(), failure.cause);
-        }
-        self.fault.to_string()
-    }
-
-    /// Returns the token endpoint's status, if it sent a response other than 200.
-    #[must_use]
-    pub fn status(&self) -> Option<u16> {
-        if let TokenFault::Status { status, .. } = self.fault { Some(status) } else { None }
-    }
 }
 
 /// The credential header of one request.
@@ -511,6 +453,7 @@ impl TokenClient {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::problem::Code;
     use crate::base::problem::Problem;
     use crate::config::decode::Secret;
     use crate::config::faults::Location;

@@ -18,4 +18,6 @@ pub(crate) mod rate_limit;
 pub(crate) mod request_record;
 pub(crate) mod tls;
 pub(crate) mod token_bucket;
+pub(crate) mod token_error;
+pub(crate) mod transfer_failure;
 pub(crate) mod upstream;

@@ -4,9 +4,10 @@
 
 use crate::base::memory_budget::{MemoryBudget, Reservation};
 use crate::base::request_reply::{FailureKind, ProviderFailure, ProviderReply, ProviderRequest};
-use crate::engine::checked_stream::{CheckedStream, response_fault};
+use crate::engine::checked_stream::CheckedStream;
 use crate::engine::connection_groups::{ConnectionGroup, ConnectionGroups, announces_forbidden_body};
 use crate::engine::forward_connection::{ConnectionState, forward_peer};
+use crate::engine::transfer_failure::transfer_failure;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode, Uri, header};
 use pingora::connectors::TransportConnector;
@@ -488,25 +489,6 @@ fn reason(error: &Error) -> String {
     let parts = [context, cause].into_iter().flatten().filter(|part| !part.is_empty());
     let text: String = parts.flat_map(|part| [": ".to_owned(), part]).collect();
     text.chars().take(MAX_REASON).collect()
-}
-
-fn transfer_failure(error: &Error, when: &str) -> ProviderFailure {
-    if let Some(fault) = response_fault(error) {
-        return failure(FailureKind::Malformed, format!("the provider sent invalid HTTP {when}: {fault}"));
-    }
-    match error.etype() {
-        // The peer refused the stream or closed the connection gracefully: it has not processed the request.
-        ErrorType::H2Error if error.retry() => {
-            failure(FailureKind::Reset, format!("the provider refused the stream {when}"))
-        }
-        ErrorType::InvalidHTTPHeader | ErrorType::H1Error | ErrorType::H2Error => {
-            failure(FailureKind::Malformed, format!("the provider sent invalid HTTP {when}"))
-        }
-        ErrorType::ReadTimedout | ErrorType::WriteTimedout => {
-            failure(FailureKind::Timeout, format!("the connection stalled {when}"))
-        }
-        other => failure(FailureKind::Reset, format!("the connection broke {when} ({})", other.as_str())),
-    }
 }
 
 #[cfg(test)]

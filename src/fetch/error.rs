@@ -3,7 +3,7 @@
 use crate::base::operation::Operation;
 use crate::base::problem::Code;
 use crate::base::request_reply::{CallStats, ProviderReply};
-use crate::engine::credential::TokenError;
+use crate::engine::token_error::TokenError;
 use crate::fetch::provider_admission::NotAdmitted;
 use crate::rules::error_rules::ProviderError;
 use crate::rules::mapping::MappingFailure;

@@ -10,8 +10,8 @@ use crate::base::request_reply::FailureKind;
 use crate::engine::breaker::{
     AdmittedCall, Breaker, BreakerChange, CallOutcome, CallSubject, ProviderQuota, QuotaLimit,
 };
-use crate::engine::credential::TokenError;
 use crate::engine::provider_health::ProviderHealth;
+use crate::engine::token_error::TokenError;
 use crate::rules::error_rules::{ProviderError, ProviderErrorCause};
 use crate::runtime::snapshot::Provider;
 use prometheus::IntGauge;

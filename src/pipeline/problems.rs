@@ -7,8 +7,9 @@ use crate::base::memory_budget::BufferLimit;
 use crate::base::problem::{Code, Problem, SHORT_RETRY, retry_seconds};
 use crate::base::request_reply::FailureKind;
 use crate::base::request_reply::FormError;
-use crate::engine::credential::{ClientCredentialError, TokenError};
+use crate::engine::credential::ClientCredentialError;
 use crate::engine::rate_limit::{Bucket, Refusal};
+use crate::engine::token_error::TokenError;
 use crate::fetch::error::{FetchCause, FetchError, NoOperation};
 use crate::fetch::provider_admission::NotAdmitted;
 use crate::fetch::provider_query::{IdentityError, NotPermitted, ProviderQueryError};
@@ -382,7 +383,7 @@ mod tests {
     use crate::base::operation::Operation;
     use crate::base::request_reply::{ProviderFailure, ProviderReply};
     use crate::engine::breaker::QuotaLimit;
-    use crate::engine::credential::TokenFault;
+    use crate::engine::token_error::TokenFault;
     use crate::rules::provider_body::BodyFault;
 
     fn provider() -> Arc<str> {

@@ -65,7 +65,7 @@ fn an_outage_and_its_end_are_a_few_log_lines() {
     let sim = Sim::start();
     let weir = Config::shipped()
         .edit("providers/vectara.yaml", "open_for: 10s", "open_for: 100ms")
-        .edit("providers/vectara.yaml", "stale_if_error: 1h", "stale_if_error: 0s")
+        .edit("providers/vectara.yaml", "stale_if_error: 10m", "stale_if_error: 0s")
         .start(&sim);
     sim.set_response("/v2/", 500, &json!({}), "{}");
     let get = |n: usize| weir.get_with(&format!("/v1/sessions/vectara:agt_load_{}:ase_{n}", n % 7), &[]).status;
