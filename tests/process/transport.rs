@@ -40,7 +40,11 @@ fn a_provider_with_an_untrusted_certificate_gives_502() {
     let (_sim, weir, _directory) = start_with_tls(&[], false);
     let response = weir.get(VECTARA);
     assert_eq!(response.code(), (502, "provider_error".into()));
-    assert!(response.json()["detail"].as_str().unwrap().contains("TLS handshake"), "{}", response.json());
+    // The client learns that the provider is unreachable; the log says why.
+    assert!(response.json()["detail"].as_str().unwrap().contains("unreachable"), "{}", response.json());
+    wait_until("the log says why", || {
+        weir.process.stderr.lock().unwrap().iter().any(|line| line.contains("UnknownIssuer"))
+    });
     assert_eq!(
         weir.metric("weir_upstream_requests_total{operation=\"get_session\",provider=\"vectara\",status=\"tls\"}"),
         1.0
