@@ -49,6 +49,7 @@ mod native_reads;
 mod native_secrets;
 mod native_streams;
 mod native_writes;
+mod odd_validators;
 mod open_files;
 mod openapi;
 mod outage;
