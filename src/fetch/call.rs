@@ -29,6 +29,8 @@ use tokio::time::Instant;
 const NO_STORE: &str = "upstream-no-store";
 /// Why a response is not stored: the provider requires revalidation each time, but sends no validator.
 const NO_CACHE: &str = "upstream-no-cache";
+/// Why a response is not stored: `Vary: *` says that it answers no other request.
+const VARY: &str = "upstream-vary";
 /// Why a response is not stored: a purge or a write came after the call had begun.
 const PURGED: &str = "purged";
 /// Why a response is not stored: it is stale at once.
@@ -68,9 +70,17 @@ async fn run(
     let provider = query.provider();
     let _in_flight = provider_admission::count_call(&shared.metrics.upstream, &provider.name, query.max_calls())?;
     let ticket = shared.cache.ticket();
-    let previous = shared.cache.get(&query.key).filter(|previous| !previous.conditions.is_empty());
+    let mut previous = shared.cache.get(&query.key).filter(|previous| !previous.conditions.is_empty());
     let mut call_stats = CallStats::default();
-    let reply = request(shared, query, previous.as_deref(), steps, &mut call_stats, memory).await;
+    let mut reply = request(shared, query, previous.as_deref(), steps, &mut call_stats, memory).await;
+    if let (Ok(not_modified), Some(stored)) = (&reply, &previous)
+        && not_modified.status == 304
+        && cache_control::confirms_another(&not_modified.headers, &stored.conditions)
+    {
+        // The 304 is about a response that Weir does not have, so it asks without a condition.
+        previous = None;
+        reply = request(shared, query, None, steps, &mut call_stats, memory).await;
+    }
     steps.step("judge and map");
     let now = shared.now();
     let judged = match reply {
@@ -320,7 +330,9 @@ fn entry_from_reply(
         entry.require_revalidation();
     }
     let cannot_revalidate = directives.no_cache && entry.conditions.is_empty();
-    let not_stored = directives.no_store.then_some(NO_STORE).or(cannot_revalidate.then_some(NO_CACHE));
+    let varies = cache_control::varies_by_everything(&reply.headers);
+    let not_stored = directives.no_store.then_some(NO_STORE).or(varies.then_some(VARY));
+    let not_stored = not_stored.or(cannot_revalidate.then_some(NO_CACHE));
     Ok(JudgedReply { entry, not_stored })
 }
 
@@ -335,12 +347,13 @@ fn entry_from_error(query: &ProviderQuery, cause: FetchCause, now: Time) -> Resu
     };
     let provider = query.provider();
     let no_store = error.reply.as_ref().is_some_and(|reply| cache_directives(reply).no_store);
+    let varies = error.reply.as_ref().is_some_and(|reply| cache_control::varies_by_everything(&reply.headers));
     // The body counts towards the entry's weight, although only native clients receive it.
     let body = error.reply.as_ref().map(|reply| reply.body.clone()).unwrap_or_default();
     let life = freshness::of_not_found(&provider.freshness, now).life;
     let kind = EntryKind::NotFound(Box::new(for_cache(error)));
     let entry = Entry::new(query.subject.clone(), kind, body, provider.rules, life);
-    Ok(JudgedReply { entry, not_stored: no_store.then_some(NO_STORE) })
+    Ok(JudgedReply { entry, not_stored: no_store.then_some(NO_STORE).or(varies.then_some(VARY)) })
 }
 
 /// Returns the directives of a reply's `Cache-Control`.

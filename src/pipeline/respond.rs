@@ -5,7 +5,7 @@
 use crate::base::ids::ClientId;
 use crate::base::model::Time;
 use crate::base::problem::{Code, Problem};
-use crate::base::request_reply::{Body, Request, Response};
+use crate::base::request_reply::{Body, ProviderReply, Request, Response};
 use crate::base::response_headers::ResponseHeaders;
 use crate::config::provider::IdPatterns;
 use crate::engine::rate_limit::Bucket;
@@ -152,7 +152,9 @@ pub(crate) fn native(
     record: &mut RequestRecord,
     now: Time,
 ) -> Response {
-    let reply = problem.reply.as_deref().filter(|_| problem.code != Code::ProviderAuthFailed);
+    // Weir sends its request without a condition here, so a 304 is the provider's mistake. The client may have no body.
+    let passes = |reply: &&ProviderReply| problem.code != Code::ProviderAuthFailed && reply.status != 304;
+    let reply = problem.reply.as_deref().filter(passes);
     let mut response = self::problem(problem, buckets, record, now);
     match (reply, native_errors) {
         (Some(reply), _) => {
@@ -166,7 +168,9 @@ pub(crate) fn native(
             // The provider's values replace Weir's.
             let replaced = [header::CONTENT_TYPE, header::CACHE_CONTROL, header::RETRY_AFTER];
             response.headers.retain(|name| {
-                !(replaced.iter().any(|replaced| replaced == name) && provider_headers.contains_key(name))
+                // Weir's media type is the one of its problem, which the provider's body is not.
+                name != "content-type"
+                    && !(replaced.iter().any(|replaced| replaced == name) && provider_headers.contains_key(name))
             });
             // Other headers keep Weir's value. `Vary` gets both values.
             let is_set = |name: &HeaderName| *name != header::VARY && response.headers.get(name.as_str()).is_some();
@@ -187,7 +191,12 @@ pub(crate) fn native(
         (None, None) => return response,
     }
     response.headers.retain(|name| name != "content-length");
-    response.headers.number("content-length", response.body.len() as u64);
+    if response.status == 204 {
+        // A 204 has neither a body nor a length (RFC 9110, section 8.6).
+        response.body = Body::default();
+    } else {
+        response.headers.number("content-length", response.body.len() as u64);
+    }
     (record.status, record.bytes) = (response.status, response.body.len());
     response
 }

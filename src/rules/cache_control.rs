@@ -45,9 +45,10 @@ pub fn directives<'v>(values: impl Iterator<Item = &'v [u8]>) -> Directives {
                 "no-store" => all.no_store = true,
                 "must-revalidate" | "proxy-revalidate" => all.must_revalidate = true,
                 "only-if-cached" => all.only_if_cached = true,
-                "max-age" => all.max_age = Some(seconds()),
-                "min-fresh" => all.min_fresh = Some(seconds()),
-                "max-stale" => all.max_stale = Some(argument.is_some().then(seconds)),
+                // Of a directive that is there twice, the first counts (RFC 9111, section 4.2.1).
+                "max-age" => all.max_age = all.max_age.or_else(|| Some(seconds())),
+                "min-fresh" => all.min_fresh = all.min_fresh.or_else(|| Some(seconds())),
+                "max-stale" => all.max_stale = all.max_stale.or_else(|| Some(argument.is_some().then(seconds))),
                 _ => {}
             }
         }
@@ -80,10 +81,38 @@ pub(crate) fn copied(value: &HeaderValue) -> HeaderValue {
     HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|_| value.clone())
 }
 
-/// Returns the value of `Age`, which a cache between Weir and the provider sets. Zero if there is none.
+/// Returns the value of `Age`, which a cache between Weir and the provider sets. Zero if there is none. Of several values
+/// the first counts (RFC 9111, section 5.1).
 #[must_use]
 pub fn age_header(headers: &HeaderMap) -> Duration {
-    text(headers, header::AGE).map_or(Duration::ZERO, |age| Duration::from_secs(delta_seconds(age)))
+    let first = text(headers, header::AGE).and_then(|ages| ages.split(',').next()).map(str::trim);
+    first.map_or(Duration::ZERO, |age| Duration::from_secs(delta_seconds(age)))
+}
+
+/// Returns whether `Vary` contains `*`: the response answers no other request (RFC 9111, section 4.1).
+#[must_use]
+pub(crate) fn varies_by_everything(headers: &HeaderMap) -> bool {
+    headers
+        .get_all(header::VARY)
+        .iter()
+        .any(|value| value.as_bytes().split(|b| *b == b',').any(|v| v.trim_ascii() == b"*"))
+}
+
+/// Returns whether a 304 is about another response than the one with these conditions: its validator differs (RFC 9111,
+/// section 4.3.4).
+#[must_use]
+pub(crate) fn confirms_another(not_modified: &HeaderMap, conditions: &[(HeaderName, HeaderValue)]) -> bool {
+    let sent =
+        |name: HeaderName| conditions.iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_bytes());
+    let opaque = |tag: &HeaderValue| {
+        tag.as_bytes().trim_ascii().strip_prefix(b"W/").unwrap_or(tag.as_bytes().trim_ascii()).to_vec()
+    };
+    let tag = not_modified.get(header::ETAG).map(opaque);
+    match (tag, sent(header::IF_NONE_MATCH), not_modified.get(header::LAST_MODIFIED), sent(header::IF_MODIFIED_SINCE)) {
+        (Some(tag), Some(sent), ..) => sent.trim_ascii().strip_prefix(b"W/").unwrap_or(sent.trim_ascii()) != tag,
+        (_, None, Some(date), Some(sent)) => date.as_bytes().trim_ascii() != sent.trim_ascii(),
+        _ => false,
+    }
 }
 
 /// Returns the age of a response that arrived at `now`: its `Age`, or the time since its `Date` if that is longer (RFC
@@ -129,6 +158,41 @@ mod tests {
         let all = all_of(&["max-age=soon, max-stale=\"5\", only-if-cached"]);
         assert_eq!((all.max_age, all.max_stale), (Some(Duration::ZERO), Some(Some(Duration::from_secs(5)))));
         assert!(all.only_if_cached);
+    }
+
+    #[test]
+    fn the_first_of_two_max_ages_and_of_two_ages_counts() {
+        let max_age = |text: &'static str| directives(std::iter::once(text.as_bytes())).max_age;
+        assert_eq!(max_age("max-age=5, max-age=600"), Some(Duration::from_secs(5)));
+        assert_eq!(max_age("max-age=600, max-age=5"), Some(Duration::from_secs(600)));
+        assert_eq!(age_header(&headers(&header::AGE, &["15, 0"])), Duration::from_secs(15));
+        assert_eq!(age_header(&headers(&header::AGE, &["15", "0"])), Duration::from_secs(15));
+        assert_eq!(age_header(&headers(&header::AGE, &["x, 9"])), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_vary_with_a_star_is_found_in_every_form() {
+        let varies = |values: &[&'static str]| varies_by_everything(&headers(&header::VARY, values));
+        assert!(varies(&["*"]) && varies(&["accept, *"]) && varies(&["accept", " * "]));
+        assert!(!varies(&[]) && !varies(&["accept"]) && !varies(&["x-*"]));
+    }
+
+    #[test]
+    fn a_304_with_another_validator_is_about_another_response() {
+        let tag = |sent: &'static str, got: &'static str| {
+            confirms_another(
+                &headers(&header::ETAG, &[got]),
+                &[(header::IF_NONE_MATCH, HeaderValue::from_static(sent))],
+            )
+        };
+        assert!(tag("\"e1\"", "\"e2\"") && tag("W/\"e1\"", "W/\"e2\""));
+        assert!(!tag("\"e1\"", "\"e1\"") && !tag("W/\"e1\"", "\"e1\"") && !tag("\"e1\"", "W/\"e1\""));
+        let date = |got: &'static str| {
+            let sent = HeaderValue::from_static("Sun, 06 Nov 1994 08:49:37 GMT");
+            confirms_another(&headers(&header::LAST_MODIFIED, &[got]), &[(header::IF_MODIFIED_SINCE, sent)])
+        };
+        assert!(date("Sun, 06 Nov 1994 08:49:38 GMT") && !date("Sun, 06 Nov 1994 08:49:37 GMT"));
+        assert!(!confirms_another(&HeaderMap::new(), &[(header::IF_NONE_MATCH, HeaderValue::from_static("\"e\""))]));
     }
 
     #[test]

@@ -81,7 +81,11 @@ impl Template {
         if path.split('/').any(|segment| matches!(segment, "." | "..")) {
             return Err(". and .. are not allowed as segments of a path".into());
         }
-        Ok(Self { path: parts(path)?, query: Vec::new() })
+        let path = parts(path)?;
+        if path.windows(2).any(|pair| matches!(pair, [Part::Variable(_), Part::Variable(_)])) {
+            return Err("two variables of a path need text between them, as in {agent}:{session}".into());
+        }
+        Ok(Self { path, query: Vec::new() })
     }
 
     /// Adds a query parameter.
@@ -170,6 +174,34 @@ impl Captured {
         }
     }
 
+    /// Takes the values of the variables from a text that these parts make. Text between two variables ends the first one
+    /// where it first occurs.
+    fn read_parts(&mut self, parts: &[Part], text: &str, decode: impl Fn(&str) -> Option<String>) -> Option<()> {
+        let (parts, mut rest) = match parts {
+            [before @ .., Part::Text(end)] if !before.is_empty() => (before, text.strip_suffix(end.as_str())?),
+            all => (all, text),
+        };
+        for (position, part) in parts.iter().enumerate() {
+            let variable = match part {
+                Part::Text(text) => {
+                    rest = rest.strip_prefix(text.as_str())?;
+                    continue;
+                }
+                Part::Variable(variable) => *variable,
+            };
+            let first = rest.chars().next()?.len_utf8();
+            let end = match parts.get(position + 1) {
+                Some(Part::Text(next)) => first + rest[first..].find(next.as_str())?,
+                Some(Part::Variable(_)) => first,
+                None => rest.len(),
+            };
+            let (value, after) = rest.split_at(end);
+            self.set(variable, decode(value)?)?;
+            rest = after;
+        }
+        rest.is_empty().then_some(())
+    }
+
     fn set(&mut self, variable: Variable, text: String) -> Option<()> {
         match variable {
             Variable::Agent => self.agent = Some(text),
@@ -195,11 +227,7 @@ impl Template {
         for pair in query::pairs(query).map(Result::ok) {
             let (name, text) = pair?;
             let at = left.iter().position(|(known, _)| *known == encode(&name))?;
-            match left.remove(at).1.as_slice() {
-                [Part::Variable(variable)] => captured.set(*variable, text.into_owned())?,
-                [Part::Text(fixed)] if *fixed == text => {}
-                _ => return None,
-            }
+            captured.read_parts(&left.remove(at).1, &text, |value| Some(value.to_owned()))?;
         }
         self.has_ids(&captured).then_some(captured)
     }
@@ -216,18 +244,16 @@ impl Template {
     #[must_use]
     pub fn read_ids(&self, path: &str, query: &str) -> Option<(Captured, usize)> {
         let (mut captured, below) = self.read_path(path)?;
-        let ids = |parts: &[Part]| match parts {
-            [Part::Variable(variable @ (Variable::Agent | Variable::Session))] => Some(*variable),
-            _ => None,
+        let ids = |parts: &'_ [Part]| {
+            parts.iter().any(|part| matches!(part, Part::Variable(Variable::Agent | Variable::Session)))
         };
-        let mut left: Vec<_> =
-            self.query.iter().filter_map(|(name, parts)| Some((name, ids(parts)?))).map(|id| (id, false)).collect();
+        let mut left: Vec<_> = self.query.iter().filter(|(_, parts)| ids(parts)).map(|id| (id, false)).collect();
         for (name, text) in query::pairs(query).filter_map(Result::ok) {
-            if let Some(((_, variable), found)) = left.iter_mut().find(|((known, _), _)| **known == encode(&name)) {
+            if let Some(((_, parts), found)) = left.iter_mut().find(|((known, _), _)| *known == encode(&name)) {
                 if std::mem::replace(found, true) {
                     return None;
                 }
-                captured.set(*variable, text.into_owned())?;
+                captured.read_parts(parts, &text, |value| Some(value.to_owned()))?;
             }
         }
         self.has_ids(&captured).then_some((captured, below))
@@ -283,22 +309,30 @@ impl Template {
     /// Matches the first `count` segments of the template.
     fn read_segments(&self, path: &str, count: usize) -> Option<(Captured, usize)> {
         let mut captured = Captured::default();
-        let mut given = path.split('/');
-        for wanted in self.segments().iter().take(count) {
+        let decode = |value: &str| Some(percent_decode_str(value).decode_utf8().ok()?.into_owned());
+        let segments = self.segments();
+        let mut given = path.split('/').peekable();
+        for (position, wanted) in segments.iter().take(count).enumerate() {
             let segment = given.next()?;
-            match wanted.as_slice() {
-                [] if segment.is_empty() => {}
-                [Part::Text(text)] if text == segment => {}
-                [Part::Variable(variable)] if !segment.is_empty() => {
-                    captured.set(*variable, percent_decode_str(segment).decode_utf8().ok()?.into_owned())?;
+            let wanted = match wanted.as_slice() {
+                // Below `/sessions/{session}.json` is `/sessions/s1/messages.json`: the extension moves to the end.
+                [before @ .., Part::Text(end)]
+                    if position + 1 == segments.len()
+                        && !before.is_empty()
+                        && end.starts_with('.')
+                        && given.peek().is_some()
+                        && !segment.ends_with(end.as_str()) =>
+                {
+                    before
                 }
-                _ => return None,
-            }
+                all => all,
+            };
+            captured.read_parts(wanted, segment, decode)?;
         }
         Some((captured, given.count()))
     }
 
-    /// Returns the parts of each segment of the path. A segment that mixes text and variables matches no request.
+    /// Returns the parts of each segment of the path.
     fn segments(&self) -> Vec<Vec<Part>> {
         let mut all = vec![Vec::new()];
         for part in &self.path {
@@ -450,6 +484,38 @@ mod tests {
         for query in ["", "id=s", "agent=a", "id=&agent=a", "id=s&agent=", "ID=s&agent=a", "id=s&id=t&agent=a"] {
             assert!(template.read("/v1/session", query).is_none() && ids(query).is_none(), "{query}");
         }
+    }
+
+    #[test]
+    fn a_template_with_text_around_a_variable_reads_what_it_renders() {
+        for (path, mut examples) in [
+            ("GET /v1/sessions/{session}.json", vec!["/v1/sessions/.json", "/v1/sessions/a", "/v1/sessions/a.xml"]),
+            ("GET /v1/sessions/s-{session}", vec!["/v1/sessions/s-", "/v1/sessions/a"]),
+            ("GET /v1/agents({agent}:{session})", vec!["/v1/agents(a)", "/v1/agents(:s)", "/v1/agents(a:)"]),
+        ] {
+            let template = Template::compile(path).unwrap();
+            let agent = template.uses(Variable::Agent).then_some("x:y");
+            for session in ["a", "a.json", "s-", "a/b", "\u{e4}.", "a:b)", "%2F"] {
+                let values = Values { agent, session: Some(session), ..Values::default() };
+                let rendered = template.render(&values).unwrap();
+                let read = template.read(&rendered, "").unwrap_or_else(|| panic!("{path}: {rendered}"));
+                assert_eq!((read.agent.as_deref(), read.session.as_deref()), (agent, Some(session)), "{rendered}");
+                assert_eq!(template.read_ids(&format!("{rendered}/x/y"), "").unwrap().1, 2, "a path below");
+            }
+            examples.push("/v1/other");
+            for other in examples {
+                assert_eq!(template.read(other, ""), None, "{path}: {other}");
+            }
+        }
+        let template = Template::compile("GET /v1/sessions/{session}.json").unwrap();
+        let (read, below) = template.read_ids("/v1/sessions/a/messages.json", "").unwrap();
+        assert_eq!((read.session.as_deref(), below), (Some("a"), 1), "the extension is at the end of the path");
+        let mut template = Template::compile("GET /v1/session").unwrap();
+        template.add_query("name", "sessions/{session}").unwrap();
+        assert_eq!(template.read("/v1/session", "name=sessions%2Fa").unwrap().session.as_deref(), Some("a"));
+        assert_eq!(template.read_ids("/v1/session", "x=1&name=sessions%2Fa").unwrap().0.session.as_deref(), Some("a"));
+        assert!(template.read_ids("/v1/session", "name=a").is_none());
+        assert!(Template::compile("GET /v1/{agent}{session}").unwrap_err().contains("text between"));
     }
 
     #[test]

@@ -44,11 +44,11 @@ impl ScriptedProvider {
 
     /// The same, after the bytes of interim responses.
     pub fn respond_with_interim(&self, interim: &str, status: u16, headers: &str, body: &[u8]) {
-        let length =
-            if matches!(status, 204 | 304) { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
-        let head = format!(
-            "{interim}HTTP/1.1 {status} X\r\nContent-Type: application/json\r\n{headers}{length}Connection: close\r\n\r\n"
-        );
+        let content = match status {
+            204 | 304 => String::new(),
+            _ => format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len()),
+        };
+        let head = format!("{interim}HTTP/1.1 {status} X\r\n{headers}{content}Connection: close\r\n\r\n");
         *self.response.lock().unwrap() = [head.as_bytes(), body].concat();
     }
 
