@@ -4,9 +4,15 @@
 use libfuzzer_sys::fuzz_target;
 use weir::testing::{Captured, Template};
 
-fuzz_target!(|input: (String, String, Option<u32>, Option<String>, Option<bool>)| {
-    let (agent, session, limit, page_token, enabled) = input;
-    let mut template = Template::compile("GET /v2/agents/{agent}/sessions/{session}").expect("a template");
+const PATHS: [&str; 3] = [
+    "GET /v2/agents/{agent}/sessions/{session}",
+    "GET /v2/agents/{agent}/sessions/{session}.json",
+    "GET /v2/agents/a-{agent}/sessions/('{session}')",
+];
+
+fuzz_target!(|input: (u8, String, String, Option<u32>, Option<String>, Option<bool>)| {
+    let (path, agent, session, limit, page_token, enabled) = input;
+    let mut template = Template::compile(PATHS[usize::from(path) % PATHS.len()]).expect("a template");
     for (name, value) in [("limit", "{limit}"), ("key", "{page_token}"), ("enabled", "{enabled}")] {
         template.add_query(name, value).expect("a parameter");
     }

@@ -1,7 +1,8 @@
 //! Limits the bytes that Weir holds on behalf of its clients: together, and for each client.
 //!
-//! A reservation is made before its bytes are, and lives as long as they do. This module allocates none of the bytes.
+//! A reservation is made before its bytes are, and lives as long as they do.
 
+use bytes::Bytes;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -160,6 +161,14 @@ impl Drop for Reservation {
     fn drop(&mut self) {
         self.release(self.bytes);
     }
+}
+
+/// Returns these bytes in an allocation of their length. A vector that shrinks is not enough: the allocator keeps a block
+/// in its place until less than half of it is used.
+#[must_use]
+pub(crate) fn without_spare(bytes: Vec<u8>) -> Bytes {
+    let spare = bytes.capacity() - bytes.len();
+    if spare > bytes.len() / 8 { Bytes::copy_from_slice(&bytes) } else { bytes.into() }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! Only this module opens connections to providers. It returns complete responses, and does not interpret them.
 
-use crate::base::memory_budget::{MemoryBudget, Reservation};
+use crate::base::memory_budget::{MemoryBudget, Reservation, without_spare};
 use crate::base::request_reply::{FailureKind, ProviderFailure, ProviderReply, ProviderRequest};
 use crate::engine::checked_stream::CheckedStream;
 use crate::engine::connection_groups::{ConnectionGroup, ConnectionGroups, announces_forbidden_body};
@@ -449,9 +449,9 @@ async fn read_body(session: &mut HttpSession, max: usize, memory: &mut Reservati
             }
             Ok(None) => {
                 // Without spare capacity, because the cache counts a body by its length.
-                body.shrink_to_fit();
+                let body = without_spare(body);
                 reserve(body.len())?;
-                return Ok(body.into());
+                return Ok(body);
             }
             Err(error) => return Err(transfer_failure(&error, "while Weir read the response body")),
         }

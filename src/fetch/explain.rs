@@ -5,7 +5,7 @@
 //! handled.
 
 use crate::base::ids::ClientId;
-use crate::base::memory_budget::{BufferLimit, MemoryShare};
+use crate::base::memory_budget::{BufferLimit, MemoryShare, without_spare};
 use crate::base::model::{Status, Time, write_json};
 use crate::base::request_reply::{Body, CallStats, Request, Response};
 use crate::config::freshness::Freshness;
@@ -421,9 +421,9 @@ pub(crate) fn wrap(response: &mut Response, explanation: &Object, share: &Memory
             memory.grow(ESCAPED * whole.len())?;
             let mut string = Vec::new();
             write_json(&mut string, &String::from_utf8_lossy(whole));
-            string.shrink_to_fit();
+            let string = without_spare(string);
             memory.resize(start.len() + string.len())?;
-            Bytes::from(string).into()
+            string.into()
         }
         // A body of several parts is Weir's own JSON.
         _ => body,

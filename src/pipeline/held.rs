@@ -1,6 +1,6 @@
 //! Reserves a client's memory for what its responses are made of, before it is made.
 
-use crate::base::memory_budget::{BufferLimit, MemoryShare, Reservation};
+use crate::base::memory_budget::{BufferLimit, MemoryShare, Reservation, without_spare};
 use crate::base::model::{Show, View};
 use crate::base::problem::{Outcome, Problem};
 use crate::base::request_reply::Body;
@@ -90,9 +90,9 @@ pub(crate) fn selected<'s>(
         }
         fields.write_selected(session, &mut copy)?;
     }
-    copy.shrink_to_fit();
+    let copy = without_spare(copy);
     memory.resize(copy.len())?;
-    Ok((copy.into(), memory))
+    Ok((copy, memory))
 }
 
 /// Reserves the memory of a response that waits until the client has read it, unless it is reserved already. A short body

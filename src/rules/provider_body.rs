@@ -5,6 +5,7 @@
 
 use crate::base::json_text::JsonText;
 use crate::base::jsonpath::JsonPath;
+use crate::base::memory_budget::without_spare;
 use crate::base::model::{FIELDS, Field, FieldType, Form, Item, Session, Show, Time, View};
 use crate::base::operation::Operation;
 use crate::config::faults::{Faults, Located};
@@ -15,7 +16,6 @@ use crate::rules::mapping::{Mapping, MappingFailure};
 use crate::rules::template::{Template, Variable};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
-use bytes::Bytes;
 use http::HeaderValue;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -321,7 +321,7 @@ impl ParsedBody<'_> {
             let (end, status, created_at) = (body.len(), session.status, session.created_at);
             items.push(Item { start, end, status, created_at });
         }
-        let body = Bytes::from(body.into_boxed_slice());
+        let body = without_spare(body);
         View { etag: etag(&body), body, items }
     }
 }

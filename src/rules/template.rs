@@ -202,6 +202,15 @@ impl Captured {
         rest.is_empty().then_some(())
     }
 
+    /// Takes the values of the variables from the decoded value of a query parameter. Unlike a segment of a path, it may be
+    /// empty.
+    fn read_query_value(&mut self, parts: &[Part], text: &str) -> Option<()> {
+        match parts {
+            [Part::Variable(variable)] => self.set(*variable, text.to_owned()),
+            _ => self.read_parts(parts, text, |value| Some(value.to_owned())),
+        }
+    }
+
     fn set(&mut self, variable: Variable, text: String) -> Option<()> {
         match variable {
             Variable::Agent => self.agent = Some(text),
@@ -227,7 +236,7 @@ impl Template {
         for pair in query::pairs(query).map(Result::ok) {
             let (name, text) = pair?;
             let at = left.iter().position(|(known, _)| *known == encode(&name))?;
-            captured.read_parts(&left.remove(at).1, &text, |value| Some(value.to_owned()))?;
+            captured.read_query_value(&left.remove(at).1, &text)?;
         }
         self.has_ids(&captured).then_some(captured)
     }
@@ -253,7 +262,7 @@ impl Template {
                 if std::mem::replace(found, true) {
                     return None;
                 }
-                captured.read_parts(parts, &text, |value| Some(value.to_owned()))?;
+                captured.read_query_value(parts, &text)?;
             }
         }
         self.has_ids(&captured).then_some((captured, below))
@@ -510,6 +519,9 @@ mod tests {
         let template = Template::compile("GET /v1/sessions/{session}.json").unwrap();
         let (read, below) = template.read_ids("/v1/sessions/a/messages.json", "").unwrap();
         assert_eq!((read.session.as_deref(), below), (Some("a"), 1), "the extension is at the end of the path");
+        let mut list = Template::compile("GET /v1/sessions").unwrap();
+        list.add_query("key", "{page_token}").unwrap();
+        assert_eq!(list.read("/v1/sessions", "key=").unwrap().page_token.as_deref(), Some(""), "an empty value");
         let mut template = Template::compile("GET /v1/session").unwrap();
         template.add_query("name", "sessions/{session}").unwrap();
         assert_eq!(template.read("/v1/session", "name=sessions%2Fa").unwrap().session.as_deref(), Some("a"));

@@ -30,6 +30,9 @@ use tokio::time::Instant;
 const BUFFER_SIZE: usize = 4096;
 /// A body of at most this many bytes is copied behind its head, so that one write sends both.
 const MAX_COPIED_BODY: usize = CONNECTION_BUFFER;
+/// The most bytes of a TLS record (RFC 8446, section 5.1). Without it, TLS would keep 64 KiB that are not reserved for a
+/// client that reads slowly.
+const TLS_RECORD: usize = 16 << 10;
 /// The most bytes for writing that a connection keeps while it is idle.
 const MAX_KEPT_OUT: usize = 4096;
 /// Bytes allowed for the parts of a head that no limit counts: method, version, line ends.
@@ -112,6 +115,8 @@ pub(crate) struct Http1Connection {
     filled: usize,
     /// The bytes to write next. Kept so that its memory is used again.
     out: Vec<u8>,
+    /// The most bytes that one write sends.
+    max_piece: usize,
     date: DateHeader,
     deadline: Deadline,
     last_request: watch::Receiver<bool>,
@@ -131,9 +136,10 @@ impl Http1Connection {
     #[must_use]
     pub(crate) fn new(stream: Stream, limits: &Limits, signals: &ShutdownSignals) -> Self {
         Self {
-            stream,
             buffer: vec![0; BUFFER_SIZE],
             filled: 0,
+            max_piece: if stream.get_ssl_digest().is_some() { TLS_RECORD } else { usize::MAX },
+            stream,
             out: Vec::new(),
             date: DateHeader::default(),
             deadline: Deadline::new(),
@@ -375,33 +381,26 @@ impl Http1Connection {
         http1_response::write_head(&mut self.out, version, response, keep_alive, &mut self.date, now);
     }
 
-    /// Writes the bytes in `out`, then the parts of a body.
+    /// Writes the bytes in `out`, then the parts of a body. Flushes each piece, so that TLS never keeps more than one.
     async fn write(&mut self, body: &[Bytes]) -> io::Result<()> {
+        let Self { stream, deadline, stall_timeout, max_piece, .. } = self;
         let mut unwritten = Unwritten::new(&self.out, body);
         while !unwritten.is_empty() {
-            let mut stalled = false;
-            let written = poll_fn(|cx| {
-                let stream = Pin::new(&mut self.stream);
-                let result = match unwritten.slices() {
+            let written = unless_stalled(deadline, *stall_timeout, |cx| {
+                let stream = Pin::new(&mut *stream);
+                match unwritten.slices(*max_piece) {
                     (slices, 1) => stream.poll_write(cx, &slices[0]),
                     (slices, count) => stream.poll_write_vectored(cx, &slices[..count]),
-                };
-                if result.is_pending() {
-                    if !std::mem::replace(&mut stalled, true) {
-                        self.deadline.set(self.stall_timeout);
-                    }
-                    ready!(self.deadline.poll(cx));
-                    return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-                }
-                match result {
-                    Poll::Ready(Ok(0)) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                    result => result,
                 }
             })
             .await?;
+            if written == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
             unwritten.advance(written);
+            unless_stalled(deadline, *stall_timeout, |cx| Pin::new(&mut *stream).poll_flush(cx)).await?;
         }
-        self.stream.flush().await
+        Ok(())
     }
 
     /// Writes a problem that belongs to no request.
@@ -428,4 +427,25 @@ impl Http1Connection {
 /// Returns whether `bytes` contain an empty line.
 fn has_empty_line(bytes: &[u8]) -> bool {
     bytes.windows(2).any(|two| two == b"\n\n") || bytes.windows(3).any(|three| three == b"\n\r\n")
+}
+
+/// Takes a step of writing. It fails once the client has taken nothing for `timeout`.
+async fn unless_stalled<T>(
+    deadline: &mut Deadline,
+    timeout: Duration,
+    mut step: impl FnMut(&mut Context<'_>) -> Poll<io::Result<T>>,
+) -> io::Result<T> {
+    let mut stalled = false;
+    poll_fn(|cx| {
+        let result = step(cx);
+        if result.is_pending() {
+            if !std::mem::replace(&mut stalled, true) {
+                deadline.set(timeout);
+            }
+            ready!(deadline.poll(cx));
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        result
+    })
+    .await
 }

@@ -78,12 +78,21 @@ impl<'b> Unwritten<'b> {
         self.begun.is_empty()
     }
 
-    /// Returns the next bytes, and how many slices contain them.
+    /// Returns the next bytes, at most `limit`, and how many slices contain them.
     #[must_use]
-    pub(crate) fn slices(&self) -> ([IoSlice<'b>; MAX_SLICES], usize) {
+    pub(crate) fn slices(&self, mut limit: usize) -> ([IoSlice<'b>; MAX_SLICES], usize) {
         let mut slices = [IoSlice::new(&[]); MAX_SLICES];
         let parts = std::iter::once(self.begun).chain(self.rest.iter().map(|part| &**part));
-        let count = parts.zip(&mut slices).map(|(part, slice)| *slice = IoSlice::new(part)).count();
+        let mut count = 0;
+        for (part, slice) in parts.zip(&mut slices) {
+            let part = &part[..part.len().min(limit)];
+            limit -= part.len();
+            *slice = IoSlice::new(part);
+            count += 1;
+            if limit == 0 {
+                break;
+            }
+        }
         (slices, count)
     }
 

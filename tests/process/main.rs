@@ -46,6 +46,7 @@ mod lists;
 mod mapping;
 mod matrix;
 mod memory_attacks;
+mod memory_over_tls;
 mod monitoring;
 mod native_client;
 mod native_errors;

@@ -11,28 +11,28 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-const MIB: f64 = 1024.0 * 1024.0;
+pub const MIB: f64 = 1024.0 * 1024.0;
 /// Memory of the program without clients: the last term of the formula in OPERATIONS.md.
 const PROGRAM: f64 = 50.0 * MIB;
 /// Memory of a client connection, as OPERATIONS.md has it.
-const CONNECTION: f64 = 28_000.0;
+pub const CONNECTION: f64 = 28_000.0;
 
 /// How much an attack sends, and against which limits.
 #[derive(Clone, Copy)]
-struct Scale {
-    cache_mib: u32,
-    buffered_mib: u32,
+pub struct Scale {
+    pub cache_mib: u32,
+    pub buffered_mib: u32,
     /// The length of one session's filler.
-    body: usize,
-    batches: usize,
-    slow_readers: usize,
-    http2_connections: usize,
-    streams: usize,
-    watchers: usize,
-    idle: usize,
+    pub body: usize,
+    pub batches: usize,
+    pub slow_readers: usize,
+    pub http2_connections: usize,
+    pub streams: usize,
+    pub watchers: usize,
+    pub idle: usize,
 }
 
-const SMALL: Scale = Scale {
+pub const SMALL: Scale = Scale {
     cache_mib: 8,
     buffered_mib: 48,
     body: 1 << 20,
@@ -60,17 +60,22 @@ const FULL: Scale = Scale {
 const CLIENTS: &str = "clients:\n  - { id: open, keys: [ { sha256: SHA(open) } ], reveal_secrets: true }\n  - { id: other, keys: [ { sha256: SHA(other) } ] }\n";
 
 /// A gateway under attack.
-struct Target {
-    weir: Weir,
-    sim: Sim,
+pub struct Target {
+    pub weir: Weir,
+    pub sim: Sim,
     scale: Scale,
     baseline: f64,
 }
 
 impl Target {
     fn start(scale: Scale) -> Self {
+        Self::with(Config::shipped(), scale)
+    }
+
+    /// Starts Weir with this configuration and the limits of `scale`.
+    pub fn with(config: Config, scale: Scale) -> Self {
         let sim = Sim::with_options(&["--sessions", "20"]);
-        let weir = Config::shipped()
+        let weir = config
             .clients(CLIENTS)
             .edit("weir.yaml", "max_bytes: 256MiB", &format!("max_bytes: {}MiB", scale.cache_mib))
             .edit("weir.yaml", "max_buffered: 512MiB", &format!("max_buffered: {}MiB", scale.buffered_mib))
@@ -91,15 +96,20 @@ impl Target {
         Self { weir, sim, scale, baseline }
     }
 
-    /// The documented bound, with this many connections, and 10 %.
-    fn bound(&self, connections: usize) -> f64 {
+    /// The documented bound, with this many bytes for connections, and 10 %.
+    fn bound(&self, connections: f64) -> f64 {
         let Scale { cache_mib, buffered_mib, .. } = self.scale;
         let limits = 3.0 * f64::from(cache_mib) * MIB + f64::from(buffered_mib) * MIB;
-        1.1 * (limits + connections as f64 * CONNECTION + PROGRAM)
+        1.1 * (limits + connections + PROGRAM)
     }
 
     /// Requires that memory was never over the bound since the start, and prints it.
     fn expect_bounded(&self, attack: &str, connections: usize) {
+        self.expect_bounded_with(attack, connections as f64 * CONNECTION);
+    }
+
+    /// The same, with this many bytes for all connections.
+    pub fn expect_bounded_with(&self, attack: &str, connections: f64) {
         let (peak, bound) = (status(&self.weir, "VmHWM"), self.bound(connections));
         println!(
             "{attack}: {:.0} MiB at the start, peak {:.0} MiB, bound {:.0} MiB; reserved {:.1} MiB",
@@ -112,7 +122,7 @@ impl Target {
     }
 
     /// Requires that the other client gets an answer from the cache and one from the provider.
-    fn expect_other_client_served(&self) {
+    pub fn expect_other_client_served(&self) {
         for headers in [&[][..], &[("Cache-Control", "no-cache")]] {
             let response = self.weir.get_with_key("other", PALANTIR, headers);
             assert_eq!(response.status, 200, "{}", String::from_utf8_lossy(&response.body));
@@ -120,7 +130,7 @@ impl Target {
     }
 
     /// Waits until nothing is reserved any more.
-    fn expect_all_released(&self) {
+    pub fn expect_all_released(&self) {
         wait_until("all memory is released", || self.weir.metric("weir_buffered_bytes") == 0.0);
     }
 
@@ -131,7 +141,7 @@ impl Target {
 }
 
 /// A number of bytes from `/proc/PID/status`.
-fn status(weir: &Weir, name: &str) -> f64 {
+pub fn status(weir: &Weir, name: &str) -> f64 {
     let text = std::fs::read_to_string(format!("/proc/{}/status", weir.process.id())).unwrap();
     let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap();
     value.trim().trim_end_matches(" kB").parse::<f64>().unwrap() * 1024.0
@@ -169,7 +179,7 @@ fn read_discarding(address: SocketAddr, target: &str) -> (u16, u64) {
 }
 
 /// Connects with a small receive buffer, so that the system takes little of the response for a client that does not read.
-fn slow_connection(address: SocketAddr) -> TcpStream {
+pub fn slow_connection(address: SocketAddr) -> TcpStream {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.set_recv_buffer_size(2048).unwrap();
     socket.connect(&address.into()).unwrap();
@@ -187,7 +197,7 @@ fn without_reading(target: &Target, count: usize, path: impl Fn(usize) -> String
 }
 
 /// Waits until the number of requests that Weir has refused with 503 and of those in flight is `count`.
-fn wait_for_responses(target: &Target, count: usize) {
+pub fn wait_for_responses(target: &Target, count: usize) {
     let begun = Instant::now();
     loop {
         let metrics = target.weir.metrics();

@@ -409,6 +409,8 @@ pub fn expand_digests(yaml: &str) -> String {
 pub struct Weir {
     pub process: Process,
     pub http: SocketAddr,
+    /// All listeners for clients; `http` is the first.
+    pub listeners: Vec<SocketAddr>,
     pub admin: SocketAddr,
     pub config: Config,
 }
@@ -420,12 +422,12 @@ impl Weir {
     }
 
     /// Waits until a started gateway listens.
-    fn of(config: Config, process: Process) -> Self {
+    pub fn of(config: Config, process: Process) -> Self {
         let line = wait_for_line(&process.stderr, "listening http=");
         let (http, admin) = line.split_once(" admin=").unwrap();
-        // With several listeners, tests use the first.
-        let http = http.split(' ').next().unwrap();
-        Self { http: http.parse().unwrap(), admin: admin.parse().unwrap(), process, config }
+        let listeners: Vec<SocketAddr> =
+            http.split(' ').map(|text| text.rsplit('=').next().unwrap().parse().unwrap()).collect();
+        Self { http: listeners[0], listeners, admin: admin.parse().unwrap(), process, config }
     }
 
     /// GET with the key `open`.

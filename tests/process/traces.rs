@@ -98,9 +98,7 @@ impl Peer {
             );
         let config = if endpoint { config.env("WEIR_TRACES_ENDPOINT", &address) } else { config };
         let process = Process::start(&mut config.command(&["run"]));
-        let line = wait_for_line(&process.stderr, "listening http=");
-        let (http, admin) = line.split_once(" admin=").unwrap();
-        Weir { http: http.parse().unwrap(), admin: admin.parse().unwrap(), process, config }
+        Weir::of(config, process)
     }
 
     /// Stops the gateway, which then sends its last spans, and returns all spans.
