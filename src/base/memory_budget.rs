@@ -209,6 +209,18 @@ mod tests {
     }
 
     #[test]
+    fn bytes_without_spare_have_an_allocation_of_their_length() {
+        for (length, capacity) in [(0, 0), (0, 100), (1, 1), (90_000, 131_072), (90_000, 90_000), (65_537, 1 << 20)] {
+            let mut bytes = Vec::with_capacity(capacity);
+            bytes.resize(length, b'x');
+            let bytes = without_spare(bytes);
+            assert_eq!(bytes.len(), length);
+            let capacity = Vec::from(bytes).capacity();
+            assert!(capacity <= length + length / 8, "{capacity} bytes for {length}");
+        }
+    }
+
+    #[test]
     fn threads_never_exceed_the_budget_together() {
         let budget = MemoryBudget::new(100);
         let client = Arc::<ClientMemory>::default();

@@ -139,9 +139,8 @@ impl DryRun<'_> {
         let now = self.shared.now();
         let directives = cache_control::directives(headers.get_all("cache-control"));
         match route {
-            // Public documents cost nothing.
-            Route::Document(_) => {}
-            Route::Providers => result.costs.push(ProviderCost { provider: None, cost: Cost::one(true) }),
+            // These cost nothing.
+            Route::Document(_) | Route::Providers => {}
             Route::Session { name, .. } | Route::Watch { name, .. } => {
                 result.queries.push(Ok(provider_query::session_query(snapshot, client, name, self.request)?));
             }

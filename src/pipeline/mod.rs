@@ -139,7 +139,7 @@ impl Pipeline {
         let RouteMatch { endpoint, route } = context.route(record)?;
         match route {
             Route::Document(kind) => Ok(RouteResult::Content(respond::document(&context.snapshot, kind))),
-            Route::Providers => routes::providers(context, client, record),
+            Route::Providers => routes::providers(context, client),
             Route::Session { name, shape } => routes::session(context, client, &name, &shape, record).await,
             Route::List { sources, page } => {
                 routes::list(context, client, endpoint.list_path(), &sources, &page, record).await

@@ -251,6 +251,16 @@ pub(crate) fn over_rate_limit(client: &str, buckets: &[&Bucket], refusal: Refusa
     Box::new(problem)
 }
 
+/// 429 for a client that reads `GET /v1/providers` too often.
+#[must_use]
+pub(crate) fn too_many_provider_reads(client: &str, wait: Duration) -> Box<Problem> {
+    let mut problem = Problem::new(Code::RateLimitExceeded, String::new()).retry_in(wait);
+    let seconds = problem.retry_after.unwrap_or(1);
+    problem.detail = format!("client {client:?} reads /v1/providers too often; try again in {seconds} s");
+    problem.violated_policies = vec!["provider_reads".to_owned()];
+    Box::new(problem)
+}
+
 /// 429 for an address that sent too many invalid keys.
 #[must_use]
 pub(crate) fn too_many_invalid_keys(wait: Duration) -> Box<Problem> {

@@ -15,10 +15,12 @@ use crate::pipeline::merged_list::{IdentifiedSource, List};
 use crate::pipeline::representation::{self, SessionBody};
 use crate::pipeline::respond::{self, Content};
 use crate::pipeline::watch::{WatchRequest, WatchStart, WatchStream};
-use crate::pipeline::{native, obtain};
+use crate::pipeline::{native, obtain, problems};
 use crate::rules::native_routes::NativeMatch;
 use crate::rules::parameters::{Page, Representation};
 use crate::rules::route::{BatchId, ListSource, SessionName};
+use crate::runtime::snapshot::Client;
+use std::num::NonZeroU32;
 use tokio::time::Instant;
 
 /// The result of a route.
@@ -35,13 +37,12 @@ pub(crate) enum RouteResult {
     Options,
 }
 
-/// `GET /v1/providers`.
-pub(crate) fn providers(
-    context: &RequestContext<'_>,
-    client: ClientId,
-    record: &mut RequestRecord,
-) -> Outcome<RouteResult> {
-    admit(context, client, &[ProviderCost { provider: None, cost: Cost::one(true) }], record)?;
+/// `GET /v1/providers`. It costs nothing, so that a client over its rate limit can look; it has a limit of its own.
+pub(crate) fn providers(context: &RequestContext<'_>, client: ClientId) -> Outcome<RouteResult> {
+    let Client { id, provider_reads, .. } = &context.snapshot.clients[client];
+    if !provider_reads.take_one() {
+        return Err(problems::too_many_provider_reads(id, provider_reads.wait_for(NonZeroU32::MIN)));
+    }
     Ok(RouteResult::Content(respond::providers(&context.snapshot, client, context.now)))
 }
 

@@ -41,6 +41,7 @@ use crate::rules::swagger_ui::PublicDocument;
 use http::{HeaderName, HeaderValue};
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::num::NonZeroU32;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -243,7 +244,8 @@ impl<'a> Compiler<'a> {
             vary: vary(&access, config.explain),
             key_expiries: config.keys.iter().map(|key| key.expires_at).collect(),
             explain: config.explain,
-            requested_traces: traces.endpoint.is_some().then(|| requested_traces(traces)),
+            requested_traces: traces.endpoint.is_some().then(|| per_second(traces.requested)),
+            provider_reads: per_second(PROVIDER_READS),
             memory: previous.map(|client| client.memory.clone()).unwrap_or_default(),
             admission_lock: previous.map(|client| client.admission_lock.clone()).unwrap_or_default(),
             buckets: config.rate_limits.iter().filter_map(|at| bucket(limiters, &at.value, id)).collect(),
@@ -307,7 +309,11 @@ fn rules_digest(config: &ProviderConfig) -> u64 {
     format!("{name:?}{agent:?}{session:?}{secrets:?}{freshness:?}{operations:?}").hash(&mut hasher);
     hasher.finish()
 }
-/// Returns the bucket of the requests that a client can have traced.
-fn requested_traces(traces: &Traces) -> TokenBucket {
-    TokenBucket::new(Refill::new(traces.requested, Duration::from_secs(1), traces.requested), Ticker::default())
+
+/// The requests to `GET /v1/providers` that a client may send in a second.
+const PROVIDER_READS: NonZeroU32 = NonZeroU32::new(100).unwrap();
+
+/// Makes a bucket that refills with this many tokens in a second, and has room for as many.
+fn per_second(tokens: NonZeroU32) -> TokenBucket {
+    TokenBucket::new(Refill::new(tokens, Duration::from_secs(1), tokens), Ticker::default())
 }

@@ -98,6 +98,8 @@ pub struct Client {
     pub explain: bool,
     /// How often it may request that a request is traced; `None` if there are no traces.
     pub requested_traces: Option<TokenBucket>,
+    /// How often it may read `GET /v1/providers`, whatever its policies say.
+    pub provider_reads: TokenBucket,
     /// The memory that is reserved for it.
     pub memory: Arc<ClientMemory>,
     /// Locked while a request is charged under several policies, so that all of them charge it or none.

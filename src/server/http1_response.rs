@@ -150,7 +150,7 @@ mod tests {
     fn an_interrupted_write_continues_at_the_first_unwritten_byte() {
         let (head, body) = (b"head".as_slice(), [Bytes::from_static(b"be"), Bytes::new(), Bytes::from_static(b"hind")]);
         let read = |unwritten: &Unwritten<'_>| {
-            let (slices, count) = unwritten.slices();
+            let (slices, count) = unwritten.slices(usize::MAX);
             slices[..count].iter().flat_map(|part| part.to_vec()).collect::<Vec<u8>>()
         };
         for first in 0..=10 {
@@ -160,6 +160,12 @@ mod tests {
                 unwritten.advance(second);
                 assert_eq!(read(&unwritten), b"headbehind"[first + second..]);
                 assert_eq!(unwritten.is_empty(), first + second == 10);
+                for limit in 1..=12 {
+                    let (slices, count) = unwritten.slices(limit);
+                    let cut: Vec<u8> = slices[..count].iter().flat_map(|part| part.to_vec()).collect();
+                    let rest = &b"headbehind"[first + second..];
+                    assert_eq!(cut, rest[..rest.len().min(limit)], "at most {limit} bytes");
+                }
             }
         }
         assert!(Unwritten::new(b"", &[Bytes::new(), Bytes::new()]).is_empty());

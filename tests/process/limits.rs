@@ -1,8 +1,11 @@
 //! Rate limits of clients: exact on one node.
 
 use crate::support::*;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 /// Policies that refill no request while a test runs.
 const POLICIES: &str = "\nrate_limits:\n  ten: { requests: 10, per: 1h }\n  three: { requests: 10, per: 1h, burst: 3 }\n  misses: { requests: 2, per: 1h, charge: misses }\n  standard: { requests: 600, per: 1m }\n  careful: { requests: 60, per: 1m, burst: 10 }\n";
@@ -104,4 +107,31 @@ fn a_policy_that_charges_misses_does_not_charge_hits() {
     assert_eq!(weir.get_as("a", PALANTIR).status, 429);
     assert_eq!(weir.get_as("a", VECTARA).status, 200);
     assert_eq!(sim.calls(), 2);
+}
+
+#[test]
+fn a_client_over_its_limit_can_read_the_providers_up_to_a_limit_of_their_own() {
+    let sim = Sim::start();
+    let weir = start(
+        &sim,
+        "clients:\n  - { id: k, keys: [ { sha256: SHA(k) } ], rate_limit: three }\n  - { id: other, keys: [ { sha256: SHA(other) } ] }\n",
+    );
+    while weir.get_as("k", VECTARA).status == 200 {}
+    let read = weir.get_as("k", "/v1/providers");
+    assert_eq!((read.status, read.json()["providers"].as_array().unwrap().len()), (200, 3));
+    assert!(read.header("ratelimit").unwrap().starts_with("\"three\";r=0;"), "{:?}", read.header("ratelimit"));
+    let one = "GET /v1/providers HTTP/1.1\r\nHost: a\r\nX-API-Key: k\r\n\r\n";
+    let last = one.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n");
+    let started = Instant::now();
+    let mut socket = TcpStream::connect(weir.http).unwrap();
+    socket.set_read_timeout(Some(MAX_WAIT)).unwrap();
+    socket.write_all((one.repeat(999) + &last).as_bytes()).unwrap();
+    let mut responses = String::new();
+    socket.read_to_string(&mut responses).unwrap();
+    let seconds = started.elapsed().as_secs_f64();
+    let (read, refused) = (responses.matches("HTTP/1.1 200 ").count(), responses.matches("HTTP/1.1 429 ").count());
+    assert_eq!(read + refused, 1000);
+    assert!(read >= 99 && read as f64 <= 100.0 * (1.0 + seconds), "{read} of 1,000 in {seconds} s");
+    assert!(refused == 0 || responses.contains("\"violated-policies\":[\"provider_reads\"]"));
+    assert_eq!(weir.get_as("other", "/v1/providers").status, 200, "another client has its own limit");
 }
