@@ -9,11 +9,12 @@ use crate::config::clients::ClientConfig;
 use crate::config::credentials::CredentialConfig;
 use crate::config::edge::Listener;
 use crate::config::faults::{Fault, Faults, Location};
-use crate::config::provider::ProviderConfig;
+use crate::config::provider::{Ids, ProviderConfig};
 use crate::config::weir::{AccessLog, Weir};
 use crate::engine::open_files::OpenFiles;
 use crate::engine::tls;
 use http::Uri;
+use regex_syntax::hir::Look;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -138,6 +139,7 @@ fn running(config: &Config, warnings: &mut Faults) {
         let better = "64MiB stores tens of thousands of sessions";
         warnings.add(location, format!("cache.max_bytes ({} bytes) stores few responses; {better}", weir.max_bytes));
     }
+    memory(weir, machine_memory(), warnings);
     let slowest = config.providers.iter().map(|provider| provider.upstream.timeout).max().unwrap_or_default();
     if weir.grace < slowest {
         let (grace, slowest) = (weir.grace.as_millis(), slowest.as_millis());
@@ -146,6 +148,30 @@ fn running(config: &Config, warnings: &mut Faults) {
             format!("shutdown.grace cuts requests off after {grace} ms; the longest upstream.timeout is {slowest} ms");
         warnings.add(location, format!("{weak}; {better}"));
     }
+}
+
+/// Compares the bound on memory (docs/OPERATIONS.md, Sizing) with the memory of the machine, in bytes.
+fn memory(weir: &Weir, machine: Option<u64>, warnings: &mut Faults) {
+    let most = weir.max_bytes.saturating_mul(3).saturating_add(weir.overload.max_buffered);
+    let Some(machine) = machine.filter(|machine| most > *machine) else { return };
+    let (most, machine) = (most >> 20, machine >> 20);
+    let better = "lower cache.max_bytes or overload.max_buffered";
+    let weak =
+        format!("Weir may take {most} MiB (3 times cache.max_bytes, and overload.max_buffered) of {machine} MiB");
+    warnings.add(&weir.locations.file, format!("{weak}; {better}"));
+}
+
+/// Returns the memory of the machine or of the process's control group, whichever is less, in bytes. `None` if the system
+/// does not say.
+fn machine_memory() -> Option<u64> {
+    let machine = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+        let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+        total.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+    });
+    // `max` means no limit.
+    let group = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
+    let group = group.and_then(|text| text.trim().parse::<u64>().ok());
+    machine.into_iter().chain(group).min()
 }
 
 fn client(client: &ClientConfig, now: Time, warnings: &mut Faults) {
@@ -189,6 +215,15 @@ fn provider(provider: &ProviderConfig, warnings: &mut Faults) {
         let better = "set upstream.breaker, for example to { failures: 5, open_for: 10s }";
         warnings.add(location, format!("while {name} is down, every request to it waits for a timeout; {better}"));
     }
+    let upstream = &provider.upstream;
+    if upstream.connect_timeout > upstream.timeout {
+        let (connect, timeout) = (upstream.connect_timeout.as_millis(), upstream.timeout.as_millis());
+        let weak = format!(
+            "upstream.connect_timeout of {name} ({connect} ms) never ends before upstream.timeout ({timeout} ms)"
+        );
+        warnings.add(location, format!("{weak}; make it shorter"));
+    }
+    patterns(&provider.ids, warnings);
     let freshness = &provider.freshness;
     if freshness.stale_if_error.is_zero() {
         let better = "set freshness.stale_if_error, for example to 10m";
@@ -199,6 +234,24 @@ fn provider(provider: &ProviderConfig, warnings: &mut Faults) {
         let better = "set freshness.default and freshness.max above 0s";
         warnings.add(location, format!("sessions of {name} are not cached; {better}"));
     }
+}
+
+/// Checks that the patterns of ids match whole ids.
+fn patterns(ids: &Ids, warnings: &mut Faults) {
+    let all = [&ids.recognise, &ids.accept].into_iter().flat_map(|patterns| [&patterns.agent, &patterns.session]);
+    for pattern in all.flatten() {
+        if !is_anchored(&pattern.value) {
+            let weak = format!("the pattern {:?} also matches a part of an id", pattern.value);
+            warnings.add(&pattern.location, format!("{weak}; begin it with ^ and end it with $"));
+        }
+    }
+}
+
+/// Returns whether a regular expression matches whole texts only.
+fn is_anchored(pattern: &str) -> bool {
+    let Ok(parsed) = regex_syntax::parse(pattern) else { return true };
+    let properties = parsed.properties();
+    properties.look_set_prefix().contains(Look::Start) && properties.look_set_suffix().contains(Look::End)
 }
 
 /// Checks a credential for a provider.
@@ -228,4 +281,19 @@ fn is_cleartext(url: &str) -> bool {
     let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
     let loopback = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
     uri.scheme_str() == Some("http") && !loopback
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_pattern_of_whole_ids_is_anchored() {
+        for anchored in ["^a$", "^(a|b)$", "^a$|^b$", r"\Aa\z", "^(?:x{1,3})$"] {
+            assert!(is_anchored(anchored), "{anchored}");
+        }
+        for open in ["a", "^a", "a$", "^a|b$", "^a$|b", "(^)?a$", ""] {
+            assert!(!is_anchored(open), "{open}");
+        }
+    }
 }

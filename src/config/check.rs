@@ -1,10 +1,12 @@
 //! Checks rules that span several files: references must exist, and names, ids and keys must be unique.
 
 use super::Config;
+use super::clients::ClientConfig;
 use super::faults::{Faults, Located, Location};
 use crate::base::typo::unknown;
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::net::SocketAddr;
 
 /// The first segments of Weir's own paths.
 const RESERVED: [&str; 2] = ["v1", "docs"];
@@ -29,6 +31,8 @@ pub(super) fn cross_file(config: &Config, truncated: &[String], faults: &mut Fau
         faults.add(&name.location, format!("{:?} {why}", name.value));
     }
     keys(config, faults);
+    addresses(config, faults);
+    config.clients.iter().for_each(|client| permitted(client, faults));
     if whole("weir.yaml") {
         policies(config, faults);
     }
@@ -57,6 +61,52 @@ fn keys(config: &Config, faults: &mut Faults) {
     for key in config.clients.iter().flat_map(|c| &c.keys) {
         if let Some(first) = seen.insert(key.sha256, &key.location) {
             faults.add(&key.location, format!("this key is already used at {first}; make another one (weir key new)"));
+        }
+    }
+}
+
+/// Adds a fault for each listener whose address another one has taken.
+fn addresses(config: &Config, faults: &mut Faults) {
+    let admin = &config.weir.admin;
+    let clients = config.weir.listen.iter().map(|listener| (listener.address, Some(&listener.location)));
+    let all: Vec<_> = clients.chain([(admin.address, admin.location.as_ref())]).collect();
+    for (position, (address, location)) in all.iter().enumerate() {
+        let Some((_, first)) = all[..position].iter().find(|(other, _)| overlap(*other, *address)) else { continue };
+        // The admin listener without a location has its default address, which then is the fault of the other listener.
+        if let Some(at) = location.or(*first) {
+            let taken = first.filter(|_| location.is_some()).map_or_else(
+                || "the admin listener has this address".to_owned(),
+                |first| format!("a listener has this address already, at {first}"),
+            );
+            faults.add(at, format!("{address}: {taken}; choose another port"));
+        }
+    }
+}
+
+/// Returns whether the system refuses to listen at both addresses.
+fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    let (first, second) = (one.ip(), other.ip());
+    let either_is_any = first.is_unspecified() || second.is_unspecified();
+    one.port() == other.port()
+        && one.port() != 0
+        && (first == second || either_is_any && first.is_ipv4() == second.is_ipv4())
+}
+
+/// Adds a fault for a client that may use no provider, and for each setting for a provider that it may not use.
+fn permitted(client: &ClientConfig, faults: &mut Faults) {
+    let (Some(permitted), id) = (&client.providers, &client.id) else { return };
+    if permitted.is_empty() {
+        let better = "name the providers that it may use, or leave providers out for all of them";
+        faults.add(&id.location, format!("client {:?} may use no provider; {better}", id.value));
+        return;
+    }
+    let limits = client.provider_rate_limits.iter().map(|(provider, _)| ("a rate limit", provider));
+    let credentials = client.credentials.iter().map(|(provider, _)| ("a credential", provider));
+    for (what, provider) in limits.chain(credentials) {
+        if permitted.iter().all(|at| at.value != provider.value) {
+            let better = format!("add {0:?} to its providers, or remove {what}", provider.value);
+            let fault = format!("{what} for {:?}, which client {:?} may not use; {better}", provider.value, id.value);
+            faults.add(&provider.location, fault);
         }
     }
 }

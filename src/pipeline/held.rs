@@ -16,7 +16,7 @@ use std::sync::Arc;
 /// reserved.
 pub(crate) const CONNECTION_BUFFER: usize = 8192;
 /// The memory of an HTTP/2 stream whose response waits for the client's window, besides the body.
-const STREAM_BYTES: usize = 44 << 10;
+const STREAM_BYTES: usize = 48 << 10;
 
 impl From<BufferLimit> for Box<Problem> {
     fn from(limit: BufferLimit) -> Self {

@@ -130,6 +130,13 @@ fn each_weak_setting_has_a_warning_at_its_place() {
         "even if a stale response is stored",
     );
     assert_warning(&provider("  max: 1h ", "  max: 0s "), "providers/vectara.yaml:", "are not cached");
+    let connect = provider("connect_timeout: 2s ", "connect_timeout: 11s ");
+    assert_warning(&connect, "providers/vectara.yaml:", "never ends before upstream.timeout (10000 ms)");
+    assert_eq!(check_strict(&provider("connect_timeout: 2s ", "connect_timeout: 10s ")).0, 0);
+    let open = provider("agent: '^agt_[0-9a-zA-Z_-]+$'", "agent: '^agt_[0-9a-zA-Z_-]+'");
+    assert_warning(&open, "providers/vectara.yaml:", "also matches a part of an id");
+    let huge = weir("max_bytes: 256MiB", "max_bytes: 100000GiB");
+    assert_warning(&huge, "weir.yaml:", "Weir may take 307200512 MiB");
     let breaker =
         "  breaker:                               # consecutive failures open it\n    failures: 5\n    open_for: 10s\n";
     assert_warning(&provider(breaker, ""), "providers/vectara.yaml:", "every request to it waits for a timeout");

@@ -281,3 +281,64 @@ fn the_shipped_config_has_no_fault_and_run_refuses_one_with_faults() {
     std::fs::remove_file(config.path("clients.yaml")).unwrap();
     assert!(config.check().1[0].starts_with("clients.yaml:1:1: cannot be read"), "{:?}", config.check());
 }
+
+#[test]
+fn two_listeners_at_one_address_are_a_fault() {
+    let (listen, admin) = ("${WEIR_LISTEN:-127.0.0.1:8080}", "${WEIR_ADMIN:-127.0.0.1:8081}");
+    let check = |listeners: &str, admin_address: &str| {
+        let config = Config::shipped().edit("weir.yaml", listen, listeners).edit("weir.yaml", admin, admin_address);
+        let (code, lines) = config.env("WEIR_ADMIN_TOKEN", &"x".repeat(32)).check();
+        (code, lines.into_iter().filter(|line| line.contains("choose another port")).collect::<Vec<_>>())
+    };
+    let second = |first: &str, other: &str| format!("{first}\n  - address: \"{other}\"");
+    for (one, other) in [
+        ("127.0.0.1:8080", "127.0.0.1:8080"),
+        ("0.0.0.0:8080", "127.0.0.1:8080"),
+        ("127.0.0.1:8080", "0.0.0.0:8080"),
+        ("\"[::]:8080\"", "[::1]:8080"),
+    ] {
+        let (code, lines) = check(&second(one, other), "127.0.0.1:9");
+        assert!(code == 1 && lines.len() == 1, "{one} {other}: {lines:?}");
+        assert!(lines[0].starts_with("weir.yaml:7:"), "the second one is the fault: {lines:?}");
+        assert!(lines[0].contains("a listener has this address already, at weir.yaml:6:"), "{lines:?}");
+        let (code, lines) = check(one, &format!("\"{other}\""));
+        assert!(code == 1 && lines.len() == 1, "admin {one} {other}: {lines:?}");
+    }
+    for (one, other) in [
+        ("127.0.0.1:8080", "127.0.0.1:8082"),
+        ("127.0.0.1:8080", "127.0.0.2:8080"),
+        ("127.0.0.1:8080", "[::1]:8080"),
+        ("127.0.0.1:0", "127.0.0.1:0"),
+    ] {
+        assert_eq!(check(&second(one, other), "127.0.0.1:0"), (0, Vec::new()), "{one} {other}");
+    }
+    assert_eq!(check("127.0.0.1:0", "127.0.0.1:0"), (0, Vec::new()));
+}
+
+#[test]
+fn a_client_without_providers_and_settings_for_others_are_faults() {
+    let check = |client: &str| {
+        let yaml = format!("clients:\n  - id: one\n    keys: [ {{ sha256: SHA(one) }} ]\n{client}");
+        Config::shipped().clients(&yaml).check()
+    };
+    let credential = "    credentials: { palantir: { header: authorization, value: Bearer x } }\n";
+    for (client, place, message) in [
+        ("    providers: []\n", "clients.yaml:2:9: ", "client \"one\" may use no provider"),
+        (
+            &format!("    providers: [vectara]\n{credential}"),
+            "clients.yaml:5:20: ",
+            "a credential for \"palantir\", which client \"one\" may not use; add \"palantir\" to its providers, or remove a credential",
+        ),
+        (
+            "    providers: [vectara]\n    provider_rate_limits: { agenthuman: standard }\n",
+            "clients.yaml:5:29: ",
+            "a rate limit for \"agenthuman\", which client \"one\" may not use",
+        ),
+    ] {
+        let (code, lines) = check(client);
+        assert!(code == 1 && lines.iter().any(|line| line.starts_with(place) && line.contains(message)), "{lines:?}");
+    }
+    for permitted in ["", "    providers: [vectara, palantir]\n", "    providers: palantir\n"] {
+        assert_eq!(check(&format!("{permitted}{credential}")).0, 0, "{permitted}");
+    }
+}
