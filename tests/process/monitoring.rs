@@ -370,7 +370,10 @@ fn promtool_accepts_the_rules_and_the_alert_tests_pass() {
     let rules = [deploy_path("prometheus/recording.rules.yml"), deploy_path("prometheus/alerts.rules.yml")];
     let runs: [(&[&str], Vec<PathBuf>); 2] = [
         (&["check", "rules", "--lint=all", "--lint-fatal"], rules.to_vec()),
-        (&["test", "rules"], vec![deploy_path("prometheus/tests/alerts.test.yml")]),
+        (
+            &["test", "rules"],
+            ["alerts", "outage"].map(|name| deploy_path(&format!("prometheus/tests/{name}.test.yml"))).to_vec(),
+        ),
     ];
     for (arguments, files) in runs {
         let output = Command::new("promtool").args(arguments).args(files).output().unwrap();
