@@ -14,10 +14,10 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, crypto::ring};
 
 /// Memory of a client connection with TLS, as OPERATIONS.md has it.
-const TLS_CONNECTION: f64 = 43_000.0;
+const TLS_CONNECTION: f64 = 46_000.0;
 
 /// The number of clients of each test.
-const COUNT: usize = 400;
+const COUNT: usize = 600;
 
 type TlsClient = StreamOwned<ClientConnection, TcpStream>;
 
@@ -60,22 +60,23 @@ fn keep_alive(target: &str) -> String {
 fn idle_connections_over_tls_take_no_more_than_documented() {
     let directory = TempDir::new().unwrap();
     let (target, config) = start(directory.path(), SMALL);
+    let open_one = || {
+        let mut client = connect(&target, &config);
+        client.write_all(keep_alive(PALANTIR).as_bytes()).unwrap();
+        let mut got = Vec::new();
+        while !got.ends_with(b"}") {
+            let mut buffer = [0; 4096];
+            let read = client.read(&mut buffer).unwrap();
+            assert!(read > 0, "{}", String::from_utf8_lossy(&got));
+            got.extend_from_slice(&buffer[..read]);
+        }
+        client
+    };
+    // What the first handshakes take for all that follow is not part of the measurement.
+    let mut open: Vec<TlsClient> = (0..100).map(|_| open_one()).collect();
     let before = status(&target.weir, "VmRSS");
-    let open: Vec<TlsClient> = (0..COUNT)
-        .map(|_| {
-            let mut client = connect(&target, &config);
-            client.write_all(keep_alive(PALANTIR).as_bytes()).unwrap();
-            let mut got = Vec::new();
-            while !got.ends_with(b"}") {
-                let mut buffer = [0; 4096];
-                let read = client.read(&mut buffer).unwrap();
-                assert!(read > 0, "{}", String::from_utf8_lossy(&got));
-                got.extend_from_slice(&buffer[..read]);
-            }
-            client
-        })
-        .collect();
-    wait_until("all are counted", || target.weir.metric("weir_connections") >= COUNT as f64);
+    open.extend((0..COUNT).map(|_| open_one()));
+    wait_until("all are counted", || target.weir.metric("weir_connections") >= open.len() as f64);
     let each = (status(&target.weir, "VmRSS") - before) / COUNT as f64;
     println!("each idle connection over TLS takes {each:.0} bytes");
     assert!(each <= 1.1 * TLS_CONNECTION, "{each} bytes");
