@@ -54,11 +54,11 @@ impl AdminService {
     /// Returns the limits in force. Most are those of client connections.
     fn limits(&self) -> Limits {
         let limits = self.endpoints.runtime.snapshot().weir.limits.clone();
-        Limits {
-            connections: self.endpoints.files.other_connections(MAX_CONNECTIONS).min(limits.connections),
-            connections_per_address: MAX_CONNECTIONS_PER_ADDRESS.min(limits.connections_per_address),
-            ..limits
-        }
+        let connections = self.endpoints.files.other_connections(MAX_CONNECTIONS).min(limits.connections);
+        // One address never takes all connections, however few there are.
+        let per_address = MAX_CONNECTIONS_PER_ADDRESS.min(connections.div_ceil(2));
+        let connections_per_address = per_address.min(limits.connections_per_address);
+        Limits { connections, connections_per_address, ..limits }
     }
 
     /// Accepts connections until `signals` say to stop.

@@ -85,3 +85,18 @@ fn check_warns_if_too_few_files_can_be_opened() {
         assert_eq!(text.contains("can open only 256 files"), warns, "{text}");
     }
 }
+
+#[test]
+fn one_address_leaves_connections_of_the_admin_listener_to_the_others() {
+    let sim = Sim::start();
+    let config = Config::shipped();
+    let weir = config.start_with(&sim, |command| under("ulimit -S -n 256 && ulimit -H -n 256", command));
+    // A sixteenth of the files: 16 connections, 8 of them from one address.
+    let _idle: Vec<_> = (0..40).map(|_| TcpStream::connect(weir.admin).unwrap()).collect();
+    let output = Command::new("curl")
+        .args(["-s", "--interface", "127.0.0.2", "--max-time", "20", "-w", "%{http_code}", "-o", "/dev/null"])
+        .arg(format!("http://{}/readyz", weir.admin))
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "200");
+}
