@@ -14,6 +14,7 @@ pub(crate) mod forward_connection;
 pub(crate) mod open_files;
 pub(crate) mod otlp;
 pub(crate) mod provider_health;
+pub(crate) mod provider_quota;
 pub(crate) mod rate_limit;
 pub(crate) mod request_record;
 pub(crate) mod tls;

@@ -7,10 +7,9 @@ use crate::base::metrics::UpstreamMetrics;
 use crate::base::model::Time;
 use crate::base::problem::Code;
 use crate::base::request_reply::FailureKind;
-use crate::engine::breaker::{
-    AdmittedCall, Breaker, BreakerChange, CallOutcome, CallSubject, ProviderQuota, QuotaLimit,
-};
+use crate::engine::breaker::{AdmittedCall, Breaker, BreakerChange, CallOutcome, CallSubject};
 use crate::engine::provider_health::ProviderHealth;
+use crate::engine::provider_quota::{ProviderQuota, QuotaLimit};
 use crate::engine::token_error::TokenError;
 use crate::rules::error_rules::{ProviderError, ProviderErrorCause};
 use crate::runtime::snapshot::Provider;
@@ -19,6 +18,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
+
+/// Of how many sessions failures say that a provider without `breaker.failures` fails.
+const FAILURES_WITHOUT_BREAKER: usize = 5;
 
 /// Why Weir does not call a provider now.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -149,6 +151,13 @@ impl CallGuards {
         Self { quota, breakers: [provider.breaker.clone(), breaker], subject, health: provider.health.clone() }
     }
 
+    /// Returns of how many sessions failures say that the provider itself fails.
+    fn failures_of_all(&self) -> usize {
+        let [_, credential] = &self.breakers;
+        let failures = credential.config.as_ref().map(|config| config.failures.get());
+        failures.map_or(FAILURES_WITHOUT_BREAKER, |failures| usize::try_from(failures).unwrap_or(usize::MAX))
+    }
+
     fn check_breakers(&self, now: Time) -> Result<(), Time> {
         self.breakers.iter().try_for_each(|breaker| breaker.check(self.subject, now))
     }
@@ -199,7 +208,7 @@ async fn try_admit(
     let breaker_open = |until: Time, now: Time| NotAdmitted::Breaker { provider: name(), wait: until.since(now) };
     let check = || {
         let now = clock();
-        if let Some(until) = guards.quota.paused_until(now) {
+        if let Some(until) = guards.quota.pauses.until(guards.subject, now) {
             return Err(NotAdmitted::Pause { provider: name(), wait: until.since(now) });
         }
         guards.check_breakers(now).map_err(|until| breaker_open(until, now))
@@ -218,7 +227,9 @@ async fn try_admit(
 #[must_use]
 pub(crate) fn admit_retry(guards: &CallGuards, now: Time) -> bool {
     let quota = &guards.quota;
-    guards.breakers.iter().all(|breaker| breaker.is_closed()) && quota.paused_until(now).is_none() && quota.try_take()
+    guards.breakers.iter().all(|breaker| breaker.is_closed())
+        && quota.pauses.until(guards.subject, now).is_none()
+        && quota.try_take()
 }
 
 /// Updates the breakers and the pause from how a request ended. Call it before the permit is dropped, so that the next
@@ -236,8 +247,22 @@ pub(crate) fn record_result(guards: &CallGuards, error: Option<&ProviderError>, 
         }
     }
     if let Some((error, wait)) = error.and_then(|error| Some((error, error.wait?))) {
-        guards.quota.pause_until(now.plus(wait));
-        guards.health.paused(&cause(error), wait, now);
+        pause(guards, error, wait, now);
+    }
+}
+
+/// Pauses calls as long as the provider requests: all calls of the credential if it throttles, those for the same session
+/// if it is unavailable (503), because that may hold for this session only.
+fn pause(guards: &CallGuards, error: &ProviderError, wait: Duration, now: Time) {
+    let (pauses, until) = (&guards.quota.pauses, now.plus(wait));
+    let all_until = if error.code() == Code::ProviderUnavailable || error.status() == Some(503) {
+        pauses.pause_subject(guards.subject, until, guards.failures_of_all(), now)
+    } else {
+        pauses.pause_all(until);
+        Some(until)
+    };
+    if let Some(until) = all_until {
+        guards.health.paused(&cause(error), until.since(now), now);
     }
 }
 

@@ -392,7 +392,7 @@ mod tests {
     use super::*;
     use crate::base::operation::Operation;
     use crate::base::request_reply::{ProviderFailure, ProviderReply};
-    use crate::engine::breaker::QuotaLimit;
+    use crate::engine::provider_quota::QuotaLimit;
     use crate::engine::token_error::TokenFault;
     use crate::rules::provider_body::BodyFault;
 

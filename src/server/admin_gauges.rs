@@ -4,7 +4,7 @@ use crate::base::memory_budget::MemoryBudget;
 use crate::base::metrics::Metrics;
 use crate::base::model::Time;
 use crate::base::request_reply::FailureKind;
-use crate::engine::breaker::{LimitUsage, QuotaLimit, QuotaUsage};
+use crate::engine::provider_quota::{LimitUsage, QuotaLimit, QuotaUsage};
 use crate::runtime::snapshot::Snapshot;
 use prometheus::IntCounterVec;
 
@@ -35,7 +35,7 @@ pub(crate) fn set_providers(metrics: &Metrics, snapshot: &Snapshot, now: Time) {
         let breaker_open = provider.breaker.open_until(now).is_some()
             || provider.quotas.breakers().any(|breaker| breaker.open_until(now).is_some());
         set_flag(&upstream.breaker_open, breaker_open);
-        set_flag(&upstream.throttled, provider.quotas.all().any(|quota| quota.paused_until(now).is_some()));
+        set_flag(&upstream.throttled, provider.quotas.all().any(|quota| quota.pauses.all_until(now).is_some()));
         let usages: Vec<QuotaUsage> = provider.quotas.all().filter_map(|quota| quota.usage()).collect();
         // A provider may have several quotas. The gauge shows the one with the least capacity left.
         let set_least = |limit: QuotaLimit, of: fn(&QuotaUsage) -> LimitUsage| {
