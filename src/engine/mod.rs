@@ -17,6 +17,7 @@ pub(crate) mod provider_health;
 pub(crate) mod provider_quota;
 pub(crate) mod rate_limit;
 pub(crate) mod request_record;
+pub(crate) mod strangers;
 pub(crate) mod tls;
 pub(crate) mod token_bucket;
 pub(crate) mod token_error;

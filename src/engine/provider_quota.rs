@@ -270,7 +270,7 @@ mod tests {
         assert_eq!(pause(4, 7000, 5500), Some(Time(6000)));
         assert_eq!((pauses.until(other, Time(5999)), pauses.until(other, Time(6000))), (Some(Time(6000)), None));
         for n in 10..50 {
-            assert_eq!(pause(n, 9000, 5500).is_some(), true);
+            assert!(pause(n, 9000, 5500).is_some());
             assert!(pauses.subjects.lock().unwrap().len() <= 3);
         }
     }

@@ -3,6 +3,7 @@
 //! All calls pass through this file: calls that fill the cache, and forwarded requests. Nothing here sends a request.
 //! Callers pass the time or the clock.
 
+use crate::base::client_use::{ClientUse, CountGuard, Counted};
 use crate::base::metrics::UpstreamMetrics;
 use crate::base::model::Time;
 use crate::base::problem::Code;
@@ -37,8 +38,13 @@ pub enum NotAdmitted {
          capacity.concurrent)"
     )]
     ClientShare { provider: Arc<str>, limit: usize },
-    #[error("{limit} calls to providers are in flight, which is the limit (overload.max_in_flight)")]
+    #[error(
+        "{limit} calls to providers are in flight, which is the limit (overload.max_in_flight, or what the limit of open \
+         files permits)"
+    )]
     TooManyCalls { limit: i64 },
+    #[error("this client has {limit} calls to providers in flight, which is its share (half of all)")]
+    CallShare { limit: i64 },
 }
 
 impl NotAdmitted {
@@ -48,7 +54,7 @@ impl NotAdmitted {
         match self {
             Self::Pause { .. } | Self::Capacity { .. } | Self::ClientShare { .. } => Code::ProviderRateLimited,
             Self::Breaker { .. } => Code::ProviderUnavailable,
-            Self::TooManyCalls { .. } => Code::Overloaded,
+            Self::TooManyCalls { .. } | Self::CallShare { .. } => Code::Overloaded,
         }
     }
 
@@ -60,7 +66,7 @@ impl NotAdmitted {
             Self::Breaker { .. } => "breaker",
             Self::Capacity { limit, .. } => limit.name(),
             Self::ClientShare { .. } => "share",
-            Self::TooManyCalls { .. } => "overload",
+            Self::TooManyCalls { .. } | Self::CallShare { .. } => "overload",
         }
     }
 
@@ -72,26 +78,48 @@ impl NotAdmitted {
 }
 
 /// Counts a call as in flight until dropped.
-pub(crate) struct CallInFlight(IntGauge);
+pub(crate) struct CallInFlight {
+    all: IntGauge,
+    _of_client: CountGuard,
+}
 
 impl Drop for CallInFlight {
     fn drop(&mut self) {
-        self.0.dec();
+        self.all.dec();
     }
 }
 
-/// Counts a call as in flight. The limit exists for calls that no request waits for: background refreshes, and calls whose
-/// clients have closed their connections. Requests in flight have their own limit.
+/// The most calls in flight.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CallLimits {
+    /// Of all clients.
+    pub total: i64,
+    /// Of one client.
+    pub share: i64,
+}
+
+/// Counts a call as in flight, on behalf of the client that causes it. The limits also hold for calls that no request waits
+/// for: background refreshes, and calls whose clients have closed their connections. Requests in flight have their own.
 ///
 /// # Errors
-/// The limit of calls in flight is reached.
-pub(crate) fn count_call(metrics: &UpstreamMetrics, provider: &str, limit: i64) -> Result<CallInFlight, NotAdmitted> {
+/// So many calls are in flight, or so many of this client.
+pub(crate) fn count_call(
+    metrics: &UpstreamMetrics,
+    provider: &str,
+    client: &Arc<ClientUse>,
+    limits: CallLimits,
+) -> Result<CallInFlight, NotAdmitted> {
     metrics.calls.inc();
-    let call = CallInFlight(metrics.calls.clone());
-    if metrics.calls.get() <= limit {
-        return Ok(call);
+    let (of_client, clients_calls) = client.count(Counted::Calls);
+    let call = CallInFlight { all: metrics.calls.clone(), _of_client: of_client };
+    let CallLimits { total, share } = limits;
+    if metrics.calls.get() > total {
+        return Err(NotAdmitted::TooManyCalls { limit: total }.counted(metrics, provider));
     }
-    Err(NotAdmitted::TooManyCalls { limit }.counted(metrics, provider))
+    if clients_calls > share {
+        return Err(NotAdmitted::CallShare { limit: share }.counted(metrics, provider));
+    }
+    Ok(call)
 }
 
 /// Waits, at most until `latest`, until the client has fewer forwarded requests in flight than its share. Call it

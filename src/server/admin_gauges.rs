@@ -55,7 +55,7 @@ pub(crate) fn set_memory(metrics: &Metrics, snapshot: &Snapshot, budget: &Memory
     metrics.http.buffered.set(bytes(budget.used()));
     metrics.http.client_buffered.reset();
     for client in &snapshot.clients {
-        metrics.http.client_buffered.with_label_values(&[&*client.id]).set(bytes(client.memory.used()));
+        metrics.http.client_buffered.with_label_values(&[&*client.id]).set(bytes(client.usage.bytes()));
     }
 }
 
