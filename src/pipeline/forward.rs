@@ -299,7 +299,15 @@ impl Forward {
         ResponseAction::Forward { drop, set: self.headers_to_set(), add }
     }
 
-    /// Reserves the memory of a part of the request's body or of the response's.
+    /// Reserves the memory of a part of the request's body.
+    ///
+    /// # Errors
+    /// It would exceed the client's share. A write has its memory already.
+    pub fn add_request_part(&mut self, length: usize) -> Outcome<()> {
+        Ok(self.memory.add_request_part(length)?)
+    }
+
+    /// Reserves the memory of a part of the response.
     ///
     /// # Errors
     /// It would exceed the client's share. Of a write, this can be only an event stream with long parts.

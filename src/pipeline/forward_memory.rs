@@ -19,6 +19,8 @@ pub(crate) struct ForwardMemory {
     reservation: Reservation,
     /// The body of the request may be long.
     has_long_request: bool,
+    /// The bytes of the request's body so far.
+    received: u64,
     /// [`LONG_BODY_BYTES`] are reserved.
     is_long: bool,
 }
@@ -30,10 +32,11 @@ impl ForwardMemory {
     /// It would exceed the client's share.
     pub(crate) fn reserve(share: &MemoryShare, method: &Method, headers: &RequestHeaders) -> Result<Self, BufferLimit> {
         let length = headers.text("content-length").and_then(|length| length.parse::<u64>().ok());
-        // Over HTTP/2, any request may have a body without a length. `add_part` reserves for that of a safe method.
+        // Over HTTP/2, any request may have a body without a length: see `add_request_part`.
         let may_have_body = !method.is_safe() || headers.contains("transfer-encoding");
         let has_long_request = length.map_or(may_have_body, |length| length > SHORT_BODY);
-        let mut memory = Self { reservation: share.reserve(REQUEST_BYTES)?, has_long_request, is_long: false };
+        let mut memory =
+            Self { reservation: share.reserve(REQUEST_BYTES)?, has_long_request, received: 0, is_long: false };
         if has_long_request || !method.is_safe() {
             memory.add_long_body()?;
         }
@@ -57,7 +60,20 @@ impl ForwardMemory {
         self.reservation.resize(REQUEST_BYTES)
     }
 
-    /// Reserves more memory if a part of a body is long: of the request or of the response.
+    /// Reserves more memory once the body of the request is long. Its parts are as long as the client makes them.
+    ///
+    /// # Errors
+    /// It would exceed the client's share.
+    pub(crate) fn add_request_part(&mut self, length: usize) -> Result<(), BufferLimit> {
+        self.received += length as u64;
+        if self.received <= SHORT_BODY {
+            return Ok(());
+        }
+        self.has_long_request = true;
+        self.add_long_body()
+    }
+
+    /// Reserves more memory if a part of the response is long.
     ///
     /// # Errors
     /// It would exceed the client's share.
@@ -111,6 +127,14 @@ mod tests {
             memory.add_response(&response(headers)).unwrap();
             assert_eq!(memory.is_long, is_long, "{headers:?}");
         }
+        let mut upload = memory(&budget, &Method::GET, &[]);
+        for (length, is_long) in [(16 << 10, false), (0, false), (1, true), (1, true)] {
+            upload.add_request_part(length).unwrap();
+            assert_eq!(upload.is_long, is_long);
+        }
+        upload.add_response(&response(&[("content-length", "5")])).unwrap();
+        assert!(upload.is_long, "a long upload may go on");
+        drop(upload);
         let mut stream = memory(&budget, &Method::GET, &[]);
         stream.add_part(16 << 10).unwrap();
         assert_eq!(budget.used(), REQUEST_BYTES as u64);

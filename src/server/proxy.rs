@@ -208,7 +208,7 @@ impl ProxyHttp for PassThrough {
         if is_last {
             part.take_if(|part| part.is_empty());
         }
-        if let Err(problem) = forward.add_part(part.as_ref().map_or(0, Bytes::len)) {
+        if let Err(problem) = forward.add_request_part(part.as_ref().map_or(0, Bytes::len)) {
             context.refusal = Some(forward.problem_response(&problem));
             return Error::e_explain(ErrorType::InternalError, "the client's share of the memory is used");
         }
