@@ -1,6 +1,8 @@
 //! The limit of open files: one address that only opens connections takes nothing from the others.
 
+use crate::frames;
 use crate::support::*;
+use serde_json::json;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
@@ -99,4 +101,40 @@ fn one_address_leaves_connections_of_the_admin_listener_to_the_others() {
         .output()
         .unwrap();
     assert_eq!(String::from_utf8(output.stdout).unwrap(), "200");
+}
+
+#[test]
+fn calls_to_a_provider_that_hangs_leave_files_for_hits_other_providers_reloads_and_monitoring() {
+    let sim = Sim::start();
+    let clients = "clients:\n  - { id: greedy, keys: [ { sha256: SHA(greedy) } ] }\n  - { id: open, keys: [ { sha256: SHA(open) } ] }\n";
+    let config = Config::shipped()
+        .clients(clients)
+        .edit("weir.yaml", "    # h2c: true ", "    h2c: true ")
+        .edit("providers/vectara.yaml", "  timeout: 10s", "  timeout: 60s")
+        .edit("providers/vectara.yaml", "concurrent: 64", "concurrent: 1000");
+    let weir = config.start_with(&sim, |command| under("ulimit -S -n 256 && ulimit -H -n 256", command));
+    assert_eq!(weir.get(VECTARA).status, 200);
+    sim.plan_fault("/agt_slow/", 0, &json!({ "kind": "hang" }));
+    // Read and forwarded requests.
+    let paths = ["/v1/sessions/vectara:agt_slow:ase_N", "/vectara/v2/agents/agt_slow/sessions/ase_N/other"];
+    let _sockets: Vec<TcpStream> = paths
+        .iter()
+        .flat_map(|path| {
+            let mut socket = frames::connect(&weir);
+            for n in 0..40_u32 {
+                let path = path.replace('N', &n.to_string());
+                socket.write_all(&frames::request(2 * n + 1, "GET", &path, "greedy", &[], 5)).unwrap();
+            }
+            Some(socket)
+        })
+        .collect();
+    let refused = "weir_upstream_refused_total{provider=\"vectara\",reason=\"overload\"}";
+    wait_until("the calls over the client's share are refused", || weir.metric(refused) == 56.0);
+    let calls = (weir.metric("weir_upstream_requests_in_flight"), weir.metric("weir_upstream_requests_limit"));
+    assert_eq!(calls, (24.0, 48.0));
+    assert_eq!(weir.get(VECTARA).status, 200, "a hit");
+    assert_eq!(weir.get(PALANTIR).status, 200, "a call for the other client");
+    assert_eq!(weir.admin("GET", "/readyz").status, 200);
+    weir.config.change("weir.yaml", "  grace: 10s", "  grace: 11s");
+    assert_eq!(weir.reload().0, 200);
 }

@@ -129,7 +129,8 @@ fn requests_that_wait_are_counted_as_memory_before_they_wait() {
     let list = |_: usize| {
         format!("/v1/sessions?{}", (0..5).map(|n| format!("agent=vectara:agt_slow_{n}")).collect::<Vec<_>>().join("&"))
     };
-    let cases: [(&str, bool, &dyn Fn(usize) -> String, f64); 4] = [
+    type Target<'t> = &'t dyn Fn(usize) -> String;
+    let cases: [(&str, bool, Target<'_>, f64); 4] = [
         ("one session, HTTP/1", false, &slow_session, 3.0 * 32.0),
         ("one session, HTTP/2", true, &slow_session, 3.0 * 56.0),
         ("batches", false, &batch, 3.0 * (4.0 + 10.0 * 8.0) + 10.0 * 28.0),
