@@ -131,7 +131,7 @@ fn calls_to_a_provider_that_hangs_leave_files_for_hits_other_providers_reloads_a
     let refused = "weir_upstream_refused_total{provider=\"vectara\",reason=\"overload\"}";
     wait_until("the calls over the client's share are refused", || weir.metric(refused) == 56.0);
     let calls = (weir.metric("weir_upstream_requests_in_flight"), weir.metric("weir_upstream_requests_limit"));
-    assert_eq!(calls, (24.0, 48.0));
+    assert!(calls.0 <= 24.0 && calls.1 == 48.0, "{calls:?}");
     assert_eq!(weir.get(VECTARA).status, 200, "a hit");
     assert_eq!(weir.get(PALANTIR).status, 200, "a call for the other client");
     assert_eq!(weir.admin("GET", "/readyz").status, 200);
