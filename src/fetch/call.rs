@@ -3,9 +3,9 @@
 //!
 //! Several client requests can share a call, so nothing here depends on one of them.
 
-use crate::base::json;
+use crate::base::json::ParsedJson;
 use crate::base::memory_budget::Reservation;
-use crate::base::model::{Show, Time};
+use crate::base::model::{Field, Show, Time};
 use crate::base::request_reply::{CallStats, FailureKind, ProviderFailure, ProviderReply, ProviderRequest};
 use crate::base::trace_context::{Side, TraceAttribute, TraceSteps};
 use crate::engine::cache::{CachedView, Entry, EntryKind};
@@ -20,7 +20,6 @@ use crate::rules::freshness::{self, UpstreamLimit};
 use crate::rules::provider_body::{BodyFault, CompiledOperation, UnreadableBody};
 use crate::runtime::snapshot::Provider;
 use prometheus::{Histogram, IntCounter};
-use serde_json::Value;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use tokio::time::Instant;
@@ -316,8 +315,8 @@ fn entry_from_reply(
         shared.metrics.upstream.mapping_failures.with_label_values(&labels).inc();
     };
     let (mut entry, unmapped) = entry_from_body(query, body, upstream, now).map_err(|error| {
-        if let Some(failure) = error.mapping_failure() {
-            count(&failure.field.name(), failure.reason.as_str());
+        if let Some((field, reason)) = error.fault_of_session().map(metric_labels) {
+            count(&field, reason);
         }
         error.with_reply(reply)
     })?;
@@ -405,7 +404,12 @@ fn refuse_encoding(provider: &Provider, headers: &http::HeaderMap) -> Result<(),
     Err(UnreadableBody { provider: provider.name.clone(), fault })
 }
 
-/// Optional fields that could not be mapped: name and reason.
+/// Returns the values of the labels `field` and `reason` for a session that cannot be used.
+fn metric_labels((field, reason): (Option<Field>, &'static str)) -> (String, &'static str) {
+    (field.map_or_else(|| "session".to_owned(), Field::name), reason)
+}
+
+/// Fields that could not be mapped, and sessions that could not be used: name and reason.
 pub type UnmappedFields = Vec<(String, &'static str)>;
 
 /// Makes an entry from a body that arrived at `now`, with the view that most clients receive.
@@ -428,8 +432,9 @@ pub fn entry_from_body(
             Some(page) => EntryKind::Page(page.clone()),
         };
         let view = parsed.view(&provider.mapping, Show::default());
-        let unmapped =
-            parsed.mapping_failures.iter().map(|failure| (failure.field.name(), failure.reason.as_str())).collect();
+        let optional = parsed.mapping_failures.iter().map(|failure| (failure.field.name(), failure.reason.as_str()));
+        let unusable = parsed.unusable.iter().filter_map(|session| session.fault.of_session());
+        let unmapped = optional.chain(unusable.map(metric_labels)).collect();
         (kind, life, view, unmapped)
     };
     let views = vec![CachedView { show: Show::default(), view: Arc::new(view) }];
@@ -441,8 +446,8 @@ pub fn entry_from_body(
 ///
 /// # Errors
 /// The body is not JSON.
-pub(crate) fn parse(provider: &Provider, body: &[u8]) -> Result<Value, UnreadableBody> {
-    json::parse(body).map_err(|error| {
+pub(crate) fn parse<'t>(provider: &Provider, body: &'t [u8]) -> Result<ParsedJson<'t>, UnreadableBody> {
+    ParsedJson::of(body).map_err(|error| {
         let bytes = body.len();
         let fault = match error.classify() {
             serde_json::error::Category::Eof => BodyFault::Incomplete { bytes },

@@ -229,7 +229,7 @@ pub(crate) fn add_body(
 ) -> Result<(), Box<FetchError>> {
     let (provider, operation) = (query.provider(), query.operation()?);
     let native = call::parse(provider, body)?;
-    let natives = operation.native_objects(&native).unwrap_or_default();
+    let natives = operation.native_objects(&native.value).unwrap_or_default();
     explanation.insert("mapping".into(), mapping(&provider.mapping, &natives, values));
     let parsed = operation.read(&provider.name, &provider.mapping, &native, arrival.at)?;
     let decision = parsed.freshness(&provider.freshness, arrival.at, arrival.upstream);

@@ -341,7 +341,7 @@ impl Mapping {
 }
 
 /// The fields of the unified id.
-const REQUIRED: [Field; 2] = [Field::ProviderSessionId, Field::AgentId];
+pub(crate) const REQUIRED: [Field; 2] = [Field::ProviderSessionId, Field::AgentId];
 
 fn paths(texts: &[Located<String>], faults: &mut Faults) -> Vec<JsonPath> {
     texts.iter().filter_map(|at| faults.keep(&at.location, JsonPath::compile(&at.value))).collect()

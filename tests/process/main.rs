@@ -80,5 +80,6 @@ mod tls;
 mod tools;
 mod traces;
 mod transport;
+mod unusable_sessions;
 mod upgrade;
 mod watch;
