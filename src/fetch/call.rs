@@ -28,7 +28,7 @@ use tokio::time::Instant;
 const NO_STORE: &str = "upstream-no-store";
 /// Why a response is not stored: the provider requires revalidation each time, but sends no validator.
 const NO_CACHE: &str = "upstream-no-cache";
-/// Why a response is not stored: `Vary: *` says that it answers no other request.
+/// Why a response is not stored: by its `Vary` it answers no other request.
 const VARY: &str = "upstream-vary";
 /// Why a response is not stored: a purge or a write came after the call had begun.
 const PURGED: &str = "purged";
@@ -207,7 +207,9 @@ impl<'c> Attempts<'c> {
         memory: &mut Reservation,
     ) -> Result<ProviderReply, ProviderFailure> {
         let (provider, metrics) = (self.query.provider(), &self.shared.metrics.upstream);
-        let mut conditions = previous.map(|previous| previous.conditions.clone()).unwrap_or_default();
+        let named = self.query.headers.as_ref().map(|sent| sent.headers.clone());
+        let mut conditions = named.unwrap_or_default();
+        conditions.extend(previous.into_iter().flat_map(|previous| previous.conditions.iter().cloned()));
         conditions.extend(steps.headers());
         let request = ProviderRequest {
             path_and_query: self.query.path_and_query.clone(),
@@ -329,7 +331,7 @@ fn entry_from_reply(
         entry.require_revalidation();
     }
     let cannot_revalidate = directives.no_cache && entry.conditions.is_empty();
-    let varies = cache_control::varies_by_everything(&reply.headers);
+    let varies = cache_control::varies_by_more(&reply.headers, query.provider().headers.passed_names());
     let not_stored = directives.no_store.then_some(NO_STORE).or(varies.then_some(VARY));
     let not_stored = not_stored.or(cannot_revalidate.then_some(NO_CACHE));
     Ok(JudgedReply { entry, not_stored })
@@ -346,7 +348,8 @@ fn entry_from_error(query: &ProviderQuery, cause: FetchCause, now: Time) -> Resu
     };
     let provider = query.provider();
     let no_store = error.reply.as_ref().is_some_and(|reply| cache_directives(reply).no_store);
-    let varies = error.reply.as_ref().is_some_and(|reply| cache_control::varies_by_everything(&reply.headers));
+    let passed = provider.headers.passed_names();
+    let varies = error.reply.as_ref().is_some_and(|reply| cache_control::varies_by_more(&reply.headers, passed));
     // The body counts towards the entry's weight, although only native clients receive it.
     let body = error.reply.as_ref().map(|reply| reply.body.clone()).unwrap_or_default();
     let life = freshness::of_not_found(&provider.freshness, now).life;

@@ -68,13 +68,17 @@ pub(crate) fn provider_query(query: &ProviderQuery) -> Object {
     let (provider, subject) = (query.provider(), &query.subject);
     let credential = query.identity.credential.describe();
     let parts = query.key_parts().ok().map(|parts| {
-        json!({
+        let mut key = json!({
             "provider": parts.provider,
             "place": parts.base_url,
             "credential": parts.credential,
             "operation": parts.operation,
             "path_and_query": parts.path_and_query,
-        })
+        });
+        if !parts.headers.is_empty() {
+            key["headers"] = parts.headers.lines().collect();
+        }
+        key
     });
     object(json!({
         "provider": &*provider.name,

@@ -26,6 +26,7 @@ pub(crate) mod provider_body;
 pub(crate) mod provider_links;
 pub(crate) mod purge;
 pub(crate) mod query;
+pub(crate) mod read_headers;
 pub(crate) mod request_limits;
 pub(crate) mod route;
 pub(crate) mod route_error;

@@ -51,6 +51,7 @@ mod monitoring;
 mod native_client;
 mod native_errors;
 mod native_forwarding;
+mod native_read_headers;
 mod native_reads;
 mod native_secrets;
 mod native_streams;
