@@ -34,4 +34,5 @@ pub(crate) mod secret_text;
 pub(crate) mod secrets;
 pub(crate) mod swagger_ui;
 pub(crate) mod template;
+pub(crate) mod unified_id;
 pub(crate) mod visible_body;

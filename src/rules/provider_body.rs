@@ -3,6 +3,7 @@
 //! The cache, `weir map` and the check of the examples all read bodies here, so they all get the same sessions. Nothing
 //! here stores or fetches data.
 
+use crate::base::endpoints::MAX_ID;
 use crate::base::json::ParsedJson;
 use crate::base::json_text::{JsonText, MAX_DEPTH};
 use crate::base::jsonpath::JsonPath;
@@ -99,6 +100,13 @@ pub enum BodyFault {
     NoSessions,
     #[error("{} is required and could not be taken from {}", failure.field.name(), failure.path)]
     Required { failure: MappingFailure },
+    #[error(
+        "{} (from {}) cannot be part of an id: ids.accept does not match it, it has control characters or a dot segment, \
+         or the id is longer than {MAX_ID} bytes",
+        failure.field.name(),
+        failure.path
+    )]
+    NotAddressable { failure: MappingFailure },
     #[error("the session is nested deeper than {MAX_DEPTH} levels, which is the limit")]
     TooDeep,
     #[error("the session is not a JSON object")]
@@ -115,7 +123,9 @@ impl BodyFault {
     #[must_use]
     pub(crate) fn of_session(&self) -> Option<(Option<Field>, &'static str)> {
         match self {
-            Self::Required { failure } => Some((Some(failure.field), failure.reason.as_str())),
+            Self::Required { failure } | Self::NotAddressable { failure } => {
+                Some((Some(failure.field), failure.reason.as_str()))
+            }
             Self::TooDeep => Some((None, "too_deep")),
             Self::NotObject => Some((None, FailureReason::WrongType.as_str())),
             _ => None,
@@ -394,7 +404,10 @@ fn read_session(
     let others = failures.len();
     mapping.map(native, now, failures).map_err(|failure| {
         failures.truncate(others);
-        BodyFault::Required { failure }
+        match failure.reason {
+            FailureReason::NotAddressable => BodyFault::NotAddressable { failure },
+            _ => BodyFault::Required { failure },
+        }
     })
 }
 

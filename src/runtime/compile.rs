@@ -295,7 +295,7 @@ fn rules_digest(config: &ProviderConfig) -> u64 {
     // The pattern has every setting, so a new setting does not compile until it is added here.
     let ProviderConfig {
         name,
-        ids: Ids { accept: IdPatterns { agent, session: _ }, recognise: _ },
+        ids: Ids { accept: IdPatterns { agent, session: session_ids }, recognise: _ },
         operations,
         session,
         secrets,
@@ -309,7 +309,7 @@ fn rules_digest(config: &ProviderConfig) -> u64 {
         native: _,
     } = config;
     let mut hasher = DefaultHasher::new();
-    format!("{name:?}{agent:?}{session:?}{secrets:?}{freshness:?}{operations:?}").hash(&mut hasher);
+    format!("{name:?}{agent:?}{session_ids:?}{session:?}{secrets:?}{freshness:?}{operations:?}").hash(&mut hasher);
     hasher.finish()
 }
 

@@ -56,6 +56,7 @@ mod native_reads;
 mod native_secrets;
 mod native_streams;
 mod native_writes;
+mod odd_ids;
 mod odd_validators;
 mod open_files;
 mod openapi;

@@ -39,14 +39,8 @@ fn the_headers_of_a_native_read_reach_the_provider_over_every_version() {
     let (sim, provider) = (Sim::start(), ScriptedProvider::start());
     let weir = start(&sim, &provider);
     provider.respond(200, "", &body("x"));
-    let headers = [
-        ("API-Version", "7"),
-        ("Beta", "a"),
-        ("beta", " b "),
-        ("X-Sdk-Lang", "go"),
-        ("X-Other", "no"),
-        ("x-own", "me"),
-    ];
+    let headers =
+        [("API-Version", "7"), ("Beta", "a"), ("beta", "b"), ("X-Sdk-Lang", "go"), ("X-Other", "no"), ("x-own", "me")];
     for target in [NATIVE, "/agenthuman/v1/sessions", "/agenthuman/v1/sessions?filter=x"] {
         for (version, response) in on_every_version(&weir, "GET", target, &headers) {
             assert_eq!(status(&response), if target == NATIVE { 200 } else { 502 }, "{version}: {response}");
