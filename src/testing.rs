@@ -3,7 +3,7 @@
 //! All other items except `main` are private to the crate, so that the compiler finds dead code.
 
 pub use crate::base::ids::{ClientId, ProviderId};
-pub use crate::base::json::parse as parse_json;
+pub use crate::base::json::{ParsedJson, parse as parse_json};
 pub use crate::base::metrics::Metrics;
 pub use crate::base::model::{Form, Show, Time, View};
 pub use crate::base::operation::Operation;

@@ -21,7 +21,14 @@ fn the_cache_stays_below_its_size_limit_after_every_store() {
     // Stores nine times the limit, in entries of about a fifth of it. Some keys repeat.
     for n in 0..50 {
         let path_and_query = &if n % 3 == 0 { n / 2 } else { n }.to_string();
-        let key = KeyParts { provider: "p", base_url: "h", credential: "c", operation: "get_session", path_and_query };
+        let key = KeyParts {
+            provider: "p",
+            base_url: "h",
+            credential: "c",
+            operation: "get_session",
+            path_and_query,
+            headers: "",
+        };
         let large = entry(180_000);
         stored.push(Arc::downgrade(&large));
         assert!(cache.store(Key::of(key), large, cache.ticket(), Time(0)));

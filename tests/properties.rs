@@ -275,8 +275,7 @@ proptest! {
     #[test]
     fn different_parts_make_different_keys(one in proptest::collection::vec("[a:1\\n0-3]{0,3}", 5), at in 0..4_usize, cut in 0..4_usize, other in proptest::collection::vec("[a:1\\n0-3]{0,3}", 5)) {
         let key = |parts: &[String]| Key::of(KeyParts {
-            provider: &parts[0], base_url: &parts[1], credential: &parts[2], operation: &parts[3], path_and_query: &parts[4],
-        });
+            provider: &parts[0], base_url: &parts[1], credential: &parts[2], operation: &parts[3], path_and_query: &parts[4], headers: "" });
         // The same characters, with the boundary between two parts at another position.
         let mut moved = one.clone();
         let joined = format!("{}{}", one[at], one[at + 1]);

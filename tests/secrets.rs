@@ -8,7 +8,9 @@ use proptest::prelude::*;
 use std::fmt::Write;
 use std::path::Path;
 use std::sync::LazyLock;
-use weir::testing::{ConfigSource, Form, Operation, Provider, Show, Snapshot, now, parse_json, visible_body};
+use weir::testing::{
+    ConfigSource, Form, Operation, ParsedJson, Provider, Show, Snapshot, now, parse_json, visible_body,
+};
 
 const CANARY: &str = "canary-5e55";
 
@@ -170,7 +172,7 @@ proptest! {
         if let Some(visible) = visible_body(&provider.operations, None, &provider.mapping, &part) {
             prop_assert!(!contains_canary(&visible));
         }
-        let Ok(native) = parse_json(&bytes) else { return Err(TestCaseError::fail("the body is JSON")) };
+        let Ok(native) = ParsedJson::of(&bytes) else { return Err(TestCaseError::fail("the body is JSON")) };
         for (_, operation) in provider.operations.iter() {
             let Ok(parsed) = operation.read(&provider.name, &provider.mapping, &native, now()) else { continue };
             for form in [Form::Unified, Form::WithNative] {

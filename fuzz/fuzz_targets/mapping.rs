@@ -11,7 +11,7 @@ static SNAPSHOT: LazyLock<Snapshot> = LazyLock::new(|| {
 });
 
 fuzz_target!(|bytes: &[u8]| {
-    let Ok(body) = weir::testing::parse_json(bytes) else { return };
+    let Ok(body) = weir::testing::ParsedJson::of(bytes) else { return };
     for provider in &SNAPSHOT.providers {
         for (_, operation) in provider.operations.iter() {
             let Ok(provider_body) = operation.read(&provider.name, &provider.mapping, &body, Time(1)) else { continue };

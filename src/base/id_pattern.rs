@@ -36,6 +36,26 @@ pub(crate) fn compile(pattern: &str) -> Result<Pattern, String> {
     Ok(Pattern { simple: regex_syntax::parse(pattern).ok().and_then(|parsed| simplify(&parsed)), regex })
 }
 
+/// Returns whether a text that matches can contain one of these characters. `true` if the pattern is not valid.
+#[must_use]
+pub(crate) fn can_contain(pattern: &str, characters: &[char]) -> bool {
+    fn can(parsed: &Hir, characters: &[char]) -> bool {
+        match parsed.kind() {
+            HirKind::Empty | HirKind::Look(_) => false,
+            HirKind::Literal(bytes) => characters.iter().any(|c| u8::try_from(*c).is_ok_and(|c| bytes.0.contains(&c))),
+            HirKind::Class(Class::Unicode(class)) => {
+                let has = |c: &char| class.ranges().iter().any(|range| (range.start()..=range.end()).contains(c));
+                characters.iter().any(|c| has(c))
+            }
+            HirKind::Class(Class::Bytes(_)) => true,
+            HirKind::Repetition(times) => can(&times.sub, characters),
+            HirKind::Capture(group) => can(&group.sub, characters),
+            HirKind::Concat(parts) | HirKind::Alternation(parts) => parts.iter().any(|part| can(part, characters)),
+        }
+    }
+    regex_syntax::parse(pattern).map_or(true, |parsed| can(&parsed, characters))
+}
+
 impl Pattern {
     /// Returns whether a text matches.
     #[must_use]
@@ -132,6 +152,22 @@ mod tests {
     fn the_error_of_an_invalid_pattern_is_one_line() {
         let error = compile("^(a").unwrap_err();
         assert!(error.contains("unclosed group") && !error.contains('\n'), "{error}");
+    }
+
+    #[test]
+    fn a_pattern_tells_which_characters_its_texts_can_contain() {
+        for (pattern, expected) in [
+            ("^[0-9a-z_-]{1,64}$", false),
+            (r"^\w+$", false),
+            ("^sess?(a|b)*$", false),
+            ("^.+$", true),
+            ("^[^/]+$", true),
+            ("^a/b$", true),
+            ("^(a|b%)*$", true),
+            ("^(a", true),
+        ] {
+            assert_eq!(can_contain(pattern, &['/', '%']), expected, "{pattern}");
+        }
     }
 
     #[test]

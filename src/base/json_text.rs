@@ -4,12 +4,15 @@
 //! `serde_json::Value` does not suffice: it cannot hold a string that is not Unicode, such as half of a surrogate pair.
 //! Of members with the same name only the last one stays, as in `serde_json::Value`.
 
-use serde::de::IgnoredAny;
+use serde::de::{Deserializer, Error, IgnoredAny, Visitor};
 use serde_json::{Map, Value};
 use std::collections::HashMap;
+use std::fmt;
 
-/// The deepest nesting, as in `serde_json`.
-const MAX_DEPTH: usize = 128;
+/// The most levels of nesting in a session, its own object included.
+pub(crate) const MAX_DEPTH: usize = 128;
+/// The most levels of nesting in a body: those of a session, and those around it.
+pub(crate) const MAX_BODY_DEPTH: usize = MAX_DEPTH + 32;
 /// The most members of an object that are compared one by one to find those with the same name.
 const FEW: usize = 16;
 
@@ -39,9 +42,20 @@ impl<'t> JsonText<'t> {
     /// Parses a text. `None` if it is not JSON or nested too deep. The bytes of strings need not be UTF-8.
     #[must_use]
     pub(crate) fn parse(text: &'t [u8]) -> Option<Self> {
-        // Checks the syntax, so that the reader below can rely on it.
-        serde_json::from_slice::<IgnoredAny>(text).ok()?;
-        Reader { text, at: 0 }.value(MAX_DEPTH)
+        Reader::of(text, Below::Fails)?.value(MAX_DEPTH)
+    }
+
+    /// Parses a text. `None` if it is not JSON. An array or object below [`MAX_BODY_DEPTH`] levels becomes `null`. The bytes
+    /// of strings need not be UTF-8.
+    #[must_use]
+    pub(crate) fn parse_cut(text: &'t [u8]) -> Option<Self> {
+        Reader::of(text, Below::BecomesNull)?.value(MAX_BODY_DEPTH)
+    }
+
+    /// Returns whether this is an object.
+    #[must_use]
+    pub(crate) fn is_object(&self) -> bool {
+        matches!(self, JsonText::Object(_))
     }
 
     /// Returns whether this is a string that is not empty.
@@ -61,6 +75,13 @@ impl<'t> JsonText<'t> {
     pub(crate) fn member(&self, name: &str) -> Option<&Self> {
         let JsonText::Object(members) = self else { return None };
         members.iter().find(|member| member.name == name).map(|member| &member.value)
+    }
+
+    /// Returns a member of an object, to change it.
+    #[must_use]
+    pub(crate) fn member_mut(&mut self, name: &str) -> Option<&mut Self> {
+        let JsonText::Object(members) = self else { return None };
+        members.iter_mut().find(|member| member.name == name).map(|member| &mut member.value)
     }
 
     /// Appends the text without white space between its parts.
@@ -95,24 +116,65 @@ impl<'t> JsonText<'t> {
     /// Returns the value. A string that is not Unicode becomes `null`.
     #[must_use]
     pub(crate) fn to_value(&self) -> Value {
+        self.to_value_with(&|_| Value::Null)
+    }
+
+    /// Returns the value. In a string that is not Unicode, U+FFFD replaces what is not.
+    #[must_use]
+    pub(crate) fn to_value_with_replacements(&self) -> Value {
+        self.to_value_with(&|raw| {
+            serde_json::Deserializer::from_slice(raw).deserialize_bytes(Lossy).unwrap_or_default()
+        })
+    }
+
+    fn to_value_with(&self, not_unicode: &dyn Fn(&[u8]) -> Value) -> Value {
         match self {
-            JsonText::Scalar(raw) => serde_json::from_slice(raw).unwrap_or(Value::Null),
-            JsonText::Array(items) => items.iter().map(JsonText::to_value).collect(),
+            JsonText::Scalar(raw) => serde_json::from_slice(raw).unwrap_or_else(|_| not_unicode(raw)),
+            JsonText::Array(items) => items.iter().map(|item| item.to_value_with(not_unicode)).collect(),
             JsonText::Object(members) => {
-                let members = members.iter().map(|member| (member.name.clone(), member.value.to_value()));
-                Value::Object(members.collect::<Map<_, _>>())
+                let value = |member: &JsonMember<'_>| (member.name.clone(), member.value.to_value_with(not_unicode));
+                Value::Object(members.iter().map(value).collect::<Map<_, _>>())
             }
         }
     }
+}
+
+/// Reads a string of any bytes.
+struct Lossy;
+
+impl Visitor<'_> for Lossy {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string")
+    }
+
+    fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Value, E> {
+        Ok(String::from_utf8_lossy(bytes).into())
+    }
+}
+
+/// What an array or object below the most levels of nesting does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Below {
+    Fails,
+    BecomesNull,
 }
 
 /// Reads a text whose syntax has been checked.
 struct Reader<'t> {
     text: &'t [u8],
     at: usize,
+    below: Below,
 }
 
 impl<'t> Reader<'t> {
+    /// Checks the syntax, so that the other functions can rely on it.
+    fn of(text: &'t [u8], below: Below) -> Option<Self> {
+        serde_json::from_slice::<IgnoredAny>(text).ok()?;
+        Some(Self { text, at: 0, below })
+    }
+
     /// Skips white space and returns the next byte.
     fn peek(&mut self) -> Option<u8> {
         while matches!(self.text.get(self.at)?, b' ' | b'\t' | b'\n' | b'\r') {
@@ -130,7 +192,10 @@ impl<'t> Reader<'t> {
 
     fn value(&mut self, depth: usize) -> Option<JsonText<'t>> {
         match self.peek()? {
-            b'[' | b'{' if depth == 0 => None,
+            b'[' | b'{' if depth == 0 => match self.below {
+                Below::Fails => None,
+                Below::BecomesNull => self.skip_nested().map(|()| JsonText::Scalar(b"null")),
+            },
             b'[' => {
                 let mut items = Vec::new();
                 self.at += 1;
@@ -159,6 +224,26 @@ impl<'t> Reader<'t> {
                 let raw = &rest[..end.unwrap_or(rest.len())];
                 self.at += raw.len();
                 Some(JsonText::Scalar(raw))
+            }
+        }
+    }
+
+    /// Skips the array or object at the position, however deep it is.
+    fn skip_nested(&mut self) -> Option<()> {
+        let mut open = 0_usize;
+        loop {
+            match self.peek()? {
+                b'"' => {
+                    self.string()?;
+                    continue;
+                }
+                b'[' | b'{' => open += 1,
+                b']' | b'}' => open -= 1,
+                _ => {}
+            }
+            self.at += 1;
+            if open == 0 {
+                return Some(());
             }
         }
     }
@@ -252,6 +337,34 @@ mod tests {
     fn a_string_that_is_not_unicode_becomes_null_in_the_value() {
         let text = JsonText::parse(b"{\"a\":\"\\ud83d\",\"b\":\"\xff\",\"c\":\"d\"}").unwrap();
         assert_eq!(text.to_value().to_string(), r#"{"a":null,"b":null,"c":"d"}"#);
+    }
+
+    #[test]
+    fn what_is_nested_below_the_limit_becomes_null_and_the_rest_is_read() {
+        let nested = |depth: usize| format!("{}\"]}}{{[\\\"\"{}", "[".repeat(depth), "]".repeat(depth));
+        let cut = |text: &str| {
+            let mut out = Vec::new();
+            JsonText::parse_cut(text.as_bytes())?.write(&mut out);
+            String::from_utf8(out).ok()
+        };
+        let whole = format!(r#"{{"a":{},"b":1}}"#, nested(MAX_BODY_DEPTH - 1));
+        assert_eq!(cut(&whole).as_deref(), Some(&*whole));
+        for more in [0, 1, 5000] {
+            let (deep, rest) = (nested(MAX_BODY_DEPTH + more), nested(0));
+            let levels = MAX_BODY_DEPTH - 1;
+            let expected = format!(r#"{{"a":{}null{},"b":{rest}}}"#, "[".repeat(levels), "]".repeat(levels));
+            assert_eq!(cut(&format!(r#"{{"a": {deep} , "b":{rest}}}"#)), Some(expected), "{more}");
+        }
+        assert_eq!(cut(&"[".repeat(1000)), None);
+    }
+
+    #[test]
+    fn text_that_is_not_unicode_is_replaced_on_request() {
+        let text =
+            JsonText::parse(b"{\"a\":\"x \\ud83d \\u00e9 \\\" y\",\"b\":\"\xff!\",\"c\":\"d\",\"e\":[1.50]}").unwrap();
+        let expected =
+            "{\"a\":\"x \u{fffd}\u{fffd}\u{fffd} \u{e9} \\\" y\",\"b\":\"\u{fffd}!\",\"c\":\"d\",\"e\":[1.50]}";
+        assert_eq!(text.to_value_with_replacements().to_string(), expected);
     }
 
     fn json() -> impl Strategy<Value = Value> {

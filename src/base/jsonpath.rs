@@ -94,6 +94,20 @@ impl JsonPath {
         })
     }
 
+    /// Returns the value at a plain path in a JSON text, to change it.
+    #[must_use]
+    pub(crate) fn first_text_mut<'j, 't>(&self, text: &'j mut JsonText<'t>) -> Option<&'j mut JsonText<'t>> {
+        let Compiled::Plain(steps) = &self.compiled else { return None };
+        steps.iter().try_fold(text, |at, step| match (step, at) {
+            (PathStep::Name(name), at) => at.member_mut(name),
+            (PathStep::Index(index), JsonText::Array(items)) => {
+                let position = position(*index, items.len())?;
+                items.get_mut(position)
+            }
+            (PathStep::Index(_), _) => None,
+        })
+    }
+
     /// Returns the names of a plain path, without its indexes.
     #[must_use]
     pub(crate) fn names(&self) -> Option<Vec<&str>> {

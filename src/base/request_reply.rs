@@ -240,7 +240,8 @@ pub struct ProviderRequest {
     pub path_and_query: String,
     /// The header with the credential, if any. Its value is marked as sensitive.
     pub credential: Option<(HeaderName, HeaderValue)>,
-    /// Conditional headers that revalidate a cache entry (RFC 9110, section 13.1), and trace headers.
+    /// Headers that the provider's file names, conditional headers that revalidate a cache entry (RFC 9110, section 13.1), and
+    /// trace headers.
     pub conditions: Vec<(HeaderName, HeaderValue)>,
     /// The form of a POST (`application/x-www-form-urlencoded`). `None` for a GET.
     pub form: Option<Bytes>,

@@ -1,11 +1,12 @@
 //! Runs `weir map`: prints the unified session of a provider's response body, and the source of each field.
 
 use super::{print, print_faults, print_stderr};
-use crate::base::json;
+use crate::base::json::{self, ParsedJson};
 use crate::base::model::Show;
 use crate::base::typo::unknown;
 use crate::config::load::ConfigSource;
 use crate::rules::mapping::{FieldSource, FieldTrace};
+use crate::rules::provider_body::UnusableSession;
 use crate::runtime;
 use crate::runtime::snapshot::{Provider, Snapshot};
 use serde_json::Value;
@@ -29,7 +30,10 @@ pub(super) fn map(source: &ConfigSource, provider: &str, file: &Path, reveal_sec
         print_stderr(&format!("weir: {}", unknown("provider", provider, known)));
         return ExitCode::from(2);
     };
-    let result = read(file).and_then(|body| mapped(provider, &body, reveal_secrets));
+    let result = read(file).and_then(|text| {
+        let body = ParsedJson::of(&text).map_err(|error| format!("{}: not JSON: {error}", file.display()))?;
+        mapped(provider, &body, reveal_secrets)
+    });
     match result {
         Ok(unified) => {
             print(&unified);
@@ -42,19 +46,19 @@ pub(super) fn map(source: &ConfigSource, provider: &str, file: &Path, reveal_sec
     }
 }
 
-fn read(file: &Path) -> Result<Value, String> {
-    let mut text = String::new();
+fn read(file: &Path) -> Result<Vec<u8>, String> {
+    let mut text = Vec::new();
     let read = if file == Path::new("-") {
-        std::io::stdin().take(MAX_BODY).read_to_string(&mut text)
+        std::io::stdin().take(MAX_BODY).read_to_end(&mut text)
     } else {
-        std::fs::File::open(file).and_then(|file| file.take(MAX_BODY).read_to_string(&mut text))
+        std::fs::File::open(file).and_then(|file| file.take(MAX_BODY).read_to_end(&mut text))
     };
     read.map_err(|error| format!("{}: {error}", file.display()))?;
-    json::parse(text.as_bytes()).map_err(|error| format!("{}: not JSON: {error}", file.display()))
+    Ok(text)
 }
 
 /// Maps a body that is one session or a page of sessions: the first operation that can read it is used.
-fn mapped(provider: &Provider, body: &Value, secrets: bool) -> Result<String, String> {
+fn mapped(provider: &Provider, body: &ParsedJson<'_>, secrets: bool) -> Result<String, String> {
     // If no operation can read the body, the error of the first one is the most useful: it reads one session.
     let mut first_error = None;
     for (_, operation) in provider.operations.iter() {
@@ -62,6 +66,9 @@ fn mapped(provider: &Provider, body: &Value, secrets: bool) -> Result<String, St
             Ok(parsed) => {
                 let view = parsed.view(&provider.mapping, Show { secrets, ..Show::default() });
                 let mut out = String::new();
+                for UnusableSession { position, fault } in &parsed.unusable {
+                    print_stderr(&format!("weir: session {position} of the list is left out: {fault}"));
+                }
                 for (item, native) in view.items.iter().zip(&parsed.native_objects) {
                     coverage(provider, native);
                     let unified = json::parse(&view.body[item.start..item.end]).unwrap_or_default();

@@ -15,6 +15,7 @@ pub(crate) mod load;
 pub(crate) mod native;
 pub(crate) mod provider;
 mod read_file;
+pub(crate) mod request_headers;
 pub(crate) mod schema;
 mod schema_builder;
 pub(crate) mod tree;

@@ -7,6 +7,7 @@ use super::decode::{self, DecodeContext, Fields};
 use super::faults::{Located, Location};
 use super::freshness::{self, Freshness};
 use super::native::{self, Native};
+use super::request_headers::{self, ReadHeaders};
 use super::tree::Node;
 use super::upstream::{self, Upstream};
 use crate::base::model::{FIELDS, Field, FieldType, MODALITIES, Status};
@@ -37,6 +38,8 @@ pub struct ProviderConfig {
     pub upstream: Upstream,
     /// How Weir interprets the provider's errors.
     pub errors: Errors,
+    /// The request headers of Weir's reads.
+    pub headers: ReadHeaders,
     /// How Weir serves the provider's own API.
     pub native: Native,
 }
@@ -135,6 +138,7 @@ pub fn decode(root: &Node, cx: &mut DecodeContext<'_>) -> Option<ProviderConfig>
     let name = fields.required("name", cx, decode::name);
     let base_url = fields.required("base_url", cx, decode::at_text);
     let credential = fields.optional("credentials", cx, credentials::decode);
+    let headers = fields.optional("headers", cx, request_headers::decode).unwrap_or_default();
     let ids = fields.required("ids", cx, ids);
     let operations = fields.required("operations", cx, operations);
     let session = fields.required("session", cx, session);
@@ -155,6 +159,7 @@ pub fn decode(root: &Node, cx: &mut DecodeContext<'_>) -> Option<ProviderConfig>
         freshness,
         upstream,
         errors,
+        headers,
         native,
     })
 }

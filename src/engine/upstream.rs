@@ -401,7 +401,7 @@ fn request_header(target: &Target, request: &ProviderRequest, h2: bool) -> Resul
     header.insert_header(header::ACCEPT, "application/json")?;
     header.insert_header(header::ACCEPT_ENCODING, "identity")?;
     header.insert_header(header::USER_AGENT, USER_AGENT)?;
-    for (name, value) in request.credential.iter().chain(&request.conditions) {
+    for (name, value) in request.conditions.iter().chain(&request.credential) {
         header.insert_header(name.clone(), value.clone())?;
     }
     Ok(header)

@@ -3,9 +3,9 @@
 //!
 //! Several client requests can share a call, so nothing here depends on one of them.
 
-use crate::base::json;
+use crate::base::json::ParsedJson;
 use crate::base::memory_budget::{BufferLimit, Reservation};
-use crate::base::model::{Show, Time};
+use crate::base::model::{Field, Show, Time};
 use crate::base::request_reply::{CallStats, FailureKind, ProviderFailure, ProviderReply, ProviderRequest};
 use crate::base::trace_context::{Side, TraceAttribute, TraceSteps};
 use crate::engine::cache::{CachedView, Entry, EntryKind};
@@ -20,7 +20,6 @@ use crate::rules::freshness::{self, UpstreamLimit};
 use crate::rules::provider_body::{BodyFault, CompiledOperation, UnreadableBody};
 use crate::runtime::snapshot::Provider;
 use prometheus::{Histogram, IntCounter};
-use serde_json::Value;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use tokio::time::Instant;
@@ -29,7 +28,7 @@ use tokio::time::Instant;
 const NO_STORE: &str = "upstream-no-store";
 /// Why a response is not stored: the provider requires revalidation each time, but sends no validator.
 const NO_CACHE: &str = "upstream-no-cache";
-/// Why a response is not stored: `Vary: *` says that it answers no other request.
+/// Why a response is not stored: by its `Vary` it answers no other request.
 const VARY: &str = "upstream-vary";
 /// Why a response is not stored: a purge or a write came after the call had begun.
 const PURGED: &str = "purged";
@@ -215,7 +214,9 @@ impl<'c> Attempts<'c> {
         memory: &mut Reservation,
     ) -> Result<ProviderReply, ProviderFailure> {
         let (provider, metrics) = (self.query.provider(), &self.shared.metrics.upstream);
-        let mut conditions = previous.map(|previous| previous.conditions.clone()).unwrap_or_default();
+        let named = self.query.headers.as_ref().map(|sent| sent.headers.clone());
+        let mut conditions = named.unwrap_or_default();
+        conditions.extend(previous.into_iter().flat_map(|previous| previous.conditions.iter().cloned()));
         conditions.extend(steps.headers());
         let request = ProviderRequest {
             path_and_query: self.query.path_and_query.clone(),
@@ -323,8 +324,8 @@ fn entry_from_reply(
         shared.metrics.upstream.mapping_failures.with_label_values(&labels).inc();
     };
     let (mut entry, unmapped) = entry_from_body(query, body, upstream, now).map_err(|error| {
-        if let Some(failure) = error.mapping_failure() {
-            count(&failure.field.name(), failure.reason.as_str());
+        if let Some((field, reason)) = error.fault_of_session().map(metric_labels) {
+            count(&field, reason);
         }
         error.with_reply(reply)
     })?;
@@ -337,7 +338,7 @@ fn entry_from_reply(
         entry.require_revalidation();
     }
     let cannot_revalidate = directives.no_cache && entry.conditions.is_empty();
-    let varies = cache_control::varies_by_everything(&reply.headers);
+    let varies = cache_control::varies_by_more(&reply.headers, query.provider().headers.passed_names());
     let not_stored = directives.no_store.then_some(NO_STORE).or(varies.then_some(VARY));
     let not_stored = not_stored.or(cannot_revalidate.then_some(NO_CACHE));
     Ok(JudgedReply { entry, not_stored })
@@ -354,7 +355,8 @@ fn entry_from_error(query: &ProviderQuery, cause: FetchCause, now: Time) -> Resu
     };
     let provider = query.provider();
     let no_store = error.reply.as_ref().is_some_and(|reply| cache_directives(reply).no_store);
-    let varies = error.reply.as_ref().is_some_and(|reply| cache_control::varies_by_everything(&reply.headers));
+    let passed = provider.headers.passed_names();
+    let varies = error.reply.as_ref().is_some_and(|reply| cache_control::varies_by_more(&reply.headers, passed));
     // The body counts towards the entry's weight, although only native clients receive it.
     let body = error.reply.as_ref().map(|reply| reply.body.clone()).unwrap_or_default();
     let life = freshness::of_not_found(&provider.freshness, now).life;
@@ -412,7 +414,12 @@ fn refuse_encoding(provider: &Provider, headers: &http::HeaderMap) -> Result<(),
     Err(UnreadableBody { provider: provider.name.clone(), fault })
 }
 
-/// Optional fields that could not be mapped: name and reason.
+/// Returns the values of the labels `field` and `reason` for a session that cannot be used.
+fn metric_labels((field, reason): (Option<Field>, &'static str)) -> (String, &'static str) {
+    (field.map_or_else(|| "session".to_owned(), Field::name), reason)
+}
+
+/// Fields that could not be mapped, and sessions that could not be used: name and reason.
 pub type UnmappedFields = Vec<(String, &'static str)>;
 
 /// Makes an entry from a body that arrived at `now`, with the view that most clients receive.
@@ -435,8 +442,9 @@ pub fn entry_from_body(
             Some(page) => EntryKind::Page(page.clone()),
         };
         let view = parsed.view(&provider.mapping, Show::default());
-        let unmapped =
-            parsed.mapping_failures.iter().map(|failure| (failure.field.name(), failure.reason.as_str())).collect();
+        let optional = parsed.mapping_failures.iter().map(|failure| (failure.field.name(), failure.reason.as_str()));
+        let unusable = parsed.unusable.iter().filter_map(|session| session.fault.of_session());
+        let unmapped = optional.chain(unusable.map(metric_labels)).collect();
         (kind, life, view, unmapped)
     };
     let views = vec![CachedView { show: Show::default(), view: Arc::new(view) }];
@@ -448,8 +456,8 @@ pub fn entry_from_body(
 ///
 /// # Errors
 /// The body is not JSON.
-pub(crate) fn parse(provider: &Provider, body: &[u8]) -> Result<Value, UnreadableBody> {
-    json::parse(body).map_err(|error| {
+pub(crate) fn parse<'t>(provider: &Provider, body: &'t [u8]) -> Result<ParsedJson<'t>, UnreadableBody> {
+    ParsedJson::of(body).map_err(|error| {
         let bytes = body.len();
         let fault = match error.classify() {
             serde_json::error::Category::Eof => BodyFault::Incomplete { bytes },

@@ -1,12 +1,12 @@
 //! Defines why a provider query fails.
 
+use crate::base::model::Field;
 use crate::base::operation::Operation;
 use crate::base::problem::Code;
 use crate::base::request_reply::{CallStats, ProviderReply};
 use crate::engine::token_error::TokenError;
 use crate::fetch::provider_admission::NotAdmitted;
 use crate::rules::error_rules::ProviderError;
-use crate::rules::mapping::MappingFailure;
 use crate::rules::provider_body::UnreadableBody;
 use std::sync::Arc;
 
@@ -129,10 +129,10 @@ impl FetchError {
         }
     }
 
-    /// Returns the failure of a required field, if that is the cause.
+    /// Returns the field that makes the session unusable, and the reason, if that is the cause.
     #[must_use]
-    pub(crate) fn mapping_failure(&self) -> Option<&MappingFailure> {
-        if let FetchCause::Unreadable { error, .. } = &self.cause { error.fault.mapping_failure() } else { None }
+    pub(crate) fn fault_of_session(&self) -> Option<(Option<Field>, &'static str)> {
+        if let FetchCause::Unreadable { error, .. } = &self.cause { error.fault.of_session() } else { None }
     }
 
     /// Adds the response whose body is unreadable.

@@ -68,13 +68,17 @@ pub(crate) fn provider_query(query: &ProviderQuery) -> Object {
     let (provider, subject) = (query.provider(), &query.subject);
     let credential = query.identity.credential.describe();
     let parts = query.key_parts().ok().map(|parts| {
-        json!({
+        let mut key = json!({
             "provider": parts.provider,
             "place": parts.base_url,
             "credential": parts.credential,
             "operation": parts.operation,
             "path_and_query": parts.path_and_query,
-        })
+        });
+        if !parts.headers.is_empty() {
+            key["headers"] = parts.headers.lines().collect();
+        }
+        key
     });
     object(json!({
         "provider": &*provider.name,
@@ -229,7 +233,7 @@ pub(crate) fn add_body(
 ) -> Result<(), Box<FetchError>> {
     let (provider, operation) = (query.provider(), query.operation()?);
     let native = call::parse(provider, body)?;
-    let natives = operation.native_objects(&native).unwrap_or_default();
+    let natives = operation.native_objects(&native.value).unwrap_or_default();
     explanation.insert("mapping".into(), mapping(&provider.mapping, &natives, values));
     let parsed = operation.read(&provider.name, &provider.mapping, &native, arrival.at)?;
     let decision = parsed.freshness(&provider.freshness, arrival.at, arrival.upstream);

@@ -21,6 +21,7 @@ use crate::fetch::error::{FetchError, NoOperation};
 use crate::fetch::provider_admission::{self, CallGuards, CallInFlight, CallLimits, NotAdmitted};
 use crate::rules::provider_body::CompiledOperation;
 use crate::rules::purge::{Mode, Scope, Subject};
+use crate::rules::read_headers::{LongHeaders, SentHeaders};
 use crate::rules::route::SessionName;
 use crate::rules::template::{DotSegment, Values};
 use crate::runtime;
@@ -73,6 +74,9 @@ pub enum ProviderQueryError {
     /// No path can contain the id.
     #[error(transparent)]
     Id(#[from] DotSegment),
+    /// The client's headers are too long.
+    #[error(transparent)]
+    Headers(#[from] LongHeaders),
 }
 
 /// The state that all requests share.
@@ -217,6 +221,8 @@ pub struct ProviderQuery {
     pub identity: ProviderIdentity,
     /// The path and query, relative to the provider's base URL.
     pub path_and_query: String,
+    /// The headers that the provider's file names; `None` if there are none.
+    pub headers: Option<Arc<SentHeaders>>,
     /// The cache key of the response.
     pub key: Key,
     /// What the response is about, for purges.
@@ -237,14 +243,15 @@ impl ProviderQuery {
         let provider = &snapshot.providers[target.provider];
         let operation = operation(provider, target.operation)?;
         let path_and_query = operation.template.render(values)?;
-        let key = Key::of(parts(provider, &identity, operation, &path_and_query));
+        let headers = provider.headers.unified().cloned();
+        let key = Key::of(parts(provider, &identity, operation, &path_and_query, headers.as_deref()));
         let subject = Subject {
             provider: provider.name.clone(),
             credential: identity.credential.identity.clone(),
             agent: values.agent.map(Into::into),
             session: values.session.map(Into::into),
         };
-        Ok(Self { snapshot: snapshot.clone(), target, identity, path_and_query, key, subject })
+        Ok(Self { snapshot: snapshot.clone(), target, identity, path_and_query, headers, key, subject })
     }
 
     /// Replaces the query string.
@@ -254,8 +261,26 @@ impl ProviderQuery {
     pub fn with_query(self, query: &str) -> Result<Self, NoOperation> {
         let path = self.path_and_query.split('?').next().unwrap_or_default();
         let path_and_query = format!("{path}?{query}");
-        let key = Key::of(parts(self.provider(), &self.identity, self.operation()?, &path_and_query));
-        Ok(Self { path_and_query, key, ..self })
+        Self { path_and_query, ..self }.with_new_key()
+    }
+
+    /// Takes the headers of a native read that the provider's file names.
+    ///
+    /// # Errors
+    /// The headers are too long.
+    pub fn with_headers(self, headers: &RequestHeaders) -> Result<Self, ProviderQueryError> {
+        let rules = &self.provider().headers;
+        if !rules.takes_any() {
+            return Ok(self);
+        }
+        let sent = rules.native(headers)?;
+        let headers = (!sent.headers.is_empty()).then(|| Arc::new(sent));
+        Ok(Self { headers, ..self }.with_new_key()?)
+    }
+
+    fn with_new_key(self) -> Result<Self, NoOperation> {
+        let key = Key::of(self.key_parts()?);
+        Ok(Self { key, ..self })
     }
 
     /// Returns the parts of the cache key.
@@ -263,7 +288,7 @@ impl ProviderQuery {
     /// # Errors
     /// The provider has no such operation.
     pub fn key_parts(&self) -> Result<KeyParts<'_>, NoOperation> {
-        Ok(parts(self.provider(), &self.identity, self.operation()?, &self.path_and_query))
+        Ok(parts(self.provider(), &self.identity, self.operation()?, &self.path_and_query, self.headers.as_deref()))
     }
 
     /// Returns where the credential is configured, in words.
@@ -337,6 +362,7 @@ fn parts<'k>(
     identity: &'k ProviderIdentity,
     operation: &'k CompiledOperation,
     path_and_query: &'k str,
+    headers: Option<&'k SentHeaders>,
 ) -> KeyParts<'k> {
     KeyParts {
         provider: &provider.name,
@@ -344,6 +370,7 @@ fn parts<'k>(
         credential: &identity.credential.identity,
         operation: operation.name(),
         path_and_query,
+        headers: headers.map_or("", |headers| &headers.key),
     }
 }
 

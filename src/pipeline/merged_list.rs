@@ -29,7 +29,7 @@ use crate::rules::cursor_history::{CursorHistory, CutList};
 use crate::rules::fields::FieldSelection;
 use crate::rules::page_token::{Position, SourceProgress};
 use crate::rules::parameters::Page;
-use crate::rules::provider_body::{PageInfo, etag};
+use crate::rules::provider_body::{BodyFault, PageInfo, UnreadableBody, etag};
 use crate::rules::route::ListSource;
 use crate::rules::template::Values;
 use crate::runtime::snapshot::Snapshot;
@@ -295,15 +295,23 @@ impl List<'_> {
         };
         let show = representation::show(self.snapshot, self.client, &self.page.shape);
         let held = HeldView::of(self.shared, &query, (&mut served).into(), show)?;
+        if let Some(fault) = info.unusable.as_ref().filter(|_| position.page_token.is_none()) {
+            reader.add_warnings(info);
+            let (provider, fault) = (query.provider().name.clone(), BodyFault::clone(fault));
+            // The next page of the list does not try it again.
+            reader.progress = SourceProgress::End { total: None };
+            return Err(UnreadableBody { provider, fault }.into());
+        }
         let content = (!held.view.items.is_empty()).then_some(held.view.etag.as_bytes());
         let cut_problem = |cut| problems::cut_list(&query.provider().name, cut);
         if let Err(cut) = position.history.check_page(content) {
             reader.cut(cut_problem(cut));
+            reader.add_warnings(info);
             return Ok(());
         }
         let next = next_page(position, content, info).unwrap_or_else(|cut| NextPage::Cut(cut_problem(cut)));
         (reader.total, reader.page) = (info.total, Some(ProviderPage { held: held.clone(), next }));
-        reader.add_unreadable_times(&info.unreadable_times);
+        reader.add_warnings(info);
         Ok(())
     }
 

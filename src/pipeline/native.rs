@@ -100,7 +100,8 @@ impl<'r> Caller<'r> {
                 template.read(path, &request.query).map(|captured| (operation, captured))
             };
             if let Some((operation, captured)) = templates().find_map(exact) {
-                return Ok(NativeAction::Read(Box::new(self.query(operation, &captured.values())?)));
+                let query = self.query(operation, &captured.values())?.with_headers(&request.headers)?;
+                return Ok(NativeAction::Read(Box::new(query)));
             }
             // The path of an operation with other parameters: the query string becomes part of the cache key.
             let with_others = |(operation, template): (Operation, &Template)| {
@@ -109,6 +110,7 @@ impl<'r> Caller<'r> {
             };
             if let Some((operation, captured)) = templates().find_map(with_others) {
                 let query = self.query(operation, &captured.values())?.with_query(&request.query)?;
+                let query = query.with_headers(&request.headers)?;
                 return Ok(NativeAction::Read(Box::new(query)));
             }
         }

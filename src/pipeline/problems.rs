@@ -120,6 +120,7 @@ impl From<ProviderQueryError> for Box<Problem> {
             ProviderQueryError::Identity(error) => error.into(),
             ProviderQueryError::NoOperation(error) => error.into(),
             ProviderQueryError::Id(error) => problem(Code::InvalidRequest, &error),
+            ProviderQueryError::Headers(error) => problem(Code::InvalidRequest, &error),
         }
     }
 }

@@ -20,6 +20,7 @@ use crate::rules::native_routes::NativeMatch;
 use crate::rules::parameters::{Page, Representation};
 use crate::rules::route::{BatchId, ListSource, SessionName};
 use crate::runtime::snapshot::Client;
+use http::HeaderValue;
 use std::num::NonZeroU32;
 use tokio::time::Instant;
 
@@ -136,6 +137,10 @@ pub(crate) async fn native_read(
     record: &mut RequestRecord,
 ) -> Outcome<RouteResult> {
     record.route = query.operation()?.name();
+    for name in query.provider().headers.key_names() {
+        let vary = [record.vary.as_bytes(), b", ", name.as_str().as_bytes()].concat();
+        record.vary = HeaderValue::from_bytes(&vary).unwrap_or_else(|_| record.vary.clone());
+    }
     record.steps.step("look up and admit");
     let lookup = look_up_and_admit(context, client, query, record)?;
     let secrets = context.snapshot.clients[client].reveal_secrets;

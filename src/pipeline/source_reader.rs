@@ -9,7 +9,7 @@ use crate::pipeline::held::HeldView;
 use crate::pipeline::obtain::LookedUpQuery;
 use crate::rules::page_token::{Position, SourceProgress};
 use crate::rules::parameters::Filter;
-use crate::rules::provider_body::UNREADABLE_TIME;
+use crate::rules::provider_body::{PageInfo, UNREADABLE_TIME, UNUSABLE_SESSION};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -38,6 +38,8 @@ pub(crate) struct SourceReader {
     pub is_cut: bool,
     /// The times that could not be read on the pages that were read: the field, and the number of sessions.
     unreadable_times: BTreeMap<String, u32>,
+    /// The sessions that are left out of the pages that were read: the field that cannot be used, and their number.
+    unusable_sessions: BTreeMap<Option<String>, u32>,
 }
 
 /// A page of a provider.
@@ -87,7 +89,6 @@ impl SourceReader {
         let total = if let SourceProgress::End { total } = progress { total } else { None };
         let pages_left = MAX_FURTHER_PAGES + 1;
         let (page, status, failure) = (None, None, None);
-        let unreadable_times = BTreeMap::new();
         Self {
             source_index,
             progress,
@@ -98,7 +99,8 @@ impl SourceReader {
             status,
             failure,
             is_cut: false,
-            unreadable_times,
+            unreadable_times: BTreeMap::new(),
+            unusable_sessions: BTreeMap::new(),
         }
     }
 
@@ -139,17 +141,23 @@ impl SourceReader {
         (self.failure, self.is_cut) = (Some(problem), true);
     }
 
-    /// Adds the times that could not be read on a page.
-    pub(crate) fn add_unreadable_times(&mut self, times: &[(Field, u32)]) {
-        for (field, count) in times {
+    /// Adds what could not be read on a page.
+    pub(crate) fn add_warnings(&mut self, page: &PageInfo) {
+        for (field, count) in &page.unreadable_times {
             *self.unreadable_times.entry(field.name()).or_default() += count;
+        }
+        for (field, count) in &page.unusable_sessions {
+            *self.unusable_sessions.entry(field.map(Field::name)).or_default() += count;
         }
     }
 
     /// Returns the warnings about the source, for the client.
     pub(crate) fn warnings(&self) -> Vec<Value> {
-        let warning = |(field, sessions): (&String, &u32)| json!({ "code": UNREADABLE_TIME, "field": field, "sessions": sessions });
-        self.unreadable_times.iter().map(warning).collect()
+        let warning = |code: &str, field: Option<&String>, sessions: u32| json!({ "code": code, "field": field, "sessions": sessions });
+        let times = self.unreadable_times.iter().map(|(field, count)| warning(UNREADABLE_TIME, Some(field), *count));
+        let sessions = self.unusable_sessions.iter();
+        let sessions = sessions.map(|(field, count)| warning(UNUSABLE_SESSION, field.as_ref(), *count));
+        times.chain(sessions).collect()
     }
 
     /// Moves past a session of the current page.

@@ -89,13 +89,15 @@ pub fn age_header(headers: &HeaderMap) -> Duration {
     first.map_or(Duration::ZERO, |age| Duration::from_secs(delta_seconds(age)))
 }
 
-/// Returns whether `Vary` contains `*`: the response answers no other request (RFC 9111, section 4.1).
+/// Returns whether a response may answer no other request with the same cache key (RFC 9111, section 4.1): `Vary` contains
+/// `*` or one of these names, which are those of the request headers that the key does not have.
 #[must_use]
-pub(crate) fn varies_by_everything(headers: &HeaderMap) -> bool {
-    headers
-        .get_all(header::VARY)
-        .iter()
-        .any(|value| value.as_bytes().split(|b| *b == b',').any(|v| v.trim_ascii() == b"*"))
+pub(crate) fn varies_by_more(headers: &HeaderMap, not_in_key: &[HeaderName]) -> bool {
+    let by = |name: &[u8]| {
+        name == b"*" || not_in_key.iter().any(|other| other.as_str().as_bytes().eq_ignore_ascii_case(name))
+    };
+    let values = headers.get_all(header::VARY).into_iter();
+    values.flat_map(|value| value.as_bytes().split(|b| *b == b',')).any(|name| by(name.trim_ascii()))
 }
 
 /// Returns whether a 304 is about another response than the one with these conditions: its validator differs (RFC 9111,
@@ -172,9 +174,12 @@ mod tests {
 
     #[test]
     fn a_vary_with_a_star_is_found_in_every_form() {
-        let varies = |values: &[&'static str]| varies_by_everything(&headers(&header::VARY, values));
+        let varies = |values: &[&'static str]| {
+            varies_by_more(&headers(&header::VARY, values), &[HeaderName::from_static("x-lang")])
+        };
         assert!(varies(&["*"]) && varies(&["accept, *"]) && varies(&["accept", " * "]));
         assert!(!varies(&[]) && !varies(&["accept"]) && !varies(&["x-*"]));
+        assert!(varies(&["X-Lang"]) && varies(&["accept", "origin ,x-lang"]) && !varies(&["x-language, lang"]));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Clients get no part of an error body except the text at `errors.detail`, cut to a maximum length.
 
 use crate::base::id_pattern::{self, Pattern};
-use crate::base::json;
+use crate::base::json::ParsedJson;
 use crate::base::jsonpath::JsonPath;
 use crate::base::model::Time;
 use crate::base::problem::Code;
@@ -150,9 +150,11 @@ impl ErrorRules {
     /// credential of the request. `now` is needed for a `Retry-After` that is a date.
     #[must_use]
     pub fn judge(&self, reply: ProviderReply, forwarded_credential: bool, now: Time) -> ProviderError {
-        let body: Option<Value> = json::parse(&reply.body).ok();
+        let body = ParsedJson::of(&reply.body).ok();
+        // A text that is not all Unicode still says what the error is.
+        let body = body.as_ref().map(ParsedJson::with_replacements);
         let status = reply.status;
-        let code = self.code(status, body.as_ref());
+        let code = self.code(status, body.as_deref());
         let cause = match code {
             Code::ProviderAuthFailed if forwarded_credential => {
                 ProviderErrorCause::ForwardedCredentialRefused { status }
@@ -164,7 +166,7 @@ impl ErrorRules {
         ProviderError {
             provider: self.provider.clone(),
             cause,
-            text: body.as_ref().and_then(|body| self.provider_text(body)),
+            text: body.as_deref().and_then(|body| self.provider_text(body)),
             wait,
             reply: Some(Arc::new(reply)),
         }

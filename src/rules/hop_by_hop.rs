@@ -156,6 +156,40 @@ pub(crate) fn of_request(headers: &HeaderMap, trusted_proxy: bool) -> impl Itera
     hop_by_hop(headers).chain(private).chain(unsafe_names)
 }
 
+/// Request headers that Weir sets itself on its reads, or whose meaning is that of one message.
+const OF_READS: [&str; 22] = [
+    "host",
+    "accept-encoding",
+    "content-length",
+    "content-type",
+    "content-encoding",
+    "transfer-encoding",
+    "expect",
+    "range",
+    "if-range",
+    "if-match",
+    "if-none-match",
+    "if-modified-since",
+    "if-unmodified-since",
+    "cache-control",
+    "pragma",
+    "via",
+    "max-forwards",
+    "traceparent",
+    "tracestate",
+    "origin",
+    "x-request-id",
+    "http2-settings",
+];
+
+/// Returns whether a provider's file may name this header, in lower case, as one of its reads.
+#[must_use]
+pub(crate) fn may_be_named(name: &str) -> bool {
+    let private = CLIENT_SECRETS.contains(&name) || *name == CLIENT_TO_WEIR;
+    let other = HOP_BY_HOP.contains(&name) || OF_READS.contains(&name) || is_client_address(name);
+    !(private || other || name.contains('_') || overrides_request(name))
+}
+
 /// Returns whether proxies use this header for the client's address.
 fn is_client_address(name: &str) -> bool {
     FORWARDED.contains(&name) || CLIENT_ADDRESS.contains(&name)

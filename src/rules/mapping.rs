@@ -7,6 +7,7 @@ use crate::base::model::{FIELDS, Field, FieldType, MODALITIES, Session, Status, 
 use crate::config::faults::{Faults, Located};
 use crate::config::provider;
 use crate::rules::secrets::SecretPaths;
+use crate::rules::unified_id::{AcceptedIds, NotAddressable};
 use serde_json::Value;
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 pub struct Mapping {
     provider: Arc<str>,
     has_agents: bool,
+    ids: AcceptedIds,
     rules: Vec<FieldRule>,
     secret_fields: Vec<Field>,
     secret_paths: Vec<JsonPath>,
@@ -52,6 +54,8 @@ pub enum FailureReason {
     WrongType,
     /// The rule's `values` do not contain the provider's word.
     UnknownValue,
+    /// No request could name a session with this id.
+    NotAddressable,
 }
 
 impl FailureReason {
@@ -62,6 +66,7 @@ impl FailureReason {
             FailureReason::Missing => "missing",
             FailureReason::WrongType => "wrong_type",
             FailureReason::UnknownValue => "unknown_value",
+            FailureReason::NotAddressable => "not_addressable",
         }
     }
 }
@@ -184,7 +189,8 @@ impl Mapping {
             faults.add(&config.name.location, "ids has agents, so session.agent.id is required; add it");
         }
         let secrets = SecretPaths::new(&secret_paths);
-        Self { provider: config.name.value.as_str().into(), has_agents, rules, secret_fields, secret_paths, secrets }
+        let (provider, ids) = (config.name.value.as_str().into(), AcceptedIds::compile(&config.ids.accept));
+        Self { provider, has_agents, ids, rules, secret_fields, secret_paths, secrets }
     }
 
     /// Returns the fields that only clients with `reveal_secrets` see.
@@ -296,11 +302,13 @@ impl Mapping {
             session.values[field as usize].as_str().ok_or_else(missing)
         };
         let own = text(Field::ProviderSessionId)?;
-        session.id = if self.has_agents {
-            format!("{}:{}:{own}", self.provider, text(Field::AgentId)?)
-        } else {
-            format!("{}:{own}", self.provider)
-        };
+        let agent = self.has_agents.then(|| text(Field::AgentId)).transpose()?;
+        let id = self.ids.write(&self.provider, agent, own);
+        session.id = id.map_err(|NotAddressable(field)| MappingFailure {
+            field,
+            reason: FailureReason::NotAddressable,
+            path: self.paths_of(field),
+        })?;
         if session.status == Status::Active && session.expires_at.is_some_and(|at| at <= now) {
             session.status = Status::Expired;
         }
@@ -341,7 +349,7 @@ impl Mapping {
 }
 
 /// The fields of the unified id.
-const REQUIRED: [Field; 2] = [Field::ProviderSessionId, Field::AgentId];
+pub(crate) const REQUIRED: [Field; 2] = [Field::ProviderSessionId, Field::AgentId];
 
 fn paths(texts: &[Located<String>], faults: &mut Faults) -> Vec<JsonPath> {
     texts.iter().filter_map(|at| faults.keep(&at.location, JsonPath::compile(&at.value))).collect()
@@ -494,7 +502,15 @@ mod tests {
             rule(Field::CreatedAt, &["$.made"]),
         ];
         let (secret_fields, secret_paths, secrets) = (Vec::new(), Vec::new(), SecretPaths::default());
-        Mapping { provider: "p".into(), has_agents: false, rules, secret_fields, secret_paths, secrets }
+        Mapping {
+            provider: "p".into(),
+            has_agents: false,
+            ids: AcceptedIds::default(),
+            rules,
+            secret_fields,
+            secret_paths,
+            secrets,
+        }
     }
 
     #[test]

@@ -3,7 +3,9 @@
 //! The cache, `weir map` and the check of the examples all read bodies here, so they all get the same sessions. Nothing
 //! here stores or fetches data.
 
-use crate::base::json_text::JsonText;
+use crate::base::endpoints::MAX_ID;
+use crate::base::json::ParsedJson;
+use crate::base::json_text::{JsonText, MAX_DEPTH};
 use crate::base::jsonpath::JsonPath;
 use crate::base::memory_budget::without_spare;
 use crate::base::model::{FIELDS, Field, FieldType, Form, Item, Session, Show, Time, View};
@@ -12,7 +14,7 @@ use crate::config::faults::{Faults, Located};
 use crate::config::freshness::Freshness;
 use crate::config::provider;
 use crate::rules::freshness::{self, FreshnessDecision, UpstreamLimit};
-use crate::rules::mapping::{Mapping, MappingFailure};
+use crate::rules::mapping::{FailureReason, Mapping, MappingFailure};
 use crate::rules::template::{Template, Variable};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
@@ -49,6 +51,8 @@ const NO_NEXT_PAGE: &str = "none";
 /// The code of the warning that a time could not be read. It is `null`, and the filters and the order of a list treat it as
 /// missing.
 pub(crate) const UNREADABLE_TIME: &str = "unreadable_time";
+/// The code of the warning that a session is left out of the list, because Weir cannot use it.
+pub(crate) const UNUSABLE_SESSION: &str = "unusable_session";
 
 /// Information about the list in the body of a page.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,6 +65,11 @@ pub struct PageInfo {
     pub is_cut: bool,
     /// The times that could not be read: the field, and the number of the page's sessions.
     pub unreadable_times: Vec<(Field, u32)>,
+    /// The sessions that are left out: the field that cannot be used, and the number of sessions. Without a field, the
+    /// session as a whole cannot be used.
+    pub unusable_sessions: Vec<(Option<Field>, u32)>,
+    /// Why the list has no session, if it has one page and none of its sessions can be used.
+    pub unusable: Option<Box<BodyFault>>,
 }
 
 /// A provider's body that cannot be used.
@@ -92,24 +101,45 @@ pub enum BodyFault {
     #[error("{} is required and could not be taken from {}", failure.field.name(), failure.path)]
     Required { failure: MappingFailure },
     #[error(
-        "{} is required and could not be taken from {} in session {position} of the list",
+        "{} (from {}) cannot be part of an id: ids.accept does not match it, it has control characters or a dot segment, \
+         or the id is longer than {MAX_ID} bytes",
         failure.field.name(),
         failure.path
     )]
-    RequiredInList { failure: MappingFailure, position: usize },
+    NotAddressable { failure: MappingFailure },
+    #[error("the session is nested deeper than {MAX_DEPTH} levels, which is the limit")]
+    TooDeep,
+    #[error("the session is not a JSON object")]
+    NotObject,
+    #[error("none of the {count} sessions of the list can be used; the first one: {first}")]
+    NoUsableSession { count: usize, first: Box<BodyFault> },
     #[error("the next page's token is neither text nor a number")]
     PageToken,
 }
 
 impl BodyFault {
-    /// Returns the required field that could not be mapped, if that is the fault.
+    /// Returns the field that makes a session unusable, and the reason, as in metrics. Without a field, it is the session as
+    /// a whole. `None` if the fault is not one of a session.
     #[must_use]
-    pub fn mapping_failure(&self) -> Option<&MappingFailure> {
+    pub(crate) fn of_session(&self) -> Option<(Option<Field>, &'static str)> {
         match self {
-            Self::Required { failure } | Self::RequiredInList { failure, .. } => Some(failure),
+            Self::Required { failure } | Self::NotAddressable { failure } => {
+                Some((Some(failure.field), failure.reason.as_str()))
+            }
+            Self::TooDeep => Some((None, "too_deep")),
+            Self::NotObject => Some((None, FailureReason::WrongType.as_str())),
             _ => None,
         }
     }
+}
+
+/// A session of a page that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnusableSession {
+    /// Its position in the provider's list.
+    pub position: usize,
+    /// Why it cannot be used.
+    pub fault: BodyFault,
 }
 
 /// The sessions of a body.
@@ -122,6 +152,8 @@ pub struct ParsedBody<'b> {
     pub page: Option<PageInfo>,
     /// The optional fields that could not be mapped.
     pub mapping_failures: Vec<MappingFailure>,
+    /// The sessions of the page that are left out.
+    pub unusable: Vec<UnusableSession>,
 }
 
 impl CompiledOperation {
@@ -186,35 +218,41 @@ impl CompiledOperation {
         self.operation.name()
     }
 
-    /// Reads a body that arrived at `now`.
+    /// Reads a body that arrived at `now`. Of a page, the sessions that cannot be used are left out.
     ///
     /// # Errors
-    /// The body has no sessions at the configured path, or a required field cannot be mapped.
+    /// The body has no sessions at the configured path, or it is one session that cannot be used.
     pub fn read<'b>(
         &self,
         provider: &Arc<str>,
         mapping: &Mapping,
-        body: &'b Value,
+        body: &'b ParsedJson<'_>,
         now: Time,
     ) -> Result<ParsedBody<'b>, UnreadableBody> {
         let unreadable = |fault| UnreadableBody { provider: provider.clone(), fault };
-        let native_objects = self.native_objects(body).map_err(unreadable)?;
-        let mut mapping_failures = Vec::new();
-        let mut sessions = Vec::with_capacity(native_objects.len());
-        for (position, native) in native_objects.iter().enumerate() {
-            let session = mapping.map(native, now, &mut mapping_failures).map_err(|failure| {
-                unreadable(match native_objects.len() > 1 {
-                    true => BodyFault::RequiredInList { failure, position },
-                    false => BodyFault::Required { failure },
-                })
-            })?;
-            sessions.push(session);
+        let all = self.native_objects(&body.value).map_err(unreadable)?;
+        let (mut mapping_failures, mut unusable) = (Vec::new(), Vec::new());
+        let (mut sessions, mut native_objects) = (Vec::with_capacity(all.len()), Vec::with_capacity(all.len()));
+        for (position, native) in all.iter().enumerate() {
+            match read_session(mapping, body, native, now, &mut mapping_failures) {
+                Ok(session) => {
+                    sessions.push(session);
+                    native_objects.push(*native);
+                }
+                Err(fault) if self.page.is_some() => unusable.push(UnusableSession { position, fault }),
+                Err(fault) => return Err(unreadable(fault)),
+            }
         }
-        let mut page = self.page(body, native_objects.len()).map_err(unreadable)?;
+        let mut page = self.page(body, all.len()).map_err(unreadable)?;
         if let Some(page) = &mut page {
             page.unreadable_times = unreadable_times(&mapping_failures);
+            page.unusable_sessions = count_by_field(&unusable);
+            let first = unusable.first().filter(|_| sessions.is_empty() && page.next.is_none());
+            page.unusable = first.map(|first| {
+                Box::new(BodyFault::NoUsableSession { count: all.len(), first: Box::new(first.fault.clone()) })
+            });
         }
-        Ok(ParsedBody { sessions, native_objects, page, mapping_failures })
+        Ok(ParsedBody { sessions, native_objects, page, mapping_failures, unusable })
     }
 
     /// Returns the provider's objects of the sessions in a body.
@@ -237,14 +275,19 @@ impl CompiledOperation {
         self.item.is_plain()
     }
 
-    /// Returns whether a body has a session or a list of sessions at the place that the file names, or `null`.
+    /// Returns whether a body has a session or a list of sessions at the place that the file names, or `null`. In a list
+    /// that has sessions, `null` replaces what is none.
     #[must_use]
-    pub(crate) fn has_shape(&self, body: &JsonText<'_>) -> bool {
-        let is_session = |text: &JsonText<'_>| matches!(text, JsonText::Object(_));
-        match (&self.page, self.item.first_text(body)) {
+    pub(crate) fn take_shape(&self, body: &mut JsonText<'_>) -> bool {
+        match (&self.page, self.item.first_text_mut(body)) {
             (_, Some(found)) if found.is_null() => true,
-            (Some(_), Some(JsonText::Array(items))) => items.iter().all(is_session),
-            (None, Some(found)) => is_session(found),
+            (Some(_), Some(JsonText::Array(items))) => {
+                let has_sessions = items.iter().any(JsonText::is_object);
+                let others = items.iter_mut().filter(|item| has_sessions && !item.is_object());
+                others.for_each(|item| *item = JsonText::Scalar(b"null"));
+                items.iter().all(|item| item.is_object() || item.is_null())
+            }
+            (None, Some(found)) => found.is_object(),
             _ => false,
         }
     }
@@ -268,10 +311,18 @@ impl CompiledOperation {
     }
 
     /// Returns what a page with this many sessions says about its list.
-    fn page(&self, body: &Value, items: usize) -> Result<Option<PageInfo>, BodyFault> {
+    fn page(&self, parsed: &ParsedJson<'_>, items: usize) -> Result<Option<PageInfo>, BodyFault> {
         let Some(PagePaths { next, total }) = &self.page else { return Ok(None) };
+        let body = &parsed.value;
         let token = match next.as_ref().and_then(|path| path.first(body)) {
-            None | Some(Value::Null) => None,
+            // A token that is not Unicode is not the end of the list.
+            Some(Value::Null) => {
+                match next.as_ref().and_then(|path| path.first(&parsed.with_replacements()).cloned()) {
+                    Some(Value::Null) | None => None,
+                    Some(_) => return Err(BodyFault::PageToken),
+                }
+            }
+            None => None,
             Some(Value::String(token)) => Some(token.clone()).filter(|token| !token.is_empty()),
             Some(Value::Number(token)) => Some(token.to_string()),
             Some(_) => return Err(BodyFault::PageToken),
@@ -283,7 +334,14 @@ impl CompiledOperation {
             (None, None) => u64::try_from(items).ok().filter(|_| !is_cut),
             (None, Some(_)) => None,
         };
-        Ok(Some(PageInfo { next: token, total, is_cut, unreadable_times: Vec::new() }))
+        Ok(Some(PageInfo {
+            next: token,
+            total,
+            is_cut,
+            unreadable_times: Vec::new(),
+            unusable_sessions: Vec::new(),
+            unusable: None,
+        }))
     }
 }
 
@@ -324,6 +382,45 @@ impl ParsedBody<'_> {
         let body = without_spare(body);
         View { etag: etag(&body), body, items }
     }
+}
+
+/// Maps one session of a body. Adds its optional fields that cannot be mapped to `failures`, unless it cannot be used.
+///
+/// # Errors
+/// The session cannot be used.
+fn read_session(
+    mapping: &Mapping,
+    body: &ParsedJson<'_>,
+    native: &Value,
+    now: Time,
+    failures: &mut Vec<MappingFailure>,
+) -> Result<Session, BodyFault> {
+    if !native.is_object() {
+        return Err(BodyFault::NotObject);
+    }
+    if body.is_too_deep(native) {
+        return Err(BodyFault::TooDeep);
+    }
+    let others = failures.len();
+    mapping.map(native, now, failures).map_err(|failure| {
+        failures.truncate(others);
+        match failure.reason {
+            FailureReason::NotAddressable => BodyFault::NotAddressable { failure },
+            _ => BodyFault::Required { failure },
+        }
+    })
+}
+
+/// Counts the unusable sessions by the field that makes them so.
+fn count_by_field(unusable: &[UnusableSession]) -> Vec<(Option<Field>, u32)> {
+    let mut counts: Vec<(Option<Field>, u32)> = Vec::new();
+    for (field, _) in unusable.iter().filter_map(|session| session.fault.of_session()) {
+        match counts.iter_mut().find(|(known, _)| *known == field) {
+            Some((_, count)) => *count = count.saturating_add(1),
+            None => counts.push((field, 1)),
+        }
+    }
+    counts
 }
 
 /// Counts the failures of each field that is a time.

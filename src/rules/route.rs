@@ -14,6 +14,7 @@ use crate::config::provider::{self, ProviderConfig};
 use crate::rules::forms;
 use crate::rules::parameters::{Page, Parameters, Representation};
 use crate::rules::route_error::{IdError, IdKind, RouteError};
+use crate::rules::unified_id;
 use percent_encoding::percent_decode_str;
 use std::sync::Arc;
 
@@ -225,13 +226,21 @@ impl RouteTable {
     /// # Errors
     /// The id is invalid, or does not identify a provider.
     pub fn parse_session_id(&self, id: &str) -> Result<SessionName, RouteError> {
-        self.session_name(decode_id(id, IdKind::Session)?)
+        self.read_session_id(&decode_id(id, IdKind::Session)?)
     }
 
-    fn session_name(&self, id: String) -> Result<SessionName, RouteError> {
+    /// Reads a session id as it is in a response.
+    ///
+    /// # Errors
+    /// The id is invalid, or does not identify a provider.
+    pub fn read_session_id(&self, id: &str) -> Result<SessionName, RouteError> {
+        check_length(id, IdKind::Session)?;
         match id.split_once(':') {
             Some((name, rest)) => self.prefixed_session(name, rest),
-            None => Ok(SessionName { provider: self.provider_of_session(&id)?, agent: None, session: id }),
+            None => {
+                let session = own_id(id, IdKind::Session)?;
+                Ok(SessionName { provider: self.provider_of_session(&session)?, agent: None, session })
+            }
         }
     }
 
@@ -245,8 +254,9 @@ impl RouteTable {
         if !self.providers[provider].has_agents {
             return Err(RouteError::NoAgents { provider: self.providers[provider].name.clone() });
         }
-        self.accept(provider, Some(agent), None)?;
-        Ok((provider, agent.to_owned()))
+        let agent = own_id(agent, IdKind::Agent)?;
+        self.accept(provider, Some(&agent), None)?;
+        Ok((provider, agent))
     }
 
     /// Parses the rest of `provider:agent:session` or `provider:session`.
@@ -254,12 +264,13 @@ impl RouteTable {
         let provider = self.provider_by_name(name)?;
         let patterns = &self.providers[provider];
         let (agent, session) = match (patterns.has_agents, rest.split_once(':')) {
-            (true, Some((agent, session))) => (Some(agent), session),
+            (true, Some((agent, session))) => (Some(own_id(agent, IdKind::Agent)?), session),
             (true, None) => return Err(RouteError::MissingAgent { provider: patterns.name.clone() }),
             (false, _) => (None, rest),
         };
-        self.accept(provider, agent, Some(session))?;
-        Ok(SessionName { provider, agent: agent.map(str::to_owned), session: session.to_owned() })
+        let session = own_id(session, IdKind::Session)?;
+        self.accept(provider, agent.as_deref(), Some(&session))?;
+        Ok(SessionName { provider, agent, session })
     }
 
     /// Returns the provider that recognises a session id without a prefix.
@@ -324,7 +335,8 @@ impl RouteTable {
     /// Parses an agent of a list: `provider:agent`, an id that a provider recognises, or an id that exactly one of the
     /// given providers accepts.
     fn list_agent(&self, id: &str, given: &[ProviderId]) -> Result<(ProviderId, String), RouteError> {
-        let id = check_id(id.to_owned(), IdKind::Agent)?;
+        check_length(id, IdKind::Agent)?;
+        let id = id.to_owned();
         if id.contains(':') {
             return self.parse_agent_id(&id);
         }
@@ -344,9 +356,8 @@ impl RouteTable {
     fn batch(&self, parameters: &Parameters) -> Result<Route, RouteError> {
         let shape = parameters.representation()?;
         let parse = |id: &str| {
-            let name = check_id(id.to_owned(), IdKind::Session).map_err(RouteError::from);
-            let session = name
-                .and_then(|id| self.session_name(id))
+            let session = self
+                .read_session_id(id)
                 .and_then(|name| self.check_operation(name.provider, Operation::GetSession).map(|()| name));
             BatchId { text: id.to_owned(), session }
         };
@@ -432,7 +443,7 @@ impl RouteTable {
             [(agent, &patterns.accept.agent, IdKind::Agent), (session, &patterns.accept.session, IdKind::Session)]
         {
             if let (Some(id), Some(pattern)) = (id, pattern)
-                && (!pattern.is_match(id) || matches!(id, "." | ".."))
+                && !unified_id::accepts(pattern, id)
             {
                 let (provider, pattern) = (patterns.name.clone(), pattern.as_str().to_owned());
                 return Err(RouteError::InvalidId { id: id.to_owned(), kind, provider, pattern });
@@ -471,7 +482,8 @@ fn decode_id(segment: &str, kind: IdKind) -> Result<String, IdError> {
         return Ok(segment.to_owned());
     }
     let id = percent_decode_str(segment).decode_utf8().map_err(|_| IdError::NotUtf8 { kind })?;
-    check_id(id.into_owned(), kind)
+    check_length(&id, kind)?;
+    Ok(id.into_owned())
 }
 
 /// Returns whether all characters are unencoded and have no meaning in a path. This quick check covers nearly all ids.
@@ -479,18 +491,17 @@ fn is_plain(id: &str) -> bool {
     id.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~' | b':'))
 }
 
-/// Checks that an id can be part of a provider's path.
-fn check_id(id: String, kind: IdKind) -> Result<String, IdError> {
-    if id.len() > MAX_ID {
-        return Err(IdError::TooLong { kind });
+fn check_length(id: &str, kind: IdKind) -> Result<(), IdError> {
+    if id.len() > MAX_ID { Err(IdError::TooLong { kind }) } else { Ok(()) }
+}
+
+/// Returns the provider's own id of a part of a unified id.
+fn own_id(part: &str, kind: IdKind) -> Result<String, IdError> {
+    if let Some(id) = unified_id::read_part(part) {
+        return Ok(id.into_owned());
     }
-    let bad = |c: &char| c.is_control() || matches!(c, '/' | '\\' | '?' | '#' | '%' | ' ');
-    if !is_plain(&id)
-        && let Some(character) = id.chars().find(bad)
-    {
-        return Err(IdError::Character { kind, character });
-    }
-    Ok(id)
+    let character = part.chars().find(|c| unified_id::is_reserved(*c) && *c != '%').unwrap_or('%');
+    Err(IdError::Character { kind, character })
 }
 
 #[cfg(test)]

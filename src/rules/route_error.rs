@@ -14,7 +14,9 @@ pub enum IdError {
     NotUtf8 { kind: IdKind },
     #[error("the {kind} id is longer than {MAX_ID} bytes")]
     TooLong { kind: IdKind },
-    #[error("the {kind} id contains {character:?}, which no provider allows in an id")]
+    #[error(
+        "the {kind} id contains {character:?}; write it as % and two hexadecimal digits (%2F for /), and encode that in a URL"
+    )]
     Character { kind: IdKind, character: char },
 }
 

@@ -21,8 +21,8 @@ pub fn visible_body(
     if !mapping.has_secrets() || body.is_empty() {
         return Some(body.clone());
     }
-    let text = JsonText::parse(body);
-    if own.is_some_and(|own| !text.as_ref().is_some_and(|text| own.has_shape(text))) {
+    let mut text = JsonText::parse_cut(body);
+    if own.is_some_and(|own| !text.as_mut().is_some_and(|text| own.take_shape(text))) {
         return None;
     }
     let Some(mut text) = text.filter(contains_object) else {

@@ -36,6 +36,7 @@ use crate::rules::openapi;
 use crate::rules::page_token::Signer;
 use crate::rules::provider_body::CompiledOperation;
 use crate::rules::provider_links::ProviderAddress;
+use crate::rules::read_headers::ReadHeaderRules;
 use crate::rules::route::RouteTable;
 use crate::rules::swagger_ui::PublicDocument;
 use http::{HeaderName, HeaderValue};
@@ -199,6 +200,7 @@ impl<'a> Compiler<'a> {
             retry_budget: previous.map(|p| p.retry_budget.clone()).unwrap_or_default(),
             quotas,
             native_errors,
+            headers: ReadHeaderRules::compile(&config.headers, self.faults),
             idle_timeout: config.native.idle_timeout,
             hits: OnceLock::new(),
             call_metrics: EveryOperation::default(),
@@ -293,7 +295,7 @@ fn rules_digest(config: &ProviderConfig) -> u64 {
     // The pattern has every setting, so a new setting does not compile until it is added here.
     let ProviderConfig {
         name,
-        ids: Ids { accept: IdPatterns { agent, session: _ }, recognise: _ },
+        ids: Ids { accept: IdPatterns { agent, session: session_ids }, recognise: _ },
         operations,
         session,
         secrets,
@@ -303,10 +305,11 @@ fn rules_digest(config: &ProviderConfig) -> u64 {
         credential: _,
         upstream: _,
         errors: _,
+        headers: _,
         native: _,
     } = config;
     let mut hasher = DefaultHasher::new();
-    format!("{name:?}{agent:?}{session:?}{secrets:?}{freshness:?}{operations:?}").hash(&mut hasher);
+    format!("{name:?}{agent:?}{session_ids:?}{session:?}{secrets:?}{freshness:?}{operations:?}").hash(&mut hasher);
     hasher.finish()
 }
 

@@ -2,13 +2,13 @@
 //!
 //! An example that fails is a fault of the configuration.
 
-use crate::base::json;
+use crate::base::json::ParsedJson;
 use crate::base::model::{Show, Time};
 use crate::base::operation::{Operation, PerOperation};
 use crate::config::Example;
 use crate::config::faults::{Faults, Location};
 use crate::rules::mapping::Mapping;
-use crate::rules::provider_body::CompiledOperation;
+use crate::rules::provider_body::{CompiledOperation, UnusableSession};
 use serde_json::Value;
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ pub(super) struct ExampleProvider<'p> {
 pub(super) fn check(example: &Example, provider: &ExampleProvider<'_>, now: Time, faults: &mut Faults) {
     let (Some(native), Some(unified)) = (
         json(&example.native, &example.native_location, faults),
-        json(&example.unified, &example.unified_location, faults),
+        json(&example.unified, &example.unified_location, faults).map(|unified| unified.value),
     ) else {
         return;
     };
@@ -39,8 +39,8 @@ pub(super) fn check(example: &Example, provider: &ExampleProvider<'_>, now: Time
     }
 }
 
-fn json(text: &str, location: &Location, faults: &mut Faults) -> Option<Value> {
-    let parsed = json::parse(text.as_bytes());
+fn json<'t>(text: &'t str, location: &Location, faults: &mut Faults) -> Option<ParsedJson<'t>> {
+    let parsed = ParsedJson::of(text.as_bytes());
     if let Err(error) = &parsed {
         let location =
             Location { file: location.file.clone(), line: error.line().max(1), column: error.column().max(1) };
@@ -49,7 +49,12 @@ fn json(text: &str, location: &Location, faults: &mut Faults) -> Option<Value> {
     parsed.ok()
 }
 
-fn map(native: &Value, operation: Operation, provider: &ExampleProvider<'_>, now: Time) -> Result<Value, String> {
+fn map(
+    native: &ParsedJson<'_>,
+    operation: Operation,
+    provider: &ExampleProvider<'_>,
+    now: Time,
+) -> Result<Value, String> {
     let compiled = provider.operations.get(operation).ok_or_else(|| {
         format!(
             "this example is a response of {}, but the provider file does not have that operation",
@@ -57,6 +62,9 @@ fn map(native: &Value, operation: Operation, provider: &ExampleProvider<'_>, now
         )
     })?;
     let parsed = compiled.read(provider.name, provider.mapping, native, now).map_err(|error| error.to_string())?;
+    if let Some(UnusableSession { position, fault }) = parsed.unusable.first() {
+        return Err(format!("session {position} of the list: {fault}"));
+    }
     let view = parsed.view(provider.mapping, Show::default());
     let sessions = view.items.iter().map(|item| serde_json::from_slice(&view.body[item.start..item.end]));
     let sessions: Vec<Value> = sessions.collect::<Result<_, _>>().map_err(|e| e.to_string())?;

@@ -29,6 +29,7 @@ use crate::rules::native_routes::NativeRoutes;
 use crate::rules::page_token::Signer;
 use crate::rules::provider_body::CompiledOperation;
 use crate::rules::provider_links::ProviderAddress;
+use crate::rules::read_headers::ReadHeaderRules;
 use crate::rules::route::RouteTable;
 use crate::rules::swagger_ui::PublicDocument;
 use http::HeaderValue;
@@ -158,6 +159,8 @@ pub struct Provider {
     pub quotas: ProviderQuotas,
     /// Writes Weir's problems in the format of the provider's API; `None` if no format is configured.
     pub native_errors: Option<NativeErrors>,
+    /// The headers of its reads.
+    pub headers: ReadHeaderRules,
     /// The time limit between two reads of a native stream.
     pub idle_timeout: Duration,
     /// The counters of hits, and of calls that hits saved. Set at the first hit.

@@ -272,7 +272,7 @@ fn parse_purge(snapshot: &Snapshot, body: &[u8]) -> Result<(Scope, Mode), Proble
         ("all", Value::Bool(true)) => Scope::All,
         ("session", Value::String(id)) => {
             let SessionName { provider: position, agent, session } =
-                snapshot.routes.parse_session_id(id).map_err(Box::<Problem>::from).map_err(|problem| *problem)?;
+                snapshot.routes.read_session_id(id).map_err(Box::<Problem>::from).map_err(|problem| *problem)?;
             Scope::Session { provider: provider(position), agent, session }
         }
         ("agent", Value::String(id)) => {

@@ -46,6 +46,8 @@ pub struct KeyParts<'k> {
     pub operation: &'k str,
     /// Path and query of the provider request.
     pub path_and_query: &'k str,
+    /// The request headers that are part of the question, one in a line.
+    pub headers: &'k str,
 }
 
 /// A cache key.
@@ -57,8 +59,9 @@ impl Key {
     /// key, whatever the parts contain.
     #[must_use]
     pub fn of(parts: KeyParts<'_>) -> Self {
-        let KeyParts { provider, base_url, credential, operation, path_and_query } = parts;
-        let parts = [provider, base_url, credential, operation, path_and_query];
+        let KeyParts { provider, base_url, credential, operation, path_and_query, headers } = parts;
+        let parts = [provider, base_url, credential, operation, path_and_query, headers];
+        let parts = &parts[..if headers.is_empty() { 5 } else { 6 }];
         let mut key = String::with_capacity(parts.iter().map(|part| part.len() + 5).sum());
         for part in parts {
             key.extend([itoa::Buffer::new().format(part.len()), ":", part]);
@@ -410,8 +413,14 @@ mod tests {
     use super::*;
     use crate::base::metrics::Metrics;
 
-    const PARTS: KeyParts<'static> =
-        KeyParts { provider: "p", base_url: "h", credential: "c", operation: "get_session", path_and_query: "/x?y=1" };
+    const PARTS: KeyParts<'static> = KeyParts {
+        provider: "p",
+        base_url: "h",
+        credential: "c",
+        operation: "get_session",
+        path_and_query: "/x?y=1",
+        headers: "",
+    };
 
     #[test]
     fn keys_differ_if_any_part_differs() {
@@ -421,6 +430,8 @@ mod tests {
             KeyParts { credential: "d", ..PARTS },
             KeyParts { operation: "list_sessions", ..PARTS },
             KeyParts { path_and_query: "/x?y=2", ..PARTS },
+            KeyParts { headers: "a:1\n", ..PARTS },
+            KeyParts { path_and_query: "/x?y=14:a:1\n", ..PARTS },
         ];
         assert_eq!(Key::of(PARTS), Key::of(PARTS));
         for other in others {

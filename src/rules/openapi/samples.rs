@@ -3,10 +3,12 @@
 //! Examples come from the providers' example files, id schemas from their id patterns.
 
 use crate::base::endpoints::{MAX_ID, ParameterType};
+use crate::base::id_pattern;
 use crate::base::operation::OperationId;
 use crate::config::Config;
 use crate::config::faults::Located;
 use crate::config::provider::ProviderConfig;
+use crate::rules::unified_id;
 use serde_json::{Value, json};
 
 /// A provider and the sessions of its examples.
@@ -85,9 +87,9 @@ impl ProviderSamples<'_> {
         let mut forms = Vec::new();
         match value_type {
             ParameterType::Session if takes(OperationId::Session) => {
-                let session = without_anchors(accept.session.as_ref())?;
+                let session = in_unified_id(accept.session.as_ref(), true)?;
                 if self.has_agents {
-                    let agent = without_anchors(accept.agent.as_ref())?;
+                    let agent = in_unified_id(accept.agent.as_ref(), false)?;
                     forms.push(schema(format!("^{}:{agent}:{session}$", self.name)));
                 } else {
                     forms.push(schema(format!("^{}:{session}$", self.name)));
@@ -106,12 +108,20 @@ impl ProviderSamples<'_> {
                 forms.push(schema(format!("^{}$", without_anchors(accept.agent.as_ref())?)));
             }
             ParameterType::Agent if takes(OperationId::Agent) && self.has_agents => {
-                forms.push(schema(format!("^({}:)?{}$", self.name, without_anchors(accept.agent.as_ref())?)));
+                forms.push(schema(format!("^({}:)?{}$", self.name, in_unified_id(accept.agent.as_ref(), true)?)));
             }
             _ => {}
         }
         Some(forms)
     }
+}
+
+/// Returns the pattern of an id as a part of a unified id. `None` if the pattern is not for the whole id, or if the part can
+/// have escapes.
+fn in_unified_id(pattern: Option<&Located<String>>, is_last: bool) -> Option<String> {
+    let escaped = &unified_id::RESERVED[usize::from(is_last)..];
+    let pattern = pattern.filter(|pattern| !id_pattern::can_contain(&pattern.value, escaped));
+    without_anchors(pattern)
 }
 
 /// Returns a pattern without its anchors, for use inside a longer pattern. `None` if it is not anchored at both ends,

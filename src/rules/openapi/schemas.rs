@@ -8,7 +8,8 @@ use crate::base::model::{FIELDS, Field, FieldType, MODALITIES, Status};
 use crate::base::operation::Operation;
 use crate::base::problem::TABLE;
 use crate::rules::fields;
-use crate::rules::provider_body::UNREADABLE_TIME;
+use crate::rules::mapping::REQUIRED;
+use crate::rules::provider_body::{UNREADABLE_TIME, UNUSABLE_SESSION};
 use serde_json::{Map, Value, json};
 
 /// Returns a reference to a schema.
@@ -136,13 +137,16 @@ pub(super) const SOURCE_STATES: [&str; 6] = ["fresh", "cached", "stale", "failed
 
 fn source(samples: &Samples<'_>) -> Value {
     let error = "The problem of a source that failed. The page still has the sessions that Weir read from it before.";
-    let warnings =
-        "What Weir could not read in the provider's pages of this response. The sessions are in the list nevertheless.";
-    let times = FIELDS.iter().filter(|(_, _, _, kind)| *kind == FieldType::Time).map(|(field, ..)| field.name());
+    let warnings = "What Weir could not read in the provider's pages of this response.";
+    let is_named = |field: Field, kind: FieldType| kind == FieldType::Time || REQUIRED.contains(&field);
+    let fields = FIELDS.iter().filter(|(field, _, _, kind)| is_named(*field, *kind));
+    let fields: Vec<Value> = fields.map(|(field, ..)| field.name().into()).chain([Value::Null]).collect();
+    let code = "`unreadable_time`: the sessions are in the list, without the field. `unusable_session`: the sessions are not in the list.";
+    let field = "The field that cannot be read; `null` if it is the session as a whole.";
     let warning = closed(json!({
-        "code": { "type": "string", "enum": [UNREADABLE_TIME] },
-        "field": { "type": "string", "enum": times.collect::<Vec<_>>() },
-        "sessions": { "type": "integer", "minimum": 1, "description": "The number of sessions in which the field is `null` for this reason." },
+        "code": { "type": "string", "enum": [UNREADABLE_TIME, UNUSABLE_SESSION], "description": code },
+        "field": { "type": ["string", "null"], "enum": fields, "description": field },
+        "sessions": { "type": "integer", "minimum": 1, "description": "The number of these sessions." },
     }));
     closed(json!({
         "provider": { "type": "string", "enum": samples.names(|_| true) },
