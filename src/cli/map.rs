@@ -1,13 +1,13 @@
 //! Runs `weir map`: prints the unified session of a provider's response body, and the source of each field.
 
-use super::{print, print_faults, print_stderr};
+use super::{load_without_secrets, print, print_stderr};
 use crate::base::json;
 use crate::base::model::Show;
 use crate::base::typo::unknown;
 use crate::config::load::ConfigSource;
 use crate::rules::mapping::{FieldSource, FieldTrace};
 use crate::runtime;
-use crate::runtime::snapshot::{Provider, Snapshot};
+use crate::runtime::snapshot::Provider;
 use serde_json::Value;
 use std::io::Read;
 use std::path::Path;
@@ -17,12 +17,9 @@ use std::process::ExitCode;
 const MAX_BODY: u64 = 64 << 20;
 
 pub(super) fn map(source: &ConfigSource, provider: &str, file: &Path, reveal_secrets: bool) -> ExitCode {
-    let snapshot = match Snapshot::load(source, None, &[0; 32], runtime::now()) {
+    let snapshot = match load_without_secrets(source) {
         Ok(snapshot) => snapshot,
-        Err(faults) => {
-            print_faults(&faults);
-            return ExitCode::FAILURE;
-        }
+        Err(code) => return code,
     };
     let Some(provider) = snapshot.provider(provider) else {
         let known = snapshot.providers.iter().map(|provider| &*provider.name);

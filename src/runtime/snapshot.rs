@@ -5,7 +5,7 @@ use crate::base::ids::{ClientId, IdVec, ProviderId};
 use crate::base::memory_budget::{ClientMemory, MemoryBudget, MemoryShare};
 use crate::base::model::Time;
 use crate::base::operation::{EveryOperation, PerOperation};
-use crate::config::decode::Secret;
+use crate::config::content::Content;
 use crate::config::edge::{Guard, Listener};
 use crate::config::freshness::Freshness;
 use crate::config::provider::Ids;
@@ -39,8 +39,12 @@ use std::time::Duration;
 pub struct Snapshot {
     /// Names the content in logs, metrics and responses.
     pub revision: String,
-    /// The content of all files. Only compared, never shown.
-    pub content: Secret,
+    /// The content of all files.
+    pub content: Content,
+    /// How often the files that the configuration names have changed since the start. Part of the revision.
+    pub(super) secret_changes: u32,
+    /// What is missing on this machine, if the configuration was loaded without it.
+    pub missing: Vec<String>,
     /// The files that were read.
     pub files: Vec<String>,
     /// When the snapshot was made.

@@ -12,7 +12,7 @@ use crate::fetch::provider_query::SharedState;
 use crate::rules::admin_access::{self, AccessRefusal};
 use crate::rules::purge::{Mode, Scope};
 use crate::rules::route::SessionName;
-use crate::runtime::reload::Reloaded;
+use crate::runtime::reload::{Reload, Reloaded};
 use crate::runtime::snapshot::Snapshot;
 use crate::runtime::{self, Runtime};
 use crate::server::admin_gauges;
@@ -179,6 +179,9 @@ impl AdminEndpoints {
             admin_gauges::set_providers(metrics, &snapshot, now);
             admin_gauges::set_expiries(metrics, &snapshot, now);
             admin_gauges::set_memory(metrics, &snapshot, &self.shared.upstream.budget);
+            for (setting, differs) in self.runtime.restart_settings() {
+                metrics.config.needs_restart.with_label_values(&[setting]).set(differs.into());
+            }
         });
         response(200, "text/plain; version=0.0.4; charset=utf-8", text.into_bytes())
     }
@@ -193,6 +196,7 @@ impl AdminEndpoints {
             "loaded_at": snapshot.loaded_at.rfc3339(),
             "files": snapshot.files,
             "last_error": error,
+            "needs_restart": self.runtime.needs_restart(),
             "providers": providers(&snapshot),
             "clients": clients(&snapshot),
             "rate_limits": snapshot.weir.policies.iter().map(|p| json!({
@@ -234,21 +238,20 @@ impl AdminEndpoints {
     }
 
     async fn reload(&self) -> Response {
-        match self.reloader.reload("POST /reload").await {
-            Reloaded::Refused(faults) => {
-                let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
-                json_response(
-                    422,
-                    &json!({ "result": "failure", "revision": self.runtime.snapshot().revision, "faults": faults }),
-                )
-            }
-            Reloaded::Swapped { revision, restart } => {
-                json_response(200, &json!({ "result": "success", "revision": revision, "needs_restart": restart }))
-            }
-            Reloaded::Unchanged { revision } => {
-                json_response(200, &json!({ "result": "unchanged", "revision": revision }))
-            }
+        let Reload { outcome, changed } = self.reloader.reload("POST /reload").await;
+        let (status, result, faults) = match outcome {
+            Reloaded::Refused(faults) => (422, "failure", Some(faults)),
+            Reloaded::Swapped { .. } => (200, "success", None),
+            Reloaded::Unchanged { .. } => (200, "unchanged", None),
+        };
+        let revision = &self.runtime.snapshot().revision;
+        let restart = self.runtime.needs_restart();
+        let mut answer =
+            json!({ "result": result, "revision": revision, "changed": changed, "needs_restart": restart });
+        if let Some(faults) = faults {
+            answer["faults"] = faults.iter().map(ToString::to_string).collect();
         }
+        json_response(status, &answer)
     }
 }
 
