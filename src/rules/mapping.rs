@@ -333,6 +333,16 @@ impl Mapping {
             .collect()
     }
 
+    /// Returns the fields that can fail to be mapped, each with each reason that its rule can have.
+    pub(crate) fn possible_failures(&self) -> impl Iterator<Item = (Field, FailureReason)> {
+        self.rules.iter().filter(|rule| rule.constant.is_none()).flat_map(|rule| {
+            let missing = self.requires(rule.field).then_some(FailureReason::Missing);
+            let unknown = (!rule.values.is_empty()).then_some(FailureReason::UnknownValue);
+            let reasons = missing.into_iter().chain([FailureReason::WrongType]).chain(unknown);
+            reasons.map(|reason| (rule.field, reason))
+        })
+    }
+
     /// Returns whether a session needs this field for its unified id.
     #[must_use]
     pub fn requires(&self, field: Field) -> bool {

@@ -3,6 +3,7 @@
 //! No response may contain a secret, the digest of a key or a session.
 
 use crate::base::ids::ProviderId;
+use crate::base::metrics::AdminMetrics;
 use crate::base::problem::{Code, Problem};
 use crate::base::request_reply::{Request, Response};
 use crate::base::response_headers::ResponseHeaders;
@@ -81,6 +82,22 @@ impl Endpoint {
 }
 
 impl AdminEndpoints {
+    /// Creates the counters of the usual responses of each endpoint at 0, so that `rate()` sees the first one.
+    pub(crate) fn create_series(metrics: &AdminMetrics) {
+        for (path, endpoint) in ENDPOINTS {
+            let refusals: &[&str] = match endpoint {
+                Endpoint::Metrics | Endpoint::Live => &[],
+                Endpoint::Ready => &["503"],
+                Endpoint::Reload => &["400", "401", "403", "405", "422"],
+                _ => &["400", "401", "403", "405"],
+            };
+            for status in ["200"].iter().chain(refusals) {
+                metrics.requests.with_label_values(&[path, *status]);
+            }
+        }
+        metrics.requests.with_label_values(&["other", "404"]);
+    }
+
     /// Returns the path for metrics.
     #[must_use]
     pub(crate) fn label(path: &str) -> &'static str {
@@ -175,7 +192,6 @@ impl AdminEndpoints {
         let connections = self.files.connections(&snapshot.weir.limits).total;
         metrics.edge.connections_limit.set(i64::try_from(connections).unwrap_or(i64::MAX));
         let text = metrics.expose(|| {
-            admin_gauges::create_counters(metrics, &snapshot);
             admin_gauges::set_providers(metrics, &snapshot, now);
             admin_gauges::set_expiries(metrics, &snapshot, now);
             admin_gauges::set_memory(metrics, &snapshot, &self.shared.upstream.budget);

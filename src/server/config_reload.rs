@@ -5,6 +5,7 @@ use crate::fetch::provider_query::SharedState;
 use crate::runtime::reload::{self, Reload, ReloadClaim, Reloaded};
 use crate::runtime::{self, Runtime};
 use crate::server::diagnostics::LogFilter;
+use crate::server::initial_series;
 use crate::server::systemd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -67,6 +68,7 @@ impl Reloader {
             Reloaded::Swapped { revision } => {
                 metrics.reloaded("success", revision, seconds);
                 self.set_log_level();
+                initial_series::create(&self.shared.metrics, &self.runtime.snapshot());
                 info!(reason, revision, changed, needs_restart, "config reloaded");
             }
             Reloaded::Unchanged { revision } if needs_restart.is_some() => {

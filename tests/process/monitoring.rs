@@ -295,6 +295,75 @@ fn every_panel_and_variable_finds_data_in_prometheus() {
     drop((load, watcher));
 }
 
+/// Panels that are rightly empty on a system without faults: no alert, no expiry of a key or a certificate.
+const EMPTY_IF_HEALTHY: [&str; 3] = ["Alerts", "Key expiry", "Certificates"];
+
+#[test]
+fn every_panel_of_a_healthy_system_has_data() {
+    if !has("prometheus") {
+        return;
+    }
+    let sim = Sim::start();
+    let weir = Config::shipped()
+        .clients("clients:\n  - { id: load, keys: [ { sha256: SHA(load) } ], rate_limit: standard }\n")
+        .edit("weir.yaml", "requests: 600", "requests: 60000")
+        .start(&sim);
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("prometheus.yml");
+    Prometheus::configure(&file, weir.admin);
+    let prometheus = Prometheus::run(
+        Command::new("prometheus")
+            .arg(format!("--config.file={}", file.display()))
+            .arg(format!("--storage.tsdb.path={}", directory.path().join("data").display())),
+    );
+    let target = format!("http://{}", weir.http);
+    let arguments = ["load", "--target", &target, "--key", "load", "--rate", "20"];
+    let _load = Process::start(Command::new(simulator_program()).args(arguments));
+    let mut panels: Vec<Query> = dashboards().iter().flat_map(|(name, board)| queries(name, board).1).collect();
+    panels.retain(|query| EMPTY_IF_HEALTHY.iter().all(|title| !query.place.contains(&format!("/ {title} ["))));
+    let started = Instant::now();
+    loop {
+        panels.retain(|query| prometheus.series(&query.text, query.instant).is_empty());
+        if panels.is_empty() {
+            break;
+        }
+        let missing: Vec<String> = panels.iter().map(|query| format!("{}: {}", query.place, query.text)).collect();
+        assert!(started.elapsed() < DATA_TIMEOUT, "no data after {DATA_TIMEOUT:?}:\n{}", missing.join("\n"));
+        std::thread::sleep(Duration::from_millis(250));
+    }
+    let firing = prometheus.series("ALERTS{alertstate=\"firing\"}", true);
+    assert!(firing.is_empty(), "{firing:?}");
+}
+
+/// Two scrapes: the first before any fault, the second after it. `rate()` sees the first failures.
+#[test]
+fn the_first_failures_between_two_scrapes_are_seen() {
+    if !has("prometheus") {
+        return;
+    }
+    let sim = Sim::start();
+    let weir = Config::shipped().start(&sim);
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("prometheus.yml");
+    Prometheus::configure(&file, weir.admin);
+    let prometheus = Prometheus::run(
+        Command::new("prometheus")
+            .arg(format!("--config.file={}", file.display()))
+            .arg(format!("--storage.tsdb.path={}", directory.path().join("data").display())),
+    );
+    wait_until("the first scrape", || !prometheus.series("weir_build_info", true).is_empty());
+    sim.set_response("/v2/", 500, &json!({}), "");
+    for n in 0..5 {
+        assert_eq!(weir.get(&format!("/v1/sessions/vectara:agt_load_{n}:ase_{n}")).status, 502);
+    }
+    for query in [
+        "sum by (provider) (increase(weir_upstream_requests_total{provider=\"vectara\",status=\"500\"}[1m])) > 0",
+        "sum by (code) (increase(weir_http_problems_total{client=\"open\",provider=\"vectara\",code=\"provider_error\"}[1m])) > 0",
+    ] {
+        wait_until(query, || !prometheus.series(query, true).is_empty());
+    }
+}
+
 #[test]
 fn dashboard_variables_are_used_only_in_regular_expression_matchers() {
     for (name, dashboard) in dashboards() {

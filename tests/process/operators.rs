@@ -97,7 +97,107 @@ fn counters_of_providers_and_clients_exist_before_their_first_count() {
         "weir_cache_requests_total{provider=\"palantir\",result=\"stale\"} 0",
         "weir_http_problems_total{client=\"open\",code=\"provider_error\",provider=\"palantir\"} 0",
         "weir_trace_exports_total{result=\"failed\"} 0",
+        "weir_upstream_requests_total{operation=\"get_session\",provider=\"palantir\",status=\"connect\"} 0",
+        "weir_upstream_requests_total{operation=\"native\",provider=\"palantir\",status=\"502\"} 0",
+        "weir_upstream_request_duration_seconds_count{operation=\"list_sessions\",provider=\"palantir\"} 0",
+        "weir_mapping_failures_total{field=\"status\",provider=\"vectara\",reason=\"unknown_value\"} 0",
+        "weir_mapping_failures_total{field=\"provider_session_id\",provider=\"vectara\",reason=\"missing\"} 0",
+        "weir_cache_ttl_seconds_count{provider=\"palantir\",source=\"not_found\"} 0",
+        "weir_cache_entries{provider=\"palantir\"} 0",
+        "weir_http_requests_total{client=\"open\",provider=\"palantir\",route=\"/v1/sessions/{id}\",status=\"200\"} 0",
+        "weir_http_requests_total{client=\"none\",provider=\"none\",route=\"none\",status=\"401\"} 0",
+        "weir_http_request_duration_seconds_count{cache=\"stale\",provider=\"palantir\",route=\"/v1/sessions/{id}\"} 0",
+        "weir_http_problems_total{client=\"none\",code=\"unauthorized\",provider=\"none\"} 0",
+        "weir_overhead_seconds_count{route=\"native\"} 0",
+        "weir_admin_requests_total{path=\"/reload\",status=\"401\"} 0",
     ] {
         assert!(metrics.lines().any(|line| line == series), "{series} does not exist");
+    }
+}
+
+/// Every kind of request, also failing ones: what it counts existed before.
+#[test]
+fn no_series_without_a_client_is_born_at_its_first_count() {
+    let sim = Sim::start();
+    let weir = Config::shipped()
+        .edit("providers/agenthuman.yaml", "stale_while_revalidate: 30s", "stale_while_revalidate: 0s")
+        .start(&sim);
+    let names = || -> std::collections::BTreeSet<String> {
+        let metrics = weir.metrics();
+        let series = metrics.lines().filter(|line| line.starts_with("weir_") && !line.contains("client=\""));
+        // The revision is that of the file, which changes.
+        series
+            .filter(|line| !line.contains("weir_config_info"))
+            .map(|line| line.rsplit_once(' ').unwrap().0.to_owned())
+            .collect()
+    };
+    weir.admin("GET", "/config");
+    let before = names();
+    for target in [
+        VECTARA,
+        VECTARA,
+        PALANTIR,
+        "/v1/agents/agt_customer_support/sessions",
+        "/v1/sessions?agent=agt_customer_support",
+        "/v1/sessions?agent=agt_customer_support&provider=agenthuman",
+        "/v1/sessions:batchGet?id=sess_01H3Z8G9YR3K2N5M6P7Q8W4T",
+        "/v1/sessions/agenthuman:missing",
+        "/v1/sessions/nobody:x",
+        "/v1/providers",
+        "/openapi.json",
+        "/nowhere",
+        "/vectara/v2/agents/agt_customer_support/sessions/ase_customer_support_001",
+        "/vectara/v2/agents/agt_customer_support/sessions",
+        "/vectara/v2/corpora",
+    ] {
+        weir.get(target);
+    }
+    weir.get_with(AGENTHUMAN, &[("Cache-Control", "no-cache")]);
+    weir.make_stale();
+    sim.set_response("/v1/", 500, &json!({}), "{}");
+    sim.plan_fault("/v2/", 0, &json!({ "kind": "reset" }));
+    for target in [VECTARA, AGENTHUMAN, "/v1/sessions/agenthuman:other", "/agenthuman/v1/other"] {
+        weir.get(target);
+    }
+    weir.get_as("nobody", VECTARA);
+    send(weir.admin, "POST", "/reload", &[("Authorization", "Bearer wrong")]);
+    weir.admin("GET", "/nowhere");
+    let born: Vec<String> = names().difference(&before).cloned().collect();
+    assert!(born.is_empty(), "{born:#?}");
+
+    // A provider that a reload adds has its series before its first request.
+    let added = weir.config.read("providers/vectara.yaml").replace("name: vectara", "name: second");
+    let recognise = added.split("  recognise:").nth(1).unwrap().split("  accept:").next().unwrap().to_owned();
+    weir.config.write("providers/second.yaml", &added.replace(&format!("  recognise:{recognise}"), ""));
+    let series = "weir_upstream_requests_total{operation=\"get_session\",provider=\"second\",status=\"connect\"} 0";
+    wait_until("the new provider has series", || weir.metrics().contains(series));
+}
+
+#[test]
+fn series_with_a_client_exist_from_the_start_up_to_a_number() {
+    let sim = Sim::start();
+    let clients: String = (0..500)
+        .map(|n| format!("  - {{ id: client-{n}, keys: [ {{ sha256: SHA({n}) }} ], rate_limit: standard }}\n"))
+        .collect();
+    let weir = Config::shipped().clients(&format!("clients:\n{clients}")).start(&sim);
+    let metrics = weir.metrics();
+    let counters = ["weir_http_problems_total{", "weir_http_requests_total{", "weir_rate_limit_requests_total{"];
+    let with_client = metrics
+        .lines()
+        .filter(|line| counters.iter().any(|name| line.starts_with(name)) && line.contains("client=\"client-"));
+    assert_eq!(with_client.count(), 5_000);
+    assert!(
+        metrics
+            .contains("weir_http_problems_total{client=\"client-0\",code=\"provider_error\",provider=\"palantir\"} 0")
+    );
+    // With few clients, also the decisions of their policies.
+    let few = Config::shipped().clients("clients:\n  - { id: a, keys: [ { sha256: SHA(a) } ], rate_limit: standard, provider_rate_limits: { vectara: careful } }\n");
+    let metrics = few.start(&sim).metrics();
+    for policy in ["standard", "careful"] {
+        for decision in ["allowed", "limited"] {
+            let series =
+                format!("weir_rate_limit_requests_total{{client=\"a\",decision=\"{decision}\",policy=\"{policy}\"}} 0");
+            assert!(metrics.contains(&series), "{series}");
+        }
     }
 }
