@@ -18,7 +18,7 @@ use prometheus::IntCounterVec;
 /// The most series with a client that exist before their first count.
 const MAX_CLIENT_SERIES: usize = 5_000;
 /// The most histograms of request durations that exist before their first count. Each has twenty series.
-const MAX_DURATIONS: usize = 500;
+const MAX_DURATIONS: usize = 250;
 /// The problem codes of failures, for which alerts exist.
 const FAILURE_CODES: [&str; 8] = [
     "internal_error",

@@ -37,8 +37,8 @@ impl Prometheus {
     pub fn configure(file: &Path, admin: SocketAddr) {
         let mut config = read("prometheus/prometheus.yml");
         for (from, to) in [
-            ("scrape_interval: 15s", "scrape_interval: 250ms"),
-            ("evaluation_interval: 15s", "evaluation_interval: 500ms"),
+            ("scrape_interval: 5s", "scrape_interval: 250ms"),
+            ("evaluation_interval: 5s", "evaluation_interval: 500ms"),
             ("/etc/prometheus", deploy_path("prometheus").to_str().unwrap()),
             ("weir:8081", &admin.to_string()),
         ] {
@@ -155,6 +155,8 @@ fn queries(name: &str, dashboard: &Value) -> (Vec<Query>, Vec<Query>) {
     (variables.collect(), panels.collect())
 }
 
+/// A part of the path of each call to this provider, also of those of the load generator.
+const PALANTIR_AGENTS: &str = "ri.aip-agents..agent.";
 const PALANTIR_LOAD: &str = "ri.aip-agents..agent.00000000-0000-0000-0000-000000000005";
 const PALANTIR_SESSION: &str = "ri.aip-agents..session.00000000-0000-0000-0000-";
 
@@ -187,7 +189,7 @@ fn cause_events_once(sim: &Sim, weir: &Weir) {
     weir.make_stale();
     // One provider fails until its breaker opens. The other one throttles, resets connections, and sends a field of the
     // wrong type.
-    sim.set_response(PALANTIR_LOAD, 500, &json!({}), "");
+    sim.set_response(PALANTIR_AGENTS, 500, &json!({}), "");
     sim.set_response("/agt_load_9/", 429, &json!({ "retry-after": "1" }), "{}");
     sim.plan_fault("/agt_load_8/", 0, &json!({ "kind": "reset" }));
     let wrong_type = r#"{"key":"ase_agt_load_6_1","agent_key":"agt_load_6","created_at":5}"#;
