@@ -1,7 +1,7 @@
 //! Runs `weir check`: reads, checks and compiles the configuration, and runs its examples.
 
 use super::admin_client::Connection;
-use super::{config_lint, count, print, print_faults, print_stderr};
+use super::{config_lint, count, example_lint, print, print_faults, print_stderr};
 use crate::config::load::{self, ConfigSource};
 use crate::runtime;
 use crate::runtime::snapshot::Snapshot;
@@ -34,7 +34,11 @@ pub(super) fn check(source: &ConfigSource, arguments: &Arguments) -> ExitCode {
         print_stderr(&format!("weir: checked without the values of {}", snapshot.missing.join(", ")));
     }
     let linted = load::load(&source).config.filter(|_| arguments.strict);
-    let warnings = linted.map_or_else(Vec::new, |config| config_lint::warnings(&config, runtime::now()));
+    let warnings = linted.map_or_else(Vec::new, |config| {
+        let mut warnings = config_lint::warnings(&config, runtime::now());
+        warnings.extend(example_lint::warnings(&config, &snapshot));
+        warnings
+    });
     if !warnings.is_empty() {
         print_faults(&warnings);
         print_stderr(&format!("weir: valid, with {}", count(warnings.len(), "warning")));

@@ -5,7 +5,7 @@ use crate::base::json;
 use crate::base::model::Show;
 use crate::base::typo::unknown;
 use crate::config::load::ConfigSource;
-use crate::rules::mapping::{FieldSource, FieldTrace};
+use crate::rules::field_trace::{FieldSource, FieldTrace, PathResult};
 use crate::runtime;
 use crate::runtime::snapshot::Provider;
 use serde_json::Value;
@@ -67,6 +67,10 @@ fn mapped(provider: &Provider, body: &Value, secrets: bool) -> Result<String, St
                 return Ok(out);
             }
             Err(error) => {
+                if first_error.is_none() && error.fault.mapping_failure().is_some() {
+                    let objects = operation.native_objects(body).unwrap_or_default();
+                    objects.into_iter().for_each(|native| coverage(provider, native));
+                }
                 first_error.get_or_insert_with(|| error.to_string());
             }
         }
@@ -74,17 +78,43 @@ fn mapped(provider: &Provider, body: &Value, secrets: bool) -> Result<String, St
     Err(first_error.unwrap_or_else(|| "the provider has no operations".to_owned()))
 }
 
-/// Prints a table of the fields: `+` found, `=` default, `!` unusable, `-` missing.
+/// Prints a table of the fields: `+` found, `=` default, `!` unusable, `-` missing. Of what could not be used, it has the
+/// path and the type.
 fn coverage(provider: &Provider, native: &Value) {
-    for FieldTrace { field, source, .. } in provider.mapping.trace(native) {
-        let (mark, how) = match source {
+    for trace in provider.mapping.trace(native) {
+        let (mark, how) = match trace.source {
             FieldSource::Path(path) => ("+", path.as_str().to_owned()),
             FieldSource::Constant => ("+", "constant".into()),
-            FieldSource::Default => ("=", "default".into()),
+            FieldSource::Default => ("=", format!("default; nothing at {}", tried(&trace))),
             FieldSource::NoRule => ("-", "no rule".into()),
-            FieldSource::Nothing => ("-", "not in the body".into()),
-            FieldSource::Unusable(reason) => ("!", format!("unusable: {}", reason.as_str())),
+            FieldSource::Nothing => ("-", format!("not in the body: nothing at {}", tried(&trace))),
+            FieldSource::Unusable(_) => ("!", format!("unusable: {}", describe_unusable(&trace, provider, native))),
         };
-        print_stderr(&format!("{mark} {:<20} {how}", field.name()));
+        print_stderr(&format!("{mark} {:<20} {how}", trace.field.name()));
     }
+}
+
+/// Returns the paths that have no value.
+fn tried(trace: &FieldTrace<'_>) -> String {
+    let paths = trace.tried.iter().map(|(path, result)| match result {
+        PathResult::Nothing { null: true } => format!("{} (null)", path.as_str()),
+        _ => path.as_str().to_owned(),
+    });
+    paths.collect::<Vec<_>>().join(", ")
+}
+
+/// Describes each value that could not be used: its path, its type and the reason.
+pub(super) fn describe_unusable(trace: &FieldTrace<'_>, provider: &Provider, native: &Value) -> String {
+    let word =
+        provider.mapping.unknown_word_of(trace.field, native).map(|word| format!(" {word:?}")).unwrap_or_default();
+    let unusable = trace.tried.iter().filter_map(|(path, result)| match result {
+        PathResult::Unusable(kind, reason) => Some((path.as_str(), *kind, *reason)),
+        _ => None,
+    });
+    let described = unusable.enumerate().map(|(position, (path, kind, reason))| {
+        // The word is that of the first path.
+        let word = if position == 0 { &*word } else { "" };
+        format!("{kind}{word} at {path} ({})", reason.as_str())
+    });
+    described.collect::<Vec<_>>().join(", ")
 }

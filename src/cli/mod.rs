@@ -8,6 +8,7 @@ pub(crate) mod config_lint;
 mod admin_client;
 mod check;
 mod demo;
+mod example_lint;
 mod explain;
 mod health;
 mod init;

@@ -17,6 +17,7 @@ use crate::fetch::provider_query::{CallReply, CallResult, ProviderQuery, SharedS
 use crate::rules::cache_control::{self, Directives};
 use crate::rules::error_rules::ProviderError;
 use crate::rules::freshness::{self, UpstreamLimit};
+use crate::rules::mapping::MappingFailure;
 use crate::rules::provider_body::{BodyFault, CompiledOperation, UnreadableBody};
 use crate::runtime::snapshot::Provider;
 use prometheus::{Histogram, IntCounter};
@@ -321,7 +322,11 @@ fn entry_from_reply(
         }
         error.with_reply(reply)
     })?;
-    unmapped.iter().for_each(|(field, reason)| count(field, reason));
+    for failure in &unmapped {
+        let field = failure.field.name();
+        count(&field, failure.reason.as_str());
+        failure.word.iter().for_each(|word| query.provider().unknown_words.record(&field, word));
+    }
     entry.conditions = cache_control::conditions(&reply.headers);
     if let Some(previous) = confirmed.filter(|_| entry.conditions.is_empty()) {
         entry.conditions.clone_from(&previous.conditions);
@@ -405,8 +410,8 @@ fn refuse_encoding(provider: &Provider, headers: &http::HeaderMap) -> Result<(),
     Err(UnreadableBody { provider: provider.name.clone(), fault })
 }
 
-/// Optional fields that could not be mapped: name and reason.
-pub type UnmappedFields = Vec<(String, &'static str)>;
+/// Optional fields that could not be mapped.
+pub type UnmappedFields = Vec<MappingFailure>;
 
 /// Makes an entry from a body that arrived at `now`, with the view that most clients receive.
 ///
@@ -428,9 +433,7 @@ pub fn entry_from_body(
             Some(page) => EntryKind::Page(page.clone()),
         };
         let view = parsed.view(&provider.mapping, Show::default());
-        let unmapped =
-            parsed.mapping_failures.iter().map(|failure| (failure.field.name(), failure.reason.as_str())).collect();
-        (kind, life, view, unmapped)
+        (kind, life, view, parsed.mapping_failures)
     };
     let views = vec![CachedView { show: Show::default(), view: Arc::new(view) }];
     let entry = Entry::new(query.subject.clone(), kind, body, provider.rules, life);

@@ -27,6 +27,7 @@ use crate::engine::rate_limit::{Bucket, Limiter};
 use crate::engine::request_record::VARY;
 use crate::engine::tls;
 use crate::engine::token_bucket::{Refill, Ticker, TokenBucket};
+use crate::engine::unknown_words::UnknownWords;
 use crate::engine::upstream::Target;
 use crate::rules::auth::Keys;
 use crate::rules::error_rules::ErrorRules;
@@ -203,6 +204,9 @@ impl<'a> Compiler<'a> {
             ProviderQuotas::new(config.upstream.capacity.clone(), config.upstream.breaker.clone(), previous_quotas);
         let CredentialQuota { credential, .. } = quotas.configure(credential, previous_quotas);
         let health = previous.map(|p| p.health.clone());
+        let rules = rules_digest(config);
+        // With other rules, other words are unknown.
+        let unknown_words = previous.filter(|p| p.rules == rules).map(|p| p.unknown_words.clone());
         Some(Provider {
             health: health.unwrap_or_else(|| Arc::new(ProviderHealth::new(name.clone()))),
             name,
@@ -214,7 +218,9 @@ impl<'a> Compiler<'a> {
             mapping,
             errors,
             freshness: config.freshness.clone(),
-            rules: rules_digest(config),
+            rules,
+            unknown_words: unknown_words
+                .unwrap_or_else(|| Arc::new(UnknownWords::new(config.name.value.as_str().into()))),
             breaker: breaker.unwrap_or_else(|| Arc::new(Breaker::new(config.upstream.breaker.clone()))),
             retry_budget: previous.map(|p| p.retry_budget.clone()).unwrap_or_default(),
             quotas,

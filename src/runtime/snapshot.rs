@@ -18,6 +18,7 @@ use crate::engine::provider_health::ProviderHealth;
 use crate::engine::rate_limit::{Bucket, Limiter};
 use crate::engine::tls::TlsAcceptor;
 use crate::engine::token_bucket::TokenBucket;
+use crate::engine::unknown_words::UnknownWords;
 use crate::engine::upstream::Target;
 use crate::rules::auth::Keys;
 use crate::rules::error_rules::ErrorRules;
@@ -154,6 +155,8 @@ pub struct Provider {
     pub breaker: Arc<Breaker>,
     /// Logs changes of its state.
     pub health: Arc<ProviderHealth>,
+    /// The words that its file does not know.
+    pub unknown_words: Arc<UnknownWords>,
     /// Limits the share of requests that are retries.
     pub retry_budget: Arc<RetryBudget>,
     /// The quota and the breaker of each credential.

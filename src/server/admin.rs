@@ -1,9 +1,10 @@
-//! Serves the admin listener: metrics, health, configuration, cache, purge and reload.
+//! Serves the admin listener: metrics, health, configuration, providers, cache, purge and reload.
 //!
 //! No response may contain a secret, the digest of a key or a session.
 
 use crate::base::ids::ProviderId;
 use crate::base::metrics::AdminMetrics;
+use crate::base::model::Time;
 use crate::base::problem::{Code, Problem};
 use crate::base::request_reply::{Request, Response};
 use crate::base::response_headers::ResponseHeaders;
@@ -49,16 +50,18 @@ pub(crate) enum Endpoint {
     Live,
     Ready,
     Config,
+    Providers,
     Cache,
     Purge,
     Reload,
 }
 
-const ENDPOINTS: [(&str, Endpoint); 7] = [
+const ENDPOINTS: [(&str, Endpoint); 8] = [
     ("/metrics", Endpoint::Metrics),
     ("/healthz", Endpoint::Live),
     ("/readyz", Endpoint::Ready),
     ("/config", Endpoint::Config),
+    ("/providers", Endpoint::Providers),
     ("/cache", Endpoint::Cache),
     ("/cache/purge", Endpoint::Purge),
     ("/reload", Endpoint::Reload),
@@ -175,6 +178,7 @@ impl AdminEndpoints {
                 json_response(200, &json!({ "status": "ready", "revision": self.runtime.snapshot().revision }))
             }
             Endpoint::Config => json_response(200, &self.config()),
+            Endpoint::Providers => json_response(200, &provider_states(&self.runtime.snapshot(), runtime::now())),
             Endpoint::Cache => json_response(200, &self.cache()),
             Endpoint::Purge => self.purge(body).await,
             Endpoint::Reload if !body.is_empty() && serde_json::from_slice::<Value>(body).is_err() => {
@@ -322,6 +326,21 @@ fn providers(snapshot: &Snapshot) -> Vec<Value> {
         json!({ "name": &*provider.name, "origin": upstream.origin(), "timeout_seconds": upstream.timeout.as_secs_f64() })
     };
     snapshot.providers.iter().map(row).collect()
+}
+
+/// Describes the state of each provider, and the words that its file does not know.
+fn provider_states(snapshot: &Snapshot, now: Time) -> Value {
+    let row = |provider: &runtime::snapshot::Provider| {
+        let (words, others) = provider.unknown_words.describe();
+        json!({
+            "name": &*provider.name,
+            "breaker_open": admin_gauges::is_breaker_open(provider, now),
+            "throttled": admin_gauges::is_throttled(provider, now),
+            "unknown_words": words,
+            "other_unknown_words": others,
+        })
+    };
+    json!({ "providers": snapshot.providers.iter().map(row).collect::<Vec<_>>() })
 }
 
 fn clients(snapshot: &Snapshot) -> Vec<Value> {

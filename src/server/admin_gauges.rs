@@ -4,7 +4,7 @@ use crate::base::memory_budget::MemoryBudget;
 use crate::base::metrics::Metrics;
 use crate::base::model::Time;
 use crate::engine::breaker::{LimitUsage, QuotaLimit, QuotaUsage};
-use crate::runtime::snapshot::Snapshot;
+use crate::runtime::snapshot::{Provider, Snapshot};
 
 /// Sets the gauges of providers. The reset removes providers that a reload has removed.
 pub(crate) fn set_providers(metrics: &Metrics, snapshot: &Snapshot, now: Time) {
@@ -16,10 +16,8 @@ pub(crate) fn set_providers(metrics: &Metrics, snapshot: &Snapshot, now: Time) {
     for provider in &snapshot.providers {
         let name = &*provider.name;
         let set_flag = |gauge: &prometheus::IntGaugeVec, on: bool| gauge.with_label_values(&[name]).set(on.into());
-        let breaker_open = provider.breaker.open_until(now).is_some()
-            || provider.quotas.breakers().any(|breaker| breaker.open_until(now).is_some());
-        set_flag(&upstream.breaker_open, breaker_open);
-        set_flag(&upstream.throttled, provider.quotas.all().any(|quota| quota.paused_until(now).is_some()));
+        set_flag(&upstream.breaker_open, is_breaker_open(provider, now));
+        set_flag(&upstream.throttled, is_throttled(provider, now));
         let usages: Vec<QuotaUsage> = provider.quotas.all().filter_map(|quota| quota.usage()).collect();
         // A provider may have several quotas. The gauge shows the one with the least capacity left.
         let set_least = |limit: QuotaLimit, of: fn(&QuotaUsage) -> LimitUsage| {
@@ -31,6 +29,17 @@ pub(crate) fn set_providers(metrics: &Metrics, snapshot: &Snapshot, now: Time) {
         set_least(QuotaLimit::Rate, |usage| usage.rate);
         set_least(QuotaLimit::Concurrency, |usage| usage.concurrency);
     }
+}
+
+/// Returns whether a breaker is open, under any credential.
+pub(crate) fn is_breaker_open(provider: &Provider, now: Time) -> bool {
+    provider.breaker.open_until(now).is_some()
+        || provider.quotas.breakers().any(|breaker| breaker.open_until(now).is_some())
+}
+
+/// Returns whether a pause that the provider requested lasts, under any credential.
+pub(crate) fn is_throttled(provider: &Provider, now: Time) -> bool {
+    provider.quotas.all().any(|quota| quota.paused_until(now).is_some())
 }
 
 /// Sets the gauges of the memory that is reserved for responses. The reset removes clients that a reload has removed.

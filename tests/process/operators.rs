@@ -201,3 +201,102 @@ fn series_with_a_client_exist_from_the_start_up_to_a_number() {
         }
     }
 }
+
+#[test]
+fn unknown_status_words_are_named_once_in_the_log_and_bounded_in_the_admin_listener() {
+    let sim = Sim::start();
+    let weir = Config::shipped().start(&sim);
+    let providers = || weir.admin("GET", "/providers").json()["providers"].clone();
+    let of = |name: &str| providers().as_array().unwrap().iter().find(|row| row["name"] == name).unwrap().clone();
+    let expected = json!({ "name": "agenthuman", "breaker_open": false, "throttled": false, "unknown_words": [], "other_unknown_words": 0 });
+    assert_eq!(of("agenthuman"), expected);
+    let read = |n: usize, status: &serde_json::Value| {
+        let body =
+            json!({ "session": { "session_id": format!("sess_{n}x"), "status": status, "session_type": "hologram" } });
+        sim.set_response(&format!("/v1/sessions/sess_{n}x"), 200, &json!({}), &body.to_string());
+        let response = weir.get_with(&format!("/v1/sessions/agenthuman:sess_{n}x"), &[("Cache-Control", "no-cache")]);
+        assert_eq!((response.status, response.json()["status"].clone()), (200, json!("unknown")));
+    };
+    read(1, &json!("paused"));
+    read(1, &json!("paused"));
+    read(2, &json!("paused"));
+    // Long words are cut, and what can control a terminal is escaped in the log.
+    read(3, &json!("x".repeat(5000)));
+    read(4, &json!("\u{1b}[31mred\nnew line"));
+    // JSON with a secret member is no word.
+    read(5, &json!("{\"access_token\": \"hunter2\"}"));
+    // Neither is an object or a list.
+    read(6, &json!({ "paused": true }));
+    read(7, &json!(17));
+    let row = of("agenthuman");
+    let words = row["unknown_words"].as_array().unwrap();
+    let has = |field: &str, word: &str, count: u64| {
+        assert!(words.contains(&json!({ "field": field, "word": word, "count": count })), "{word}: {row:#}");
+    };
+    has("status", "paused", 3);
+    has("status", &"x".repeat(64), 1);
+    has("status", "\u{1b}[31mred\nnew line", 1);
+    has("status", "17", 1);
+    has("modality", "hologram", 8);
+    assert_eq!(words.len(), 5, "{row:#}");
+    wait_until("the last word is logged", || log(&weir).iter().any(|line| line.contains("word=\"17\"")));
+    let lines = log(&weir);
+    let named = |word: &str| {
+        lines.iter().filter(|line| line.contains("does not know this word") && line.contains(word)).count()
+    };
+    assert_eq!(
+        (named("\"paused\""), named("\"hologram\""), named("\\u{1b}[31mred\\nnew line")),
+        (1, 1, 1),
+        "{lines:#?}"
+    );
+    assert!(
+        !lines.join("").contains("hunter2")
+            && !row.to_string().contains("hunter2")
+            && !lines.join("").contains('\u{1b}')
+    );
+    assert_eq!(of("vectara")["unknown_words"], json!([]));
+
+    // At most twenty words of a provider.
+    for n in 10..40 {
+        read(n, &json!(format!("word-{n}")));
+    }
+    let row = of("agenthuman");
+    assert_eq!(row["unknown_words"].as_array().unwrap().len(), 20);
+    assert_eq!(row["other_unknown_words"], 15);
+    wait_for_log(&weir.process.stderr, "WARN", "the provider sends more than 20 words");
+    let lines = log(&weir);
+    assert_eq!(lines.iter().filter(|line| line.contains("does not know this word")).count(), 20);
+    assert_eq!(lines.iter().filter(|line| line.contains("no more are named")).count(), 1);
+    // A reload with other rules begins anew; one without keeps them.
+    weir.config.change("weir.yaml", "grace: 10s", "grace: 11s");
+    wait_until("the change is read", || weir.metric("weir_config_reloads_total{result=\"success\"}") >= 1.0);
+    assert_eq!(of("agenthuman"), row);
+    weir.config.change("providers/agenthuman.yaml", "started: active,", "started: active, paused: pending,");
+    wait_until("the rules are others", || of("agenthuman")["unknown_words"] == json!([]));
+    sim.set_response(
+        "/v1/sessions/sess_1x",
+        200,
+        &json!({}),
+        &json!({ "session": { "session_id": "sess_1x", "status": "paused" } }).to_string(),
+    );
+    let response = weir.get_with("/v1/sessions/agenthuman:sess_1x", &[("Cache-Control", "no-cache")]);
+    assert_eq!(response.json()["status"], "pending");
+}
+
+#[test]
+fn provider_states_need_the_admin_token_and_show_an_open_breaker() {
+    let sim = Sim::start();
+    let weir = Config::shipped().env("WEIR_ADMIN_TOKEN", "token").start(&sim);
+    assert_eq!(weir.admin("GET", "/providers").status, 401);
+    assert_eq!(send(weir.admin, "POST", "/providers", &[("Authorization", "Bearer token")]).status, 405);
+    sim.set_response("/v2/", 500, &json!({}), "{}");
+    let state = || {
+        let response = send(weir.admin, "GET", "/providers", &[("Authorization", "Bearer token")]);
+        response.json()["providers"].as_array().unwrap().iter().find(|row| row["name"] == "vectara").unwrap()["breaker_open"].clone()
+    };
+    assert_eq!(state(), false);
+    wait_until("the breaker opens", || {
+        (0..8).for_each(|n| drop(weir.get(&format!("/v1/sessions/vectara:agt_load_{n}:ase_{n}"))));
+        state() == true
+    });
+}
