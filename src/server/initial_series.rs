@@ -18,7 +18,7 @@ use prometheus::IntCounterVec;
 /// The most series with a client that exist before their first count.
 const MAX_CLIENT_SERIES: usize = 5_000;
 /// The most histograms of request durations that exist before their first count. Each has twenty series.
-const MAX_DURATIONS: usize = 250;
+const MAX_DURATIONS: usize = 100;
 /// The problem codes of failures, for which alerts exist.
 const FAILURE_CODES: [&str; 8] = [
     "internal_error",
@@ -106,7 +106,17 @@ fn routes(metrics: &Metrics, snapshot: &Snapshot) {
 
 /// Returns the route labels of requests to one provider.
 fn routes_of(provider: &Provider) -> Vec<&'static str> {
-    let unified = endpoints::ALL.iter().filter(|endpoint| endpoint.response.needs_provider());
+    let has_agents = provider.ids.accept.agent.is_some();
+    let fits = |endpoint: &&&Endpoint| {
+        let operation = match endpoint.response {
+            ResponseKind::Page => Operation::ListSessions,
+            _ => Operation::GetSession,
+        };
+        endpoint.response.needs_provider()
+            && provider.operations.has(operation)
+            && (has_agents || !endpoint.path.contains("/agents/"))
+    };
+    let unified = endpoints::ALL.iter().filter(fits);
     let native = provider.operations.iter().map(|(operation, _)| operation.name());
     unified.map(|endpoint| endpoint.path).chain(native).chain([NATIVE]).collect()
 }
