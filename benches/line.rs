@@ -83,7 +83,7 @@ fn tokens(c: &mut Criterion) {
 /// Measures the time from the end of a call until the last of a thousand waiting tasks has its result.
 fn waiters(c: &mut Criterion) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let terms = JoinTerms { max_waiters: 10_000, not_before: Time(i64::MIN), start_after_join: false };
+    let terms = JoinTerms { max_waiters: 10_000, share: None, not_before: Time(i64::MIN), start_after_join: false };
     c.bench_function("coalesce/wake 1,000 waiters", |b| {
         b.iter_custom(|times| {
             let mut elapsed = Duration::ZERO;

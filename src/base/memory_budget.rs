@@ -2,6 +2,7 @@
 //!
 //! A reservation is made before its bytes are, and lives as long as they do.
 
+use crate::base::client_use::ClientUse;
 use bytes::Bytes;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,19 +14,20 @@ pub struct MemoryBudget {
     limit: usize,
 }
 
-/// The bytes that are reserved for one client. Reloads keep it.
-#[derive(Debug, Default)]
-pub struct ClientMemory {
-    used: AtomicUsize,
-}
-
 /// The part of a budget that one client may use, or Weir itself.
 #[derive(Debug, Clone)]
 pub struct MemoryShare {
     budget: Arc<MemoryBudget>,
     /// `None` for Weir itself.
-    client: Option<Arc<ClientMemory>>,
-    /// The most bytes of the client.
+    client: Option<ClientLimit>,
+    /// Several clients that have one share together, if the client is one of them.
+    group: Option<ClientLimit>,
+}
+
+/// What a client uses, and the most bytes that it may use.
+#[derive(Debug, Clone)]
+struct ClientLimit {
+    client: Arc<ClientUse>,
     limit: usize,
 }
 
@@ -45,6 +47,12 @@ pub enum BufferLimit {
     /// The client has used its share.
     #[error("this client's responses take its share of the response buffers (half of overload.max_buffered)")]
     Share,
+    /// Requests without a valid key have used their share.
+    #[error(
+        "the responses to requests without a valid key take their share of the response buffers (1/8 of \
+         overload.max_buffered, 1/32 for one address)"
+    )]
+    WithoutKey,
 }
 
 /// Adds to a counter, unless that exceeds the limit.
@@ -74,31 +82,52 @@ impl MemoryBudget {
 
     /// Returns the share of a client, of at most `limit` bytes.
     #[must_use]
-    pub fn share(self: &Arc<Self>, client: &Arc<ClientMemory>, limit: u64) -> MemoryShare {
-        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        MemoryShare { budget: self.clone(), client: Some(client.clone()), limit }
+    pub fn share(self: &Arc<Self>, client: &Arc<ClientUse>, limit: u64) -> MemoryShare {
+        MemoryShare { budget: self.clone(), client: Some(ClientLimit::new(client, limit)), group: None }
     }
 
     /// Returns the share of Weir itself, for what it reads on behalf of no client.
     #[must_use]
     pub fn own_share(self: &Arc<Self>) -> MemoryShare {
-        MemoryShare { budget: self.clone(), client: None, limit: self.limit }
+        MemoryShare { budget: self.clone(), client: None, group: None }
     }
 }
 
-impl ClientMemory {
-    /// Returns the reserved bytes.
-    #[must_use]
-    pub fn used(&self) -> u64 {
-        self.used.load(Ordering::Acquire) as u64
+impl ClientLimit {
+    fn new(client: &Arc<ClientUse>, limit: u64) -> Self {
+        Self { client: client.clone(), limit: usize::try_from(limit).unwrap_or(usize::MAX) }
+    }
+
+    fn add(&self, bytes: usize) -> bool {
+        add(&self.client.bytes, bytes, self.limit)
+    }
+
+    fn release(&self, bytes: usize) {
+        self.client.bytes.fetch_sub(bytes, Ordering::AcqRel);
     }
 }
 
 impl MemoryShare {
+    /// Returns this share, limited also by what a group of clients may use together: those without a valid key.
+    #[must_use]
+    pub fn of_group(self, group: &Arc<ClientUse>, limit: u64) -> Self {
+        Self { group: Some(ClientLimit::new(group, limit)), ..self }
+    }
+
     /// Returns an empty reservation.
     #[must_use]
     pub fn reservation(&self) -> Reservation {
         Reservation { share: self.clone(), bytes: 0 }
+    }
+
+    /// Returns the limit that a client exceeds if it exceeds its own.
+    fn exceeded(&self) -> BufferLimit {
+        let is_whole = self.client.as_ref().is_none_or(|client| client.limit >= self.budget.limit);
+        match (&self.group, is_whole) {
+            (Some(_), _) => BufferLimit::WithoutKey,
+            (None, true) => BufferLimit::Total,
+            (None, false) => BufferLimit::Share,
+        }
     }
 
     /// Reserves bytes.
@@ -117,12 +146,16 @@ impl Reservation {
     /// # Errors
     /// The limit that they exceed. The reservation is as large as before then.
     pub fn grow(&mut self, bytes: usize) -> Result<(), BufferLimit> {
-        let MemoryShare { budget, client, limit } = &self.share;
-        if client.as_ref().is_some_and(|client| !add(&client.used, bytes, *limit)) {
-            return Err(if *limit < budget.limit { BufferLimit::Share } else { BufferLimit::Total });
+        let MemoryShare { budget, client, group } = &self.share;
+        if client.as_ref().is_some_and(|client| !client.add(bytes)) {
+            return Err(self.share.exceeded());
+        }
+        if group.as_ref().is_some_and(|group| !group.add(bytes)) {
+            client.iter().for_each(|client| client.release(bytes));
+            return Err(self.share.exceeded());
         }
         if !add(&budget.used, bytes, budget.limit) {
-            client.iter().for_each(|client| _ = client.used.fetch_sub(bytes, Ordering::AcqRel));
+            client.iter().chain(group).for_each(|limit| limit.release(bytes));
             return Err(BufferLimit::Total);
         }
         self.bytes += bytes;
@@ -146,13 +179,13 @@ impl Reservation {
     /// Returns whether the bytes are reserved from this share.
     #[must_use]
     pub fn is_from(&self, share: &MemoryShare) -> bool {
-        let client = |share: &MemoryShare| share.client.as_ref().map(Arc::as_ptr);
+        let client = |share: &MemoryShare| share.client.as_ref().map(|limit| Arc::as_ptr(&limit.client));
         client(&self.share) == client(share)
     }
 
     fn release(&mut self, bytes: usize) {
         self.bytes -= bytes;
-        self.share.client.iter().for_each(|client| _ = client.used.fetch_sub(bytes, Ordering::AcqRel));
+        self.share.client.iter().chain(&self.share.group).for_each(|limit| limit.release(bytes));
         self.share.budget.used.fetch_sub(bytes, Ordering::AcqRel);
     }
 }
@@ -209,6 +242,23 @@ mod tests {
     }
 
     #[test]
+    fn a_group_of_clients_has_one_share_together() {
+        let budget = MemoryBudget::new(100);
+        let group = Arc::<ClientUse>::default();
+        let member = || budget.share(&Arc::default(), 6).of_group(&group, 10);
+        let (one, other) = (member(), member());
+        let mut held = one.reserve(6).unwrap();
+        assert_eq!(one.reserve(1).err(), Some(BufferLimit::WithoutKey));
+        assert_eq!(other.reserve(5).err(), Some(BufferLimit::WithoutKey), "11 bytes exceed the group's 10");
+        let rest = other.reserve(4).unwrap();
+        assert_eq!((group.bytes(), budget.used()), (10, 10));
+        held.resize(1).unwrap();
+        assert_eq!(other.reserve(2).map(drop), Ok(()), "a refusal does not count for the client");
+        drop((held, rest));
+        assert_eq!((group.bytes(), budget.used()), (0, 0));
+    }
+
+    #[test]
     fn bytes_without_spare_have_an_allocation_of_their_length() {
         for (length, capacity) in [(0, 0), (0, 100), (1, 1), (90_000, 131_072), (90_000, 90_000), (65_537, 1 << 20)] {
             let mut bytes = Vec::with_capacity(capacity);
@@ -223,7 +273,7 @@ mod tests {
     #[test]
     fn threads_never_exceed_the_budget_together() {
         let budget = MemoryBudget::new(100);
-        let client = Arc::<ClientMemory>::default();
+        let client = Arc::<ClientUse>::default();
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
@@ -235,6 +285,6 @@ mod tests {
                 });
             }
         });
-        assert_eq!((budget.used(), client.used()), (0, 0));
+        assert_eq!((budget.used(), client.bytes()), (0, 0));
     }
 }

@@ -141,6 +141,8 @@ metrics! {
         retries: IntCounterVec("weir_upstream_retries_total", ["provider", "result"]),
         /// Calls to providers in flight, including those that no request waits for.
         calls: IntGauge("weir_upstream_requests_in_flight"),
+        /// The most calls that may be in flight: overload.max_in_flight, or what the limit of open files permits.
+        calls_limit: IntGauge("weir_upstream_requests_limit"),
         /// 1 if the provider's breaker is open, otherwise 0.
         breaker_open: IntGaugeVec("weir_upstream_breaker_open", ["provider"]),
         /// 1 if a pause that the provider requested lasts, under any credential; otherwise 0.

@@ -1,6 +1,7 @@
 //! Contains the types that every folder uses: the session model, problems, endpoints, headers, metrics, memory budget, JSON.
 //! It imports no other folder.
 
+pub(crate) mod client_use;
 pub(crate) mod endpoints;
 pub(crate) mod id_pattern;
 pub(crate) mod ids;

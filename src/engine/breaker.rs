@@ -1,21 +1,14 @@
-//! Protects a provider: circuit breaker, retry budget, quota, and pauses after throttling.
+//! Protects a provider that fails: circuit breaker and retry budget.
 //!
-//! Each provider has a `Breaker` for connections, and one for each credential. `ProviderQuota` belongs to one credential of a provider, because providers count
-//! and throttle per credential. Breaker and pause take `now`; the quota's rate has its own clock. Only
-//! `ProviderQuota::acquire` waits.
+//! Each provider has a `Breaker` for connections, and one for each credential. Callers pass `now`.
 
 use crate::base::model::Time;
-use crate::config::upstream::{self, Capacity};
-use crate::engine::fair_queue::{ClientShares, FairQueue};
-use crate::engine::token_bucket::{Refill, Ticker, TokenBucket};
+use crate::config::upstream;
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::num::NonZeroU32;
-use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, timeout_at};
 
 /// How long a failure counts towards opening the breaker, and how long another failure of the same session counts as
 /// the same one.
@@ -271,142 +264,6 @@ impl RetryBudget {
     }
 }
 
-/// The capacity of a quota, and how much of it is unused now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct QuotaUsage {
-    /// The burst, and the calls that remain of it.
-    pub rate: LimitUsage,
-    /// The limit of concurrent calls, and the calls that can still start.
-    pub concurrency: LimitUsage,
-}
-
-/// A limit, and how much of it is left.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LimitUsage {
-    /// The limit.
-    pub total: u64,
-    /// What is left.
-    pub left: u64,
-}
-
-/// A limit of a quota.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum QuotaLimit {
-    /// Calls per period.
-    Rate,
-    /// Calls in flight.
-    Concurrency,
-}
-
-impl QuotaLimit {
-    /// Returns the name, which is the label in metrics.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Rate => "rate",
-            Self::Concurrency => "concurrency",
-        }
-    }
-}
-
-/// A provider's quota for one credential, and the pause that the provider requested.
-pub struct ProviderQuota {
-    /// The configuration. A reload keeps the state if this is unchanged.
-    pub capacity: Option<Capacity>,
-    rate: Option<TokenBucket>,
-    concurrent: Arc<Semaphore>,
-    queue: FairQueue,
-    /// Limits the forwarded requests of one client to a share of `concurrent`, because the client decides how long they last.
-    pub client_shares: ClientShares,
-    /// In milliseconds; 0 if there was no pause.
-    paused_until: AtomicI64,
-}
-
-impl ProviderQuota {
-    /// Makes an unused quota. Without a capacity, it is unlimited.
-    #[must_use]
-    pub fn new(capacity: Option<Capacity>) -> Self {
-        let refill = capacity.as_ref().map(|c| Refill::new(c.requests, c.per, c.burst));
-        let rate = refill.map(|refill| TokenBucket::new(refill, Ticker::default()));
-        let concurrent = capacity.as_ref().map_or(Semaphore::MAX_PERMITS, |c| c.concurrent as usize);
-        Self {
-            capacity,
-            rate,
-            concurrent: Arc::new(Semaphore::new(concurrent)),
-            queue: FairQueue::default(),
-            client_shares: ClientShares::half_of(concurrent),
-            paused_until: AtomicI64::new(0),
-        }
-    }
-
-    /// Pauses calls until this time, because the provider requested it. Never shortens a pause.
-    pub fn pause_until(&self, until: Time) {
-        self.paused_until.fetch_max(until.0, Ordering::AcqRel);
-    }
-
-    /// Returns the end of the pause, if there is one.
-    #[must_use]
-    pub fn paused_until(&self, now: Time) -> Option<Time> {
-        let until = Time(self.paused_until.load(Ordering::Acquire));
-        (until > now).then_some(until)
-    }
-
-    /// Returns the capacity and how much of it is unused. `None` if no capacity is configured.
-    #[must_use]
-    pub fn usage(&self) -> Option<QuotaUsage> {
-        let (capacity, rate) = self.capacity.as_ref().zip(self.rate.as_ref())?;
-        let free = u64::try_from(self.concurrent.available_permits()).unwrap_or(u64::MAX);
-        Some(QuotaUsage {
-            rate: LimitUsage { total: u64::from(capacity.burst.get()), left: rate.remaining().tokens },
-            concurrency: LimitUsage { total: u64::from(capacity.concurrent), left: free },
-        })
-    }
-
-    /// Takes one call of the rate without waiting. Returns whether there was one.
-    #[must_use]
-    pub fn try_take(&self) -> bool {
-        self.take_or_delay().is_ok()
-    }
-
-    /// Takes one call of the rate, or returns the time until there is one.
-    fn take_or_delay(&self) -> Result<(), Duration> {
-        const ONE: NonZeroU32 = NonZeroU32::MIN;
-        let Some(rate) = &self.rate else { return Ok(()) };
-        // The burst is at least one, so `take` does not fail.
-        if rate.take(ONE).unwrap_or(false) { Ok(()) } else { Err(rate.wait_for(ONE)) }
-    }
-
-    /// Waits for a permit for one call, at most until `latest`. Clients are served round-robin. `check` runs after the
-    /// wait and before a call of the rate is taken.
-    ///
-    /// # Errors
-    /// The error of `check`, or the error of `busy`. `busy` gets the exhausted limit and the time until it is available.
-    pub async fn acquire<E>(
-        &self,
-        client: &Arc<str>,
-        latest: Instant,
-        check: impl Fn() -> Result<(), E>,
-        busy: impl Fn(QuotaLimit, Duration) -> E,
-    ) -> Result<OwnedSemaphorePermit, E> {
-        let timed_out = || busy(QuotaLimit::Concurrency, Duration::from_secs(1));
-        // Kept until this function returns, so that rate and concurrency are both shared round-robin.
-        let _queue_permit = timeout_at(latest, self.queue.acquire(client)).await.map_err(|_| timed_out())?;
-        let permit = timeout_at(latest, self.concurrent.clone().acquire_owned())
-            .await
-            .map_err(|_| timed_out())?
-            .map_err(|_| timed_out())?;
-        loop {
-            check()?;
-            let Err(wait) = self.take_or_delay() else { return Ok(permit) };
-            let ready = Instant::now() + wait;
-            if ready > latest {
-                return Err(busy(QuotaLimit::Rate, wait));
-            }
-            tokio::time::sleep_until(ready).await;
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -522,50 +379,6 @@ mod tests {
         assert_ne!(CallSubject::of_session(None, Some("/a")), CallSubject::of_path("/a"));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_permit_waits_for_rate_and_concurrency_but_not_past_the_deadline() {
-        let capacity = Capacity {
-            requests: 60.try_into().unwrap(),
-            per: Duration::from_secs(60),
-            burst: 1.try_into().unwrap(),
-            concurrent: 1,
-        };
-        let quota = ProviderQuota::new(Some(capacity));
-        let client = "client".into();
-        let acquire =
-            || quota.acquire(&client, Instant::now() + Duration::from_millis(10), || Ok(()), |what, wait| (what, wait));
-        let left = |left| {
-            let usage = LimitUsage { total: 1, left };
-            Some(QuotaUsage { rate: usage, concurrency: usage })
-        };
-        assert_eq!(quota.usage(), left(1));
-        let permit = acquire().await;
-        assert!(permit.is_ok());
-        assert_eq!(quota.usage(), left(0));
-        assert_eq!(acquire().await.unwrap_err(), (QuotaLimit::Concurrency, Duration::from_secs(1)));
-        drop(permit);
-        let Err((QuotaLimit::Rate, wait)) = acquire().await else { panic!("over the rate") };
-        assert!(wait <= Duration::from_secs(1) && wait > Duration::from_millis(500), "{wait:?}");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_refused_call_takes_nothing_from_the_rate() {
-        let capacity = Capacity {
-            requests: 1.try_into().unwrap(),
-            per: Duration::from_secs(3600),
-            burst: 2.try_into().unwrap(),
-            concurrent: 9,
-        };
-        let (quota, client) = (ProviderQuota::new(Some(capacity)), "client".into());
-        let soon = || Instant::now() + Duration::from_millis(10);
-        for _ in 0..9 {
-            assert_eq!(quota.acquire(&client, soon(), || Err("paused"), |_, _| "busy").await.unwrap_err(), "paused");
-        }
-        for expected in [true, true, false] {
-            assert_eq!(quota.acquire(&client, soon(), || Ok(()), |_, _| "busy").await.is_ok(), expected);
-        }
-    }
-
     #[test]
     fn retries_are_at_most_a_fifth_of_requests_in_the_long_run() {
         let budget = RetryBudget::default();
@@ -576,13 +389,5 @@ mod tests {
             })
             .count();
         assert_eq!(taken, 10 + 1000 / 5 - 1);
-    }
-
-    #[test]
-    fn a_pause_is_never_shortened() {
-        let quota = ProviderQuota::new(None);
-        quota.pause_until(Time(5000));
-        quota.pause_until(Time(3000));
-        assert_eq!((quota.paused_until(Time(4999)), quota.paused_until(Time(5000))), (Some(Time(5000)), None));
     }
 }

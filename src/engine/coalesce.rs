@@ -37,12 +37,29 @@ struct SharedResult<V> {
 struct CallToken {
     /// The call's trace context, once it is known.
     trace_context: OnceLock<TraceContext>,
+    /// The waiters of each client that has a share.
+    waiters: Mutex<HashMap<Arc<str>, usize>>,
 }
 
 /// One caller that waits for a call. Dropping it frees its place among the waiters.
 pub struct Waiter<V> {
     receiver: watch::Receiver<Option<V>>,
     token: Arc<CallToken>,
+    /// The client, if it has a share of the waiters.
+    client: Option<Arc<str>>,
+}
+
+impl<V> Drop for Waiter<V> {
+    fn drop(&mut self) {
+        let Some(client) = &self.client else { return };
+        let mut waiters = lock(&self.token.waiters);
+        if let Some(count) = waiters.get_mut(client) {
+            *count -= 1;
+            if *count == 0 {
+                waiters.remove(client);
+            }
+        }
+    }
 }
 
 impl<V> Waiter<V> {
@@ -59,10 +76,12 @@ pub struct Coalescer<K, V, T> {
 }
 
 /// The conditions under which a caller joins a call.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct JoinTerms {
     /// The most waiters of one call.
     pub max_waiters: usize,
+    /// The caller's client, and the most waiters of one call that it may have; `None` if it may have all.
+    pub share: Option<(Arc<str>, usize)>,
     /// Results of calls that started before this time are outdated: the caller does not join such a call.
     pub not_before: Time,
     /// Whether the call must start after this caller joins.
@@ -75,7 +94,7 @@ pub enum Joined<K: Hash + Eq, V, T> {
     Found(V),
     /// Another caller leads the call; this one waits.
     Waiting(Waiter<V>),
-    /// The call has its maximum number of waiters.
+    /// The call has its maximum number of waiters, or the client has its share of them.
     Full,
     /// This caller leads: it must start the call, and it waits like the others.
     Leading(CallGuard<K, V, T>, Waiter<V>),
@@ -126,13 +145,13 @@ impl<K: Hash + Eq + Clone, V: Clone, T> Coalescer<K, V, T> {
                 let calls = calls.get_mut();
                 // A call that has not started yet starts after this caller joined.
                 if !terms.start_after_join || calls.started.is_none() {
-                    return calls.current.join(terms.max_waiters);
+                    return calls.current.join(terms);
                 }
                 if let Some(next) = &calls.next {
-                    return next.join(terms.max_waiters);
+                    return next.join(terms);
                 }
                 let (sender, next) = SharedResult::new();
-                let (waiter, previous) = (next.waiter(), Some(calls.current.receiver.clone()));
+                let (waiter, previous) = (next.waiter(terms), Some(calls.current.receiver.clone()));
                 calls.next = Some(next);
                 let guard = CallGuard { sender, previous, shards: self.shards.clone(), shard, key: key.clone() };
                 Joined::Leading(guard, waiter)
@@ -142,7 +161,7 @@ impl<K: Hash + Eq + Clone, V: Clone, T> Coalescer<K, V, T> {
                     return Joined::Found(found);
                 }
                 let (sender, current) = SharedResult::new();
-                let waiter = current.waiter();
+                let waiter = current.waiter(terms);
                 slot.insert(KeyCalls { tag, started: None, current, next: None });
                 let previous = None;
                 let guard = CallGuard { sender, previous, shards: self.shards.clone(), shard, key: key.clone() };
@@ -158,13 +177,23 @@ impl<V> SharedResult<V> {
         (sender, Self { receiver, token: Arc::default() })
     }
 
-    fn waiter(&self) -> Waiter<V> {
-        Waiter { receiver: self.receiver.clone(), token: self.token.clone() }
+    /// Makes a waiter and counts it for its client.
+    fn waiter(&self, terms: &JoinTerms) -> Waiter<V> {
+        let client = terms.share.as_ref().map(|(client, _)| client.clone());
+        if let Some(client) = &client {
+            *lock(&self.token.waiters).entry(client.clone()).or_default() += 1;
+        }
+        Waiter { receiver: self.receiver.clone(), token: self.token.clone(), client }
     }
 
-    fn join<K: Hash + Eq, T>(&self, max_waiters: usize) -> Joined<K, V, T> {
+    fn join<K: Hash + Eq, T>(&self, terms: &JoinTerms) -> Joined<K, V, T> {
+        let waits_of = |client: &Arc<str>| lock(&self.token.waiters).get(client).copied().unwrap_or(0);
+        let client_has_share = terms.share.as_ref().is_some_and(|(client, most)| waits_of(client) >= *most);
         // `self` has one reference, and each waiter has one.
-        if Arc::strong_count(&self.token) > max_waiters { Joined::Full } else { Joined::Waiting(self.waiter()) }
+        if client_has_share || Arc::strong_count(&self.token) > terms.max_waiters {
+            return Joined::Full;
+        }
+        Joined::Waiting(self.waiter(terms))
     }
 
     fn belongs_to(&self, sender: &watch::Sender<Option<V>>) -> bool {
@@ -239,7 +268,7 @@ mod tests {
     }
 
     fn at_most(most: usize) -> JoinTerms {
-        JoinTerms { max_waiters: most, not_before: Time(0), start_after_join: false }
+        JoinTerms { max_waiters: most, share: None, not_before: Time(0), start_after_join: false }
     }
 
     #[tokio::test]
@@ -300,6 +329,21 @@ mod tests {
         let Joined::Waiting(third) = coalescer.join(&1, (), &at_most(2), || None) else { panic!("no waiter") };
         guard.finish(7);
         assert_eq!((shared_result(first).await, shared_result(third).await), (Some(7), Some(7)));
+    }
+
+    #[test]
+    fn a_client_leaves_places_among_the_waiters_to_the_others() {
+        let coalescer: Coalescer<u8, u8, ()> = Coalescer::default();
+        let join = |client: &str| {
+            coalescer.join(&1, (), &JoinTerms { share: Some((client.into(), 2)), ..at_most(4) }, || None)
+        };
+        let (Joined::Leading(_guard, _first), Joined::Waiting(second)) = (join("greedy"), join("greedy")) else {
+            panic!("no share")
+        };
+        assert!(matches!(join("greedy"), Joined::Full));
+        let Joined::Waiting(_other) = join("modest") else { panic!("no place for the other client") };
+        drop(second);
+        assert!(matches!(join("greedy"), Joined::Waiting(_)), "its place is free again");
     }
 
     fn leading(joined: Joined<u8, u8, &'static str>) -> (CallGuard<u8, u8, &'static str>, Waiter<u8>) {

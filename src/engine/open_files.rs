@@ -1,7 +1,8 @@
-//! Raises the limit of open files of the process, and shares the files out: connections of clients may use half of them.
+//! Raises the limit of open files of the process, and shares the files out, in sixteenths: connections of clients may use
+//! eight, calls to providers three, idle connections to providers one, the admin listener and refused connections three.
 //!
-//! The other half is for connections to providers, the admin listener, the configuration and the logs. Without it, a
-//! client that only opens connections would stop hits, reloads and monitoring.
+//! The rest is for the configuration and the logs. Without shares, a client that only opens connections, or requests what a
+//! provider does not answer, would stop hits, reloads and monitoring.
 
 use crate::config::edge::Limits;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -14,6 +15,13 @@ pub(crate) struct ConnectionCaps {
     /// From one address.
     pub per_address: usize,
 }
+
+/// The most idle connections to providers of one pool.
+const MAX_IDLE_PROVIDER_CONNECTIONS: usize = 128;
+/// Fewer calls to providers at a time are worth a warning.
+const FEW_CALLS: usize = 1000;
+/// The most connections of the admin listener.
+pub(crate) const ADMIN_CONNECTIONS: usize = 256;
 
 /// The number of files that the process may open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +57,18 @@ impl OpenFiles {
         ConnectionCaps { total, per_address: configured.connections_per_address.min(per_address) }
     }
 
+    /// Returns how many calls to providers may be in flight. Each may have a connection of its own.
+    #[must_use]
+    pub(crate) fn provider_calls(self) -> usize {
+        usize::try_from(self.0 / 16 * 3).unwrap_or(usize::MAX).max(1)
+    }
+
+    /// Returns how many idle connections to providers a pool keeps, of two pools.
+    #[must_use]
+    pub(crate) fn idle_provider_connections(self) -> usize {
+        MAX_IDLE_PROVIDER_CONNECTIONS.min(self.part(32))
+    }
+
     /// Returns how many connections of one other use are possible, of `wanted`: of the admin listener, or refused ones that
     /// stay open until their response is read.
     #[must_use]
@@ -56,17 +76,19 @@ impl OpenFiles {
         wanted.min(self.part(16))
     }
 
-    /// Returns a warning if fewer client connections are possible than configured.
+    /// Returns a warning if fewer client connections are possible than configured, or only few calls to providers.
     #[must_use]
     pub(crate) fn warning(self, configured: &Limits) -> Option<String> {
         let ConnectionCaps { total, per_address } = self.connections(configured);
-        (total < configured.connections).then(|| {
+        let (calls, admin) = (self.provider_calls(), self.other_connections(ADMIN_CONNECTIONS));
+        (total < configured.connections || calls < FEW_CALLS).then(|| {
             format!(
-                "limits.connections is {}, but the process can open only {} files, so Weir accepts {total} connections, \
-                 and {per_address} from one address; raise the limit of open files (LimitNOFILE=, ulimit -n) to {}",
-                configured.connections,
+                "the process can open only {} files, so Weir accepts {total} connections (limits.connections is {}), \
+                 {per_address} of them from one address, and {admin} of the admin listener, and makes at most {calls} \
+                 calls to providers at a time; raise the limit of open files (LimitNOFILE=, ulimit -n) to {}",
                 self.0,
-                2 * configured.connections
+                configured.connections,
+                (2 * configured.connections).max(FEW_CALLS.div_ceil(3) * 16)
             )
         })
     }
@@ -97,10 +119,24 @@ mod tests {
         let small = Limits { connections: 10, connections_per_address: 10, ..limits };
         let caps = ConnectionCaps { total: 10, per_address: 10 };
         assert_eq!(OpenFiles(1_024).connections(&small), caps, "a limit that is reached is not cut further");
-        // Admin listener, and refusals of both listeners: more than 300 files are left.
-        assert_eq!(3 * OpenFiles(1_024).other_connections(256), 192);
+        for files in [256, 1_024, 20_000] {
+            let files = OpenFiles(files);
+            // Admin listener, and refusals of both listeners.
+            let other = 3 * files.other_connections(ADMIN_CONNECTIONS) as u64;
+            let providers = (files.provider_calls() + 2 * files.idle_provider_connections()) as u64;
+            let left = files.0 - files.0 / 2 - other - providers;
+            assert!(left >= files.0 / 16, "{left} of {files:?} are left");
+        }
         let text = OpenFiles(1_024).warning(&limits).unwrap();
-        for part in ["limits.connections is 20000", "1024 files", "512 connections", "256 from one", "40000"] {
+        for part in [
+            "limits.connections is 20000",
+            "1024 files",
+            "512 connections",
+            "256 of them from one",
+            "64 of the admin",
+            "192 calls",
+            "40000",
+        ] {
             assert!(text.contains(part), "{text}");
         }
     }

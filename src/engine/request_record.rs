@@ -2,7 +2,9 @@
 //!
 //! A record contains no API key, no query value and no body. Nothing here decides how a request is handled.
 
+use crate::base::client_use::CountGuard;
 use crate::base::ids::ProviderId;
+use crate::base::memory_budget::Reservation;
 use crate::base::model::Time;
 use crate::base::trace_context::{TraceAttribute, TraceSteps};
 use crate::engine::rate_limit::Cost;
@@ -14,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// The record of one request.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct RequestRecord {
     /// The client's request id if it is valid, else a generated one.
     pub request_id: String,
@@ -30,8 +32,8 @@ pub struct RequestRecord {
     pub provider_wait: Duration,
     /// When the response was made.
     pub responded_at: Time,
-    /// The address of a client without a valid key whose failures are over the limit: its response is delayed.
-    pub guessing_address: Option<IpAddr>,
+    /// The client has no valid key, and the failures of its address are over the limit: its response is delayed.
+    pub guess: Option<Guess>,
     /// The problem code, if the response is a problem.
     pub error: Option<&'static str>,
     /// The HTTP status of the response.
@@ -42,8 +44,22 @@ pub struct RequestRecord {
     pub steps: TraceSteps,
     /// The value of `Vary` for this client's responses.
     pub vary: HeaderValue,
+    /// Counts the request as in flight, for its client or for the address of a client without a valid key and for all of
+    /// them.
+    pub in_flight: [Option<CountGuard>; 2],
+    /// The memory of the request while it waits for providers.
+    pub waiting: Option<Reservation>,
     /// Data for the explanation of the request, if the client wants one.
     pub explain: Option<Box<ExplainData>>,
+}
+
+/// A request with an invalid key from an address that has sent too many of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Guess {
+    /// The client's address.
+    pub address: IpAddr,
+    /// It comes through a trusted proxy, whose connection carries the requests of others too.
+    pub through_proxy: bool,
 }
 
 /// Data that explains a request, in addition to its response.
@@ -79,12 +95,14 @@ impl RequestRecord {
             cache: None,
             provider_wait: Duration::ZERO,
             responded_at: Time::default(),
-            guessing_address: None,
+            guess: None,
             error: None,
             status: 0,
             bytes: 0,
             steps: TraceSteps::default(),
             vary: HeaderValue::from_static(VARY),
+            in_flight: [None, None],
+            waiting: None,
             explain: None,
         }
     }

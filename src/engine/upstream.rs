@@ -7,11 +7,12 @@ use crate::base::request_reply::{FailureKind, ProviderFailure, ProviderReply, Pr
 use crate::engine::checked_stream::CheckedStream;
 use crate::engine::connection_groups::{ConnectionGroup, ConnectionGroups, announces_forbidden_body};
 use crate::engine::forward_connection::{ConnectionState, forward_peer};
+use crate::engine::open_files::OpenFiles;
 use crate::engine::transfer_failure::transfer_failure;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode, Uri, header};
-use pingora::connectors::TransportConnector;
 use pingora::connectors::http::Connector;
+use pingora::connectors::{ConnectorOptions, TransportConnector};
 use pingora::http::RequestHeader;
 use pingora::protocols::ALPN;
 use pingora::protocols::TcpKeepalive;
@@ -165,6 +166,8 @@ pub struct UpstreamClient {
     names: Mutex<HashMap<(String, u16), ResolvedName>>,
     /// The limit on the bytes that are held on behalf of clients.
     pub budget: Arc<MemoryBudget>,
+    /// The most calls in flight: more than so many connections could take the files that Weir needs for others.
+    pub max_connections: usize,
 }
 
 #[derive(Clone)]
@@ -181,12 +184,15 @@ impl UpstreamClient {
     /// Makes a client without connections. `max_buffered` limits the bytes that are held on behalf of all clients.
     #[must_use]
     pub fn new(max_buffered: u64) -> Self {
+        let files = OpenFiles::available();
+        let pool = || Some(ConnectorOptions::new(files.idle_provider_connections()));
         Self {
-            connector: Connector::new(None),
-            forward_pool: Arc::new(TransportConnector::new(None)),
+            connector: Connector::new(pool()),
+            forward_pool: Arc::new(TransportConnector::new(pool())),
             groups: ConnectionGroups::new(),
             names: Mutex::default(),
             budget: MemoryBudget::new(max_buffered),
+            max_connections: files.provider_calls(),
         }
     }
 

@@ -4,7 +4,7 @@
 //! Several client requests can share a call, so nothing here depends on one of them.
 
 use crate::base::json;
-use crate::base::memory_budget::Reservation;
+use crate::base::memory_budget::{BufferLimit, Reservation};
 use crate::base::model::{Show, Time};
 use crate::base::request_reply::{CallStats, FailureKind, ProviderFailure, ProviderReply, ProviderRequest};
 use crate::base::trace_context::{Side, TraceAttribute, TraceSteps};
@@ -39,6 +39,9 @@ const NO_LIFETIME: &str = "no-lifetime";
 /// Why a response is not stored: the client forbids it.
 const CLIENT_NO_STORE: &str = "request-no-store";
 
+/// The memory of a call until it ends, besides the response: its task and its connection to the provider.
+const CALL_BYTES: usize = 28 << 10;
+
 /// Makes the call, and stores the response unless `store` is false.
 ///
 /// # Errors
@@ -69,7 +72,8 @@ async fn run(
     memory: &mut Reservation,
 ) -> CallResult {
     let provider = query.provider();
-    let _in_flight = provider_admission::count_call(&shared.metrics.upstream, &provider.name, query.max_calls())?;
+    let _in_flight = query.count_call(shared)?;
+    let _own_memory = query.memory_share(shared).reserve(CALL_BYTES).map_err(|limit| over_budget(provider, limit))?;
     let ticket = shared.cache.ticket();
     let mut previous = shared.cache.get(&query.key).filter(|previous| !previous.conditions.is_empty());
     let mut call_stats = CallStats::default();
@@ -115,11 +119,14 @@ async fn run(
     // The cache limits what it has stored. Its responses keep the view.
     let body = if matches!(stored, StoreOutcome::Yes) { 0 } else { entry.body.len() };
     let views: usize = entry.views.iter().map(|cached| cached.view.body.len()).sum();
-    memory.resize(body + views).map_err(|limit| {
-        let failure = ProviderFailure::new(FailureKind::Overloaded, limit.to_string());
-        Box::<FetchError>::from(FetchCause::Provider(provider.errors.judge_failure(failure)))
-    })?;
+    memory.resize(body + views).map_err(|limit| over_budget(provider, limit))?;
     Ok((entry, stored))
+}
+
+/// Returns the error of a call for which there is no memory.
+fn over_budget(provider: &Provider, limit: BufferLimit) -> Box<FetchError> {
+    let failure = ProviderFailure::new(FailureKind::Overloaded, limit.to_string());
+    FetchCause::Provider(provider.errors.judge_failure(failure)).into()
 }
 
 /// Waits for admission and sends the request, with retries. Sets `call_stats` also if it fails.

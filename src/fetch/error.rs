@@ -96,6 +96,12 @@ impl FetchError {
         matches!(self.cause, FetchCause::NotAdmitted(_) | FetchCause::TooManyWaiters)
     }
 
+    /// Returns whether the client that started the call has used its share of memory or calls. Another client has its own.
+    #[must_use]
+    pub fn is_clients_limit(&self) -> bool {
+        matches!(self.cause, FetchCause::NotAdmitted(NotAdmitted::CallShare { .. })) || self.is_buffer_limit()
+    }
+
     /// Returns whether the response would have exceeded the memory that Weir may use for it.
     #[must_use]
     pub fn is_buffer_limit(&self) -> bool {

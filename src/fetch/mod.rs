@@ -293,7 +293,7 @@ async fn join_or_call(
     // Times are in milliseconds, so a call that started in the same millisecond may have started before the write.
     let after_write = shared.cache.last_write_at(&query.subject).map(|at| at.plus(Duration::from_millis(1)));
     let not_before = after_write.unwrap_or(Time(i64::MIN));
-    let terms = JoinTerms { max_waiters: query.max_waiters(), not_before, start_after_join: directives.no_cache };
+    let terms = JoinTerms { not_before, start_after_join: directives.no_cache, ..query.join_terms() };
     let fresh = || fresh_result(shared, query, directives);
     let (waiter, collapsed) = match shared.coalescer.join(&query.key, query.subject.clone(), &terms, fresh) {
         Joined::Found(reply) => return CallOutcome { reply, collapsed: true, trace_context: None },
@@ -309,8 +309,8 @@ async fn join_or_call(
         }
     };
     match shared_result_and_trace(waiter).await {
-        // The client that started the call may have used its share of the memory; this one has its own.
-        (Some(CallReply { result: Err(error), .. }), _) if collapsed && error.is_buffer_limit() => {
+        // The client that started the call may have used its share; this one has its own.
+        (Some(CallReply { result: Err(error), .. }), _) if collapsed && error.is_clients_limit() => {
             call_alone(shared, query, true, steps).await
         }
         (Some(reply), trace_context) => CallOutcome { reply, collapsed, trace_context },
@@ -339,7 +339,7 @@ fn fresh_result(shared: &SharedState, query: &ProviderQuery, directives: &Direct
 
 /// Starts a call that refreshes the entry, unless one is in flight. Does not wait for it.
 fn refresh(shared: &Arc<SharedState>, query: &ProviderQuery, steps: &TraceSteps) {
-    let terms = JoinTerms { max_waiters: usize::MAX, not_before: Time(i64::MIN), start_after_join: false };
+    let terms = JoinTerms { max_waiters: usize::MAX, ..query.join_terms() };
     let fresh = || fresh_result(shared, query, &Directives::default());
     if let Joined::Leading(guard, waiter) = shared.coalescer.join(&query.key, query.subject.clone(), &terms, fresh) {
         let steps = steps.call(&shared.spans);

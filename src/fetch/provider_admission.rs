@@ -3,14 +3,14 @@
 //! All calls pass through this file: calls that fill the cache, and forwarded requests. Nothing here sends a request.
 //! Callers pass the time or the clock.
 
+use crate::base::client_use::{ClientUse, CountGuard, Counted};
 use crate::base::metrics::UpstreamMetrics;
 use crate::base::model::Time;
 use crate::base::problem::Code;
 use crate::base::request_reply::FailureKind;
-use crate::engine::breaker::{
-    AdmittedCall, Breaker, BreakerChange, CallOutcome, CallSubject, ProviderQuota, QuotaLimit,
-};
+use crate::engine::breaker::{AdmittedCall, Breaker, BreakerChange, CallOutcome, CallSubject};
 use crate::engine::provider_health::ProviderHealth;
+use crate::engine::provider_quota::{ProviderQuota, QuotaLimit};
 use crate::engine::token_error::TokenError;
 use crate::rules::error_rules::{ProviderError, ProviderErrorCause};
 use crate::runtime::snapshot::Provider;
@@ -19,6 +19,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
+
+/// Of how many sessions failures say that a provider without `breaker.failures` fails.
+const FAILURES_WITHOUT_BREAKER: usize = 5;
 
 /// Why Weir does not call a provider now.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -35,8 +38,13 @@ pub enum NotAdmitted {
          capacity.concurrent)"
     )]
     ClientShare { provider: Arc<str>, limit: usize },
-    #[error("{limit} calls to providers are in flight, which is the limit (overload.max_in_flight)")]
+    #[error(
+        "{limit} calls to providers are in flight, which is the limit (overload.max_in_flight, or what the limit of open \
+         files permits)"
+    )]
     TooManyCalls { limit: i64 },
+    #[error("this client has {limit} calls to providers in flight, which is its share (half of all)")]
+    CallShare { limit: i64 },
 }
 
 impl NotAdmitted {
@@ -46,7 +54,7 @@ impl NotAdmitted {
         match self {
             Self::Pause { .. } | Self::Capacity { .. } | Self::ClientShare { .. } => Code::ProviderRateLimited,
             Self::Breaker { .. } => Code::ProviderUnavailable,
-            Self::TooManyCalls { .. } => Code::Overloaded,
+            Self::TooManyCalls { .. } | Self::CallShare { .. } => Code::Overloaded,
         }
     }
 
@@ -58,7 +66,7 @@ impl NotAdmitted {
             Self::Breaker { .. } => "breaker",
             Self::Capacity { limit, .. } => limit.name(),
             Self::ClientShare { .. } => "share",
-            Self::TooManyCalls { .. } => "overload",
+            Self::TooManyCalls { .. } | Self::CallShare { .. } => "overload",
         }
     }
 
@@ -70,26 +78,48 @@ impl NotAdmitted {
 }
 
 /// Counts a call as in flight until dropped.
-pub(crate) struct CallInFlight(IntGauge);
+pub(crate) struct CallInFlight {
+    all: IntGauge,
+    _of_client: CountGuard,
+}
 
 impl Drop for CallInFlight {
     fn drop(&mut self) {
-        self.0.dec();
+        self.all.dec();
     }
 }
 
-/// Counts a call as in flight. The limit exists for calls that no request waits for: background refreshes, and calls whose
-/// clients have closed their connections. Requests in flight have their own limit.
+/// The most calls in flight.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CallLimits {
+    /// Of all clients.
+    pub total: i64,
+    /// Of one client.
+    pub share: i64,
+}
+
+/// Counts a call as in flight, on behalf of the client that causes it. The limits also hold for calls that no request waits
+/// for: background refreshes, and calls whose clients have closed their connections. Requests in flight have their own.
 ///
 /// # Errors
-/// The limit of calls in flight is reached.
-pub(crate) fn count_call(metrics: &UpstreamMetrics, provider: &str, limit: i64) -> Result<CallInFlight, NotAdmitted> {
+/// So many calls are in flight, or so many of this client.
+pub(crate) fn count_call(
+    metrics: &UpstreamMetrics,
+    provider: &str,
+    client: &Arc<ClientUse>,
+    limits: CallLimits,
+) -> Result<CallInFlight, NotAdmitted> {
     metrics.calls.inc();
-    let call = CallInFlight(metrics.calls.clone());
-    if metrics.calls.get() <= limit {
-        return Ok(call);
+    let (of_client, clients_calls) = client.count(Counted::Calls);
+    let call = CallInFlight { all: metrics.calls.clone(), _of_client: of_client };
+    let CallLimits { total, share } = limits;
+    if metrics.calls.get() > total {
+        return Err(NotAdmitted::TooManyCalls { limit: total }.counted(metrics, provider));
     }
-    Err(NotAdmitted::TooManyCalls { limit }.counted(metrics, provider))
+    if clients_calls > share {
+        return Err(NotAdmitted::CallShare { limit: share }.counted(metrics, provider));
+    }
+    Ok(call)
 }
 
 /// Waits, at most until `latest`, until the client has fewer forwarded requests in flight than its share. Call it
@@ -149,6 +179,13 @@ impl CallGuards {
         Self { quota, breakers: [provider.breaker.clone(), breaker], subject, health: provider.health.clone() }
     }
 
+    /// Returns of how many sessions failures say that the provider itself fails.
+    fn failures_of_all(&self) -> usize {
+        let [_, credential] = &self.breakers;
+        let failures = credential.config.as_ref().map(|config| config.failures.get());
+        failures.map_or(FAILURES_WITHOUT_BREAKER, |failures| usize::try_from(failures).unwrap_or(usize::MAX))
+    }
+
     fn check_breakers(&self, now: Time) -> Result<(), Time> {
         self.breakers.iter().try_for_each(|breaker| breaker.check(self.subject, now))
     }
@@ -199,7 +236,7 @@ async fn try_admit(
     let breaker_open = |until: Time, now: Time| NotAdmitted::Breaker { provider: name(), wait: until.since(now) };
     let check = || {
         let now = clock();
-        if let Some(until) = guards.quota.paused_until(now) {
+        if let Some(until) = guards.quota.pauses.until(guards.subject, now) {
             return Err(NotAdmitted::Pause { provider: name(), wait: until.since(now) });
         }
         guards.check_breakers(now).map_err(|until| breaker_open(until, now))
@@ -218,7 +255,9 @@ async fn try_admit(
 #[must_use]
 pub(crate) fn admit_retry(guards: &CallGuards, now: Time) -> bool {
     let quota = &guards.quota;
-    guards.breakers.iter().all(|breaker| breaker.is_closed()) && quota.paused_until(now).is_none() && quota.try_take()
+    guards.breakers.iter().all(|breaker| breaker.is_closed())
+        && quota.pauses.until(guards.subject, now).is_none()
+        && quota.try_take()
 }
 
 /// Updates the breakers and the pause from how a request ended. Call it before the permit is dropped, so that the next
@@ -236,8 +275,22 @@ pub(crate) fn record_result(guards: &CallGuards, error: Option<&ProviderError>, 
         }
     }
     if let Some((error, wait)) = error.and_then(|error| Some((error, error.wait?))) {
-        guards.quota.pause_until(now.plus(wait));
-        guards.health.paused(&cause(error), wait, now);
+        pause(guards, error, wait, now);
+    }
+}
+
+/// Pauses calls as long as the provider requests: all calls of the credential if it throttles, those for the same session
+/// if it is unavailable (503), because that may hold for this session only.
+fn pause(guards: &CallGuards, error: &ProviderError, wait: Duration, now: Time) {
+    let (pauses, until) = (&guards.quota.pauses, now.plus(wait));
+    let all_until = if error.code() == Code::ProviderUnavailable || error.status() == Some(503) {
+        pauses.pause_subject(guards.subject, until, guards.failures_of_all(), now)
+    } else {
+        pauses.pause_all(until);
+        Some(until)
+    };
+    if let Some(until) = all_until {
+        guards.health.paused(&cause(error), until.since(now), now);
     }
 }
 

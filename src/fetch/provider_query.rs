@@ -10,14 +10,15 @@ use crate::base::operation::Operation;
 use crate::base::request_headers::RequestHeaders;
 use crate::base::request_reply::Request;
 use crate::base::trace_context::Spans;
-use crate::engine::breaker::{Breaker, CallSubject, ProviderQuota};
+use crate::engine::breaker::{Breaker, CallSubject};
 use crate::engine::cache::{Cache, Entry, Key, KeyParts};
-use crate::engine::coalesce::Coalescer;
+use crate::engine::coalesce::{Coalescer, JoinTerms};
 use crate::engine::credential::{ClientCredentialError, Credential};
+use crate::engine::provider_quota::ProviderQuota;
 use crate::engine::request_record::StoreOutcome;
 use crate::engine::upstream::UpstreamClient;
 use crate::fetch::error::{FetchError, NoOperation};
-use crate::fetch::provider_admission::CallGuards;
+use crate::fetch::provider_admission::{self, CallGuards, CallInFlight, CallLimits, NotAdmitted};
 use crate::rules::provider_body::CompiledOperation;
 use crate::rules::purge::{Mode, Scope, Subject};
 use crate::rules::route::SessionName;
@@ -114,6 +115,28 @@ impl SharedState {
     #[must_use]
     pub fn now(&self) -> Time {
         (self.clock)()
+    }
+
+    /// Counts a call to a provider as in flight, on behalf of a client. There are at most `overload.max_in_flight` calls, and
+    /// at most as many as the process can open connections.
+    ///
+    /// # Errors
+    /// The limit is reached, or the client's share of it.
+    pub(crate) fn count_call(
+        &self,
+        snapshot: &Snapshot,
+        client: ClientId,
+        provider: &str,
+    ) -> Result<CallInFlight, NotAdmitted> {
+        let usage = &snapshot.clients[client].usage;
+        provider_admission::count_call(&self.metrics.upstream, provider, usage, self.call_limits(snapshot))
+    }
+
+    /// Returns how many calls may be in flight.
+    pub(crate) fn call_limits(&self, snapshot: &Snapshot) -> CallLimits {
+        let total = u64::from(snapshot.weir.overload.max_in_flight).min(self.upstream.max_connections as u64);
+        let limit = |limit: u64| i64::try_from(limit).unwrap_or(i64::MAX);
+        CallLimits { total: limit(total), share: limit(snapshot.client_share(total)) }
     }
 
     /// Purges the entries in the scope and returns their number. Calls in flight still serve the requests that wait for
@@ -283,16 +306,21 @@ impl ProviderQuery {
         CallSubject::of_session(self.subject.agent.as_deref(), self.subject.session.as_deref())
     }
 
-    /// Returns the limit of requests that wait for one call.
-    #[must_use]
-    pub fn max_waiters(&self) -> usize {
-        self.snapshot.weir.overload.max_waiters as usize
+    /// Counts a call for this query as in flight.
+    ///
+    /// # Errors
+    /// The limit of calls in flight is reached, or the client's share of it.
+    pub(crate) fn count_call(&self, shared: &SharedState) -> Result<CallInFlight, NotAdmitted> {
+        shared.count_call(&self.snapshot, self.target.client, &self.provider().name)
     }
 
-    /// Returns the limit of calls in flight.
-    #[must_use]
-    pub fn max_calls(&self) -> i64 {
-        i64::from(self.snapshot.weir.overload.max_in_flight)
+    /// Returns the terms of joining a call: with the limits of waiters, on any call in flight.
+    pub(crate) fn join_terms(&self) -> JoinTerms {
+        let max_waiters = self.snapshot.weir.overload.max_waiters;
+        let share = self.snapshot.client_share(max_waiters.into());
+        let share = (share < u64::from(max_waiters))
+            .then(|| (self.client_id().clone(), usize::try_from(share).unwrap_or(usize::MAX)));
+        JoinTerms { max_waiters: max_waiters as usize, share, not_before: Time(i64::MIN), start_after_join: false }
     }
 
     /// Returns the operation.

@@ -1,5 +1,6 @@
 //! Authenticates clients and enforces Weir's limits: sizes, requests in flight, invalid keys, rate limits.
 
+use crate::base::client_use::Counted;
 use crate::base::endpoints::EXPLAIN;
 use crate::base::ids::ClientId;
 use crate::base::problem::{Code, Outcome, Problem};
@@ -7,7 +8,8 @@ use crate::base::request_reply::Request;
 use crate::config::edge::counted_address;
 use crate::engine::client_address;
 use crate::engine::rate_limit::{self, BucketCharge, Cost, Refusal};
-use crate::engine::request_record::{ProviderCost, RequestRecord};
+use crate::engine::request_record::{Guess, ProviderCost, RequestRecord};
+use crate::engine::strangers::Strangers;
 use crate::engine::token_bucket::TokenBucket;
 use crate::fetch::provider_query::{ProviderQuery, SharedState};
 use crate::fetch::rate_limit_cost::{BucketCost, bucket_costs};
@@ -15,6 +17,7 @@ use crate::fetch::{self, CacheLookup};
 use crate::pipeline::context::RequestContext;
 use crate::pipeline::problems;
 use crate::rules::request_limits::LimitExceeded;
+use std::net::IpAddr;
 
 /// Translates the result of a size check, and counts an exceeded limit.
 ///
@@ -44,19 +47,51 @@ pub(crate) fn check_host(request: &Request) -> Outcome<()> {
 ///
 /// # Errors
 /// 503.
-pub(crate) fn check_in_flight(context: &RequestContext<'_>) -> Outcome<()> {
-    let limit = i64::from(context.snapshot.weir.overload.max_in_flight);
-    if context.shared.metrics.http.in_flight.get() <= limit {
-        return Ok(());
+fn check_in_flight(context: &RequestContext<'_>) -> Outcome<u32> {
+    let limit = context.snapshot.weir.overload.max_in_flight;
+    if context.shared.metrics.http.in_flight.get() <= i64::from(limit) {
+        return Ok(limit);
     }
-    Err(problems::too_many_requests(limit))
+    Err(problems::too_many_requests(limit.into()))
+}
+
+/// Refuses the request if its client has more than its share of requests in flight, or all clients have more than all.
+///
+/// # Errors
+/// 503.
+fn count_in_flight(context: &RequestContext<'_>, id: ClientId, record: &mut RequestRecord) -> Outcome<()> {
+    let (guard, count) = context.snapshot.clients[id].usage.count(Counted::Requests);
+    record.in_flight = [Some(guard), None];
+    let limit = check_in_flight(context)?;
+    let share = i64::try_from(context.snapshot.client_share(limit.into())).unwrap_or(i64::MAX);
+    if count > share { Err(problems::request_share(share)) } else { Ok(()) }
+}
+
+/// Refuses a request to a public path if those without a key have more than their share in flight, all of them or those of
+/// one address.
+///
+/// # Errors
+/// 503.
+pub(crate) fn count_public(
+    context: &RequestContext<'_>,
+    strangers: &Strangers,
+    record: &mut RequestRecord,
+) -> Outcome<()> {
+    let counted = strangers.count_request(client_address(context), check_in_flight(context)?);
+    record.in_flight = counted.map_err(problems::request_share_without_key)?;
+    Ok(())
+}
+
+/// Returns the client's address, as it is counted.
+pub(crate) fn client_address(context: &RequestContext<'_>) -> Option<IpAddr> {
+    client_address::address(context.request, &context.snapshot.weir.trusted_proxies).map(counted_address)
 }
 
 /// Finds the client by its key, and checks that Weir has capacity for the request.
 ///
 /// # Errors
 /// 401 for a missing, unknown or expired key, 429 for too many failures from one address, 400 for an ambiguous `Host`,
-/// several keys or an invalid `Weir-Explain`, 503 over `overload.max_in_flight`.
+/// several keys or an invalid `Weir-Explain`, 503 over `overload.max_in_flight` or the client's share of it.
 pub(crate) fn authenticate(context: &mut RequestContext<'_>, record: &mut RequestRecord) -> Outcome<ClientId> {
     record.steps.step("authenticate");
     check_host(context.request)?;
@@ -69,7 +104,7 @@ pub(crate) fn authenticate(context: &mut RequestContext<'_>, record: &mut Reques
         record.explain = Some(Box::default());
     }
     record.steps.decide(|| client.requested_traces.as_ref().is_some_and(TokenBucket::take_one));
-    check_in_flight(context)?;
+    count_in_flight(context, id, record)?;
     Ok(id)
 }
 
@@ -81,14 +116,15 @@ fn authentication_failure(
     record: &mut RequestRecord,
 ) -> Box<Problem> {
     let counter = &context.shared.metrics.edge.auth_failures;
-    let address = client_address::address(context.request, &context.snapshot.weir.trusted_proxies).map(counted_address);
+    let address = client_address(context);
     let counted = context.snapshot.failures.as_ref().zip(address).map(|(failures, address)| failures.record(address));
     let Some(Err(wait)) = counted.filter(|_| problem.code == Code::Unauthorized) else {
         counter.with_label_values(&["told"]).inc();
         return problem;
     };
     counter.with_label_values(&["limited"]).inc();
-    record.guessing_address = address;
+    let through_proxy = client_address::is_from_trusted_proxy(context.request, &context.snapshot.weir.trusted_proxies);
+    record.guess = address.map(|address| Guess { address, through_proxy });
     problems::too_many_invalid_keys(wait)
 }
 
@@ -121,10 +157,41 @@ pub(crate) fn look_up_and_admit(
     Ok(lookup)
 }
 
-/// Charges the client for the request: under all policies that apply, or under none if one of them refuses.
+/// The memory of a request that waits for providers, besides that of its connection: over HTTP/1 and over HTTP/2.
+const WAITING_BYTES: [usize; 2] = [4 << 10, 28 << 10];
+/// The memory of each of several calls that a request waits for.
+const PART_BYTES: usize = 8 << 10;
+/// The memory of the explanation of a request, and of each provider response that it needs.
+const EXPLANATION_BYTES: usize = 16 << 10;
+
+/// Reserves the memory of the request until its response is made, if it needs more than its connection has: to wait for
+/// providers, or for an explanation.
 ///
 /// # Errors
-/// 429 if a rate limit is exceeded, 400 if the request costs more than a policy's burst.
+/// 503 if it would exceed the client's share.
+fn reserve_waiting(
+    context: &RequestContext<'_>,
+    id: ClientId,
+    costs: &[ProviderCost],
+    record: &mut RequestRecord,
+) -> Outcome<()> {
+    let calls = costs.iter().filter(|cost| cost.cost.misses > 0).count();
+    let waiting = WAITING_BYTES[usize::from(context.request.version == http::Version::HTTP_2)];
+    let parts = if calls > 1 { calls * PART_BYTES } else { 0 };
+    let explanation = if record.explain.is_some() { (1 + costs.len()) * EXPLANATION_BYTES } else { 0 };
+    let bytes = explanation + if calls > 0 { waiting + parts } else { 0 };
+    if bytes > 0 {
+        let share = context.snapshot.memory_share(id, &context.shared.upstream.budget);
+        record.waiting = Some(share.reserve(bytes)?);
+    }
+    Ok(())
+}
+
+/// Reserves the memory with which the request waits, and charges the client for it: under all policies that apply, or under
+/// none if one of them refuses.
+///
+/// # Errors
+/// 503 if there is no memory, 429 if a rate limit is exceeded, 400 if the request costs more than a policy's burst.
 pub(crate) fn admit(
     context: &RequestContext<'_>,
     id: ClientId,
@@ -134,6 +201,7 @@ pub(crate) fn admit(
     if let Some(data) = &mut record.explain {
         data.costs = costs.to_vec();
     }
+    reserve_waiting(context, id, costs, record)?;
     let client = &context.snapshot.clients[id];
     let charges: Vec<BucketCharge<'_>> =
         bucket_costs(&context.snapshot, id, &context.providers, costs).filter_map(BucketCost::charge).collect();

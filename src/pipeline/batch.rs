@@ -142,11 +142,13 @@ impl Batch<'_> {
         let mut by_provider: HashMap<Option<ProviderId>, Vec<_>> = HashMap::new();
         for (position, job) in jobs.into_iter().enumerate() {
             let provider = job.provider;
-            by_provider.entry(provider).or_default().push(self.run(position, job, deadline, record.part()));
+            by_provider.entry(provider).or_default().push((position, job, record.part()));
         }
-        let reads = by_provider
-            .into_values()
-            .map(|reads| stream::iter(reads).buffer_unordered(CALLS_PER_PROVIDER).try_collect::<Vec<_>>());
+        // A future is made when its turn comes: it takes some kilobytes.
+        let reads = by_provider.into_values().map(|jobs| {
+            let reads = jobs.into_iter().map(|(position, job, record)| self.run(position, job, deadline, record));
+            stream::iter(reads).buffer_unordered(CALLS_PER_PROVIDER).try_collect::<Vec<_>>()
+        });
         let mut items: Vec<BatchItem> = try_join_all(reads).await?.into_iter().flatten().collect();
         items.sort_by_key(|item| item.job);
         let mut any_failed = false;

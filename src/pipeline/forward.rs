@@ -157,8 +157,7 @@ impl Forward {
         memory: ForwardMemory,
     ) -> Outcome<Box<Self>> {
         let (metrics, config) = (&shared.metrics.upstream, &snapshot.providers[provider]);
-        let call =
-            provider_admission::count_call(metrics, &config.name, i64::from(snapshot.weir.overload.max_in_flight))?;
+        let call = shared.count_call(snapshot, client, &config.name)?;
         #[allow(clippy::disallowed_methods)] // measures how long the provider takes
         let started = Instant::now();
         let deadline = tokio::time::Instant::now() + config.target.timeout;
@@ -289,10 +288,7 @@ impl Forward {
         if status < 400 {
             self.mark_changed();
         }
-        // A client must not take a write that has succeeded for one that has failed.
-        if let Err(limit) = self.memory.add_response(headers)
-            && self.request.method.is_safe()
-        {
+        if let Err(limit) = self.memory.add_response(headers) {
             return ResponseAction::Refuse(limit.into());
         }
         self.record.status = status;
@@ -303,13 +299,20 @@ impl Forward {
         ResponseAction::Forward { drop, set: self.headers_to_set(), add }
     }
 
+    /// Reserves the memory of a part of the request's body.
+    ///
+    /// # Errors
+    /// It would exceed the client's share. A write has its memory already.
+    pub fn add_request_part(&mut self, length: usize) -> Outcome<()> {
+        Ok(self.memory.add_request_part(length)?)
+    }
+
     /// Reserves the memory of a part of the response.
     ///
     /// # Errors
-    /// It would exceed the client's share, and the request has changed nothing.
+    /// It would exceed the client's share. Of a write, this can be only an event stream with long parts.
     pub fn add_part(&mut self, length: usize) -> Outcome<()> {
-        let added = self.memory.add_part(length);
-        if self.request.method.is_safe() { Ok(added?) } else { Ok(()) }
+        Ok(self.memory.add_part(length)?)
     }
 
     /// Returns the headers of a response that do not reach the client, and those that replace some of them. Holds for

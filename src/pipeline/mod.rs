@@ -22,11 +22,12 @@ pub(crate) mod source_reader;
 pub(crate) mod watch;
 
 use crate::base::endpoints;
-use crate::base::memory_budget::{ClientMemory, MemoryShare, Reservation};
+use crate::base::memory_budget::{MemoryShare, Reservation};
 use crate::base::problem::Outcome;
 use crate::base::request_reply::{FormError, Request, Response};
 use crate::base::trace_context::TraceSteps;
 use crate::engine::request_record::RequestRecord;
+use crate::engine::strangers::Strangers;
 use crate::fetch::explain;
 use crate::fetch::provider_query::{ProviderIdentity, SharedState};
 use crate::pipeline::context::RequestContext;
@@ -56,8 +57,8 @@ pub struct Pipeline {
     /// The cache, the connections to providers and the metrics.
     pub shared: Arc<SharedState>,
     topics: Arc<WatchTopics>,
-    /// The memory of responses to requests without a valid key. They share it as if they came from one client.
-    strangers: Arc<ClientMemory>,
+    /// What requests without a valid key use.
+    strangers: Strangers,
 }
 
 /// What the server must do to respond to a request.
@@ -74,7 +75,7 @@ impl Pipeline {
     /// Creates a pipeline with this configuration and state.
     #[must_use]
     pub fn new(runtime: Arc<Runtime>, shared: Arc<SharedState>) -> Self {
-        Self { runtime, shared, topics: Arc::default(), strangers: Arc::default() }
+        Self { runtime, shared, topics: Arc::default(), strangers: Strangers::default() }
     }
 
     /// Reserves the memory for the body of a request, if it is a form from a client with a valid key: Weir reads only such
@@ -124,6 +125,7 @@ impl Pipeline {
             (Ok(()), Some(native_match)) => self.native(&mut context, native_match, &mut record).await,
         };
         let handled = self.respond(&context, native_match.as_ref(), result, &mut record);
+        record.waiting = None;
         (handled, record)
     }
 
@@ -165,7 +167,7 @@ impl Pipeline {
     fn public(&self, context: &mut RequestContext<'_>, record: &mut RequestRecord) -> Outcome<Content> {
         record.steps.step("authenticate");
         admission::check_host(context.request)?;
-        admission::check_in_flight(context)?;
+        admission::count_public(context, &self.strangers, record)?;
         record.steps.step("route and permit");
         match context.route(record)?.route {
             Route::Document(kind) => Ok(respond::document(&context.snapshot, kind)),
@@ -221,8 +223,13 @@ impl Pipeline {
             }
             (Ok(RouteResult::Watch(mut stream)), _) => {
                 let mut response = respond::events(&buckets, record);
-                if let Some(explanation) = context.explanation(record) {
-                    stream.prepend_explanation(Value::Object(explanation).to_string().into_bytes());
+                let explanation = context.explanation(record).map_or(Ok(()), |explanation| {
+                    stream.prepend_explanation(Value::Object(explanation).to_string().into_bytes())
+                });
+                if let Err(problem) = explanation {
+                    response = respond::problem(&problem, &buckets, record, now);
+                    response.headers.extend(cors_headers);
+                    return Handled::Respond(response);
                 }
                 response.headers.extend(cors_headers);
                 return Handled::Watch(response, stream);
@@ -288,7 +295,7 @@ impl Pipeline {
         let (snapshot, budget) = (&context.snapshot, &self.shared.upstream.budget);
         match context.client {
             Some(client) => snapshot.memory_share(client, budget),
-            None => budget.share(&self.strangers, snapshot.client_share(budget.limit())),
+            None => self.strangers.memory_share(admission::client_address(context), budget),
         }
     }
 }

@@ -132,7 +132,9 @@ impl From<NotAdmitted> for Box<Problem> {
             | NotAdmitted::Breaker { provider, wait }
             | NotAdmitted::Capacity { provider, wait, .. } => problem = problem.of(provider).retry_in(*wait),
             NotAdmitted::ClientShare { provider, .. } => problem = problem.of(provider).retry_in(SHORT_RETRY),
-            NotAdmitted::TooManyCalls { .. } => problem = problem.retry_in(SHORT_RETRY),
+            NotAdmitted::TooManyCalls { .. } | NotAdmitted::CallShare { .. } => {
+                problem = problem.retry_in(SHORT_RETRY);
+            }
         }
         Box::new(problem)
     }
@@ -278,6 +280,23 @@ pub(crate) fn too_many_requests(limit: i64) -> Box<Problem> {
     )))
 }
 
+/// 503 if one client has its share of `overload.max_in_flight` in flight.
+#[must_use]
+pub(crate) fn request_share(share: i64) -> Box<Problem> {
+    Box::new(Problem::overloaded(format!(
+        "this client has {share} requests in flight, which is its share (half of overload.max_in_flight)"
+    )))
+}
+
+/// 503 if requests without a key have their share of `overload.max_in_flight` in flight.
+#[must_use]
+pub(crate) fn request_share_without_key(share: i64) -> Box<Problem> {
+    Box::new(Problem::overloaded(format!(
+        "{share} requests without a key are in flight, which is their share (1/8 of overload.max_in_flight, 1/32 for one \
+         address)"
+    )))
+}
+
 /// 503 if `limit` sessions are watched.
 #[must_use]
 pub(crate) fn too_many_watchers(limit: i64) -> Box<Problem> {
@@ -392,7 +411,7 @@ mod tests {
     use super::*;
     use crate::base::operation::Operation;
     use crate::base::request_reply::{ProviderFailure, ProviderReply};
-    use crate::engine::breaker::QuotaLimit;
+    use crate::engine::provider_quota::QuotaLimit;
     use crate::engine::token_error::TokenFault;
     use crate::rules::provider_body::BodyFault;
 
@@ -427,6 +446,7 @@ mod tests {
                 (503, "provider_rate_limited", Some(1), true),
             ),
             (NotAdmitted::TooManyCalls { limit: 1 }, (503, "overloaded", Some(1), false)),
+            (NotAdmitted::CallShare { limit: 1 }, (503, "overloaded", Some(1), false)),
         ] {
             assert_eq!(summary(error.clone()), expected, "{error}");
             let fetch: Box<FetchError> = error.into();
@@ -449,7 +469,8 @@ mod tests {
         );
         assert_eq!(
             detail(NotAdmitted::TooManyCalls { limit: 3 }),
-            "3 calls to providers are in flight, which is the limit (overload.max_in_flight)"
+            "3 calls to providers are in flight, which is the limit (overload.max_in_flight, or what the limit of open \
+             files permits)"
         );
     }
 
@@ -463,6 +484,7 @@ mod tests {
             (NotAdmitted::Capacity { provider: p(), limit: QuotaLimit::Concurrency, wait }, "concurrency"),
             (NotAdmitted::ClientShare { provider: p(), limit: 1 }, "share"),
             (NotAdmitted::TooManyCalls { limit: 1 }, "overload"),
+            (NotAdmitted::CallShare { limit: 1 }, "overload"),
         ] {
             assert_eq!(error.reason(), reason);
         }

@@ -354,7 +354,7 @@ pub(crate) fn providers(snapshot: &Snapshot, client: ClientId, now: Time) -> Con
         .zip(access)
         .filter_map(|(provider, access)| access.as_ref().map(|access| (provider, access)))
         .map(|(provider, access)| {
-            let pause = access.quota.paused_until(now);
+            let pause = access.quota.pauses.all_until(now);
             let open = provider.breaker.open_until(now).max(access.breaker.open_until(now));
             let state = if open.is_some() {
                 "down"

@@ -385,9 +385,15 @@ impl WatchStream {
     }
 
     /// Adds the event `explain` before all other events.
-    pub fn prepend_explanation(&mut self, explanation: Vec<u8>) {
-        let event = self.event("explain", None, Bytes::from(explanation).into());
+    ///
+    /// # Errors
+    /// The event would exceed the client's share of the memory.
+    pub(crate) fn prepend_explanation(&mut self, explanation: Vec<u8>) -> Outcome<()> {
+        let memory = self.query.memory_share(&self.shared).reserve(explanation.len())?;
+        let explanation = Body::from(Bytes::from(explanation)).holding([Arc::new(memory)]);
+        let event = self.event("explain", None, explanation);
         self.ready.push_front(event);
+        Ok(())
     }
 
     fn add_problem_event(&mut self, problem: &Problem) {

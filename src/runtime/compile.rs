@@ -272,7 +272,7 @@ impl<'a> Compiler<'a> {
             explain: config.explain,
             requested_traces: traces.endpoint.is_some().then(|| per_second(traces.requested)),
             provider_reads: per_second(PROVIDER_READS),
-            memory: previous.map(|client| client.memory.clone()).unwrap_or_default(),
+            usage: previous.map(|client| client.usage.clone()).unwrap_or_default(),
             admission_lock: previous.map(|client| client.admission_lock.clone()).unwrap_or_default(),
             buckets: config.rate_limits.iter().filter_map(|at| bucket(limiters, &at.value, id)).collect(),
             access,

@@ -3,8 +3,9 @@
 //! Providers count requests per credential. Clients with the same credential therefore share a quota and a breaker.
 
 use crate::config::upstream::{BreakerConfig, Capacity};
-use crate::engine::breaker::{Breaker, ProviderQuota};
+use crate::engine::breaker::Breaker;
 use crate::engine::credential::Credential;
+use crate::engine::provider_quota::ProviderQuota;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;

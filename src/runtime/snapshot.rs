@@ -1,8 +1,9 @@
 //! Defines the snapshot: the compiled configuration, as requests use it. A snapshot never changes.
 
 use super::quotas::ProviderQuotas;
+use crate::base::client_use::ClientUse;
 use crate::base::ids::{ClientId, IdVec, ProviderId};
-use crate::base::memory_budget::{ClientMemory, MemoryBudget, MemoryShare};
+use crate::base::memory_budget::{MemoryBudget, MemoryShare};
 use crate::base::model::Time;
 use crate::base::operation::{EveryOperation, PerOperation};
 use crate::config::content::Content;
@@ -10,11 +11,12 @@ use crate::config::edge::{Guard, Listener};
 use crate::config::freshness::Freshness;
 use crate::config::provider::Ids;
 use crate::config::weir::Weir;
-use crate::engine::breaker::{Breaker, ProviderQuota, RetryBudget};
+use crate::engine::breaker::{Breaker, RetryBudget};
 use crate::engine::client_address::AuthFailures;
 use crate::engine::credential::Credential;
 use crate::engine::otlp::TraceDestination;
 use crate::engine::provider_health::ProviderHealth;
+use crate::engine::provider_quota::ProviderQuota;
 use crate::engine::rate_limit::{Bucket, Limiter};
 use crate::engine::tls::TlsAcceptor;
 use crate::engine::token_bucket::TokenBucket;
@@ -105,8 +107,8 @@ pub struct Client {
     pub requested_traces: Option<TokenBucket>,
     /// How often it may read `GET /v1/providers`, whatever its policies say.
     pub provider_reads: TokenBucket,
-    /// The memory that is reserved for it.
-    pub memory: Arc<ClientMemory>,
+    /// What it uses of what all clients share.
+    pub usage: Arc<ClientUse>,
     /// Locked while a request is charged under several policies, so that all of them charge it or none.
     pub admission_lock: Arc<Mutex<()>>,
     /// The buckets of its policies for all requests.
@@ -198,7 +200,7 @@ impl Snapshot {
     /// Returns a client's share of a memory budget.
     #[must_use]
     pub fn memory_share(&self, client: ClientId, budget: &Arc<MemoryBudget>) -> MemoryShare {
-        budget.share(&self.clients[client].memory, self.client_share(budget.limit()))
+        budget.share(&self.clients[client].usage, self.client_share(budget.limit()))
     }
 
     /// Returns the TLS settings of a listener, by its position at start; `None` without TLS.

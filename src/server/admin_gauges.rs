@@ -3,7 +3,7 @@
 use crate::base::memory_budget::MemoryBudget;
 use crate::base::metrics::Metrics;
 use crate::base::model::Time;
-use crate::engine::breaker::{LimitUsage, QuotaLimit, QuotaUsage};
+use crate::engine::provider_quota::{LimitUsage, QuotaLimit, QuotaUsage};
 use crate::runtime::snapshot::{Provider, Snapshot};
 
 /// Sets the gauges of providers. The reset removes providers that a reload has removed.
@@ -39,7 +39,7 @@ pub(crate) fn is_breaker_open(provider: &Provider, now: Time) -> bool {
 
 /// Returns whether a pause that the provider requested lasts, under any credential.
 pub(crate) fn is_throttled(provider: &Provider, now: Time) -> bool {
-    provider.quotas.all().any(|quota| quota.paused_until(now).is_some())
+    provider.quotas.all().any(|quota| quota.pauses.all_until(now).is_some())
 }
 
 /// Sets the gauges of the memory that is reserved for responses. The reset removes clients that a reload has removed.
@@ -48,7 +48,7 @@ pub(crate) fn set_memory(metrics: &Metrics, snapshot: &Snapshot, budget: &Memory
     metrics.http.buffered.set(bytes(budget.used()));
     metrics.http.client_buffered.reset();
     for client in &snapshot.clients {
-        metrics.http.client_buffered.with_label_values(&[&*client.id]).set(bytes(client.memory.used()));
+        metrics.http.client_buffered.with_label_values(&[&*client.id]).set(bytes(client.usage.bytes()));
     }
 }
 

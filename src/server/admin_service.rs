@@ -7,7 +7,8 @@ use crate::base::metrics::{AdminMetrics, EdgeMetrics};
 use crate::base::problem::{Code, Outcome, Problem};
 use crate::base::request_reply::{Request, Response};
 use crate::config::edge::{Limits, counted_address};
-use crate::engine::open_files::ConnectionCaps;
+use crate::engine::open_files::{ADMIN_CONNECTIONS, ConnectionCaps};
+use crate::engine::request_record::Guess;
 use crate::rules::request_limits;
 use crate::runtime;
 use crate::server::accept::{self, MAX_REFUSALS, REFUSAL_TIMEOUT};
@@ -27,7 +28,6 @@ use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 /// Connections to the admin listener that are open at the same time.
-pub(crate) const MAX_CONNECTIONS: usize = 256;
 /// Those from one address.
 const MAX_CONNECTIONS_PER_ADDRESS: usize = 128;
 
@@ -55,7 +55,7 @@ impl AdminService {
     /// Returns the limits in force. Most are those of client connections.
     fn limits(&self) -> Limits {
         let limits = self.endpoints.runtime.snapshot().weir.limits.clone();
-        let connections = self.endpoints.files.other_connections(MAX_CONNECTIONS).min(limits.connections);
+        let connections = self.endpoints.files.other_connections(ADMIN_CONNECTIONS).min(limits.connections);
         // One address never takes all connections, however few there are.
         let per_address = MAX_CONNECTIONS_PER_ADDRESS.min(connections.div_ceil(2));
         let connections_per_address = per_address.min(limits.connections_per_address);
@@ -111,8 +111,9 @@ impl AdminService {
             };
             let answered = self.answer(&mut connection, &head, peer.ip(), limits).await;
             // Somebody may be guessing the token.
-            let guesses = (answered.response.status == 401).then(|| counted_address(peer.ip()));
-            if self.guess_delay.wait(guesses).await.is_none() {
+            let is_guess = answered.response.status == 401;
+            let guess = is_guess.then(|| Guess { address: counted_address(peer.ip()), through_proxy: false });
+            if self.guess_delay.wait(guess).await.is_none() {
                 return;
             }
             let keep_alive = head.keep_alive && !answered.unread && remaining > 0 && !connection.is_last_request();

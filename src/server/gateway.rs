@@ -101,6 +101,7 @@ impl Gateway {
             }
             // A watch does not count as in flight: it has limits of its own.
             Handled::Watch(response, events) if request.method != Method::HEAD => {
+                record.in_flight = [None, None];
                 NextStep::Watch(response, events, record, started.elapsed())
             }
             Handled::Watch(response, _) => {
@@ -167,7 +168,7 @@ impl Gateway {
                     // Weir's own routes ignore a body. The next request would begin after it, so the connection closes.
                     let keep_alive =
                         head.keep_alive && !head.has_body() && remaining > 0 && !connection.is_last_request();
-                    let Some(delayed) = self.guess_delay.wait(served.record.guessing_address).await else {
+                    let Some(delayed) = self.guess_delay.wait(served.record.guess).await else {
                         self.finish(&mut counters, request, served);
                         return;
                     };
@@ -290,7 +291,8 @@ impl Gateway {
         Some(connection)
     }
 
-    /// Serves the request of an HTTP/2 stream. Returns whether the connection may stay open.
+    /// Serves the request of an HTTP/2 stream. Returns whether the connection may carry further
+    /// streams.
     pub(crate) async fn serve_stream(&self, mut stream: Http2Stream, stopping: &watch::Receiver<bool>) -> bool {
         let stall_timeout = self.pass_through.pipeline.runtime.snapshot().weir.limits.stall_timeout;
         stream.set_write_timeout(stall_timeout);
@@ -301,7 +303,7 @@ impl Gateway {
         }
         match self.handle(&request).await {
             NextStep::Respond(response, mut served) => {
-                let Some(delayed) = self.guess_delay.wait(served.record.guessing_address).await else {
+                let Some(delayed) = self.guess_delay.wait(served.record.guess).await else {
                     self.finish(&mut Counters::default(), &request, served);
                     return false;
                 };

@@ -4,9 +4,9 @@
 
 use crate::base::metrics::EdgeMetrics;
 use crate::engine::open_files::ConnectionCaps;
+use crate::engine::request_record::Guess;
 use crate::server::connections::Connections;
 use crate::server::log_limit::LogLimit;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -34,15 +34,21 @@ impl GuessDelay {
         Self { delayed: Arc::default(), metrics, secret, log: LogLimit::default() }
     }
 
-    /// Waits until a client at this address may get its response. Returns how long it waited; `None` if the client gets no
-    /// response, because too many are delayed.
-    pub(crate) async fn wait(&self, address: Option<IpAddr>) -> Option<Duration> {
-        let Some(address) = address else { return Some(Duration::ZERO) };
+    /// Waits until the client may get its response. Returns how long it waited; `None` if the client gets no response,
+    /// because too many are delayed.
+    ///
+    /// Through a proxy, the client gets its response at once then: a proxy takes a connection without a response for a
+    /// fault of Weir, and may send it no further requests of others.
+    pub(crate) async fn wait(&self, guess: Option<Guess>) -> Option<Duration> {
+        let Some(Guess { address, through_proxy }) = guess else { return Some(Duration::ZERO) };
         if let Some(not_logged) = self.log.count(Instant::now().into_std()) {
             let secret = self.secret;
             warn!(%address, not_logged, "somebody may be guessing {secret}: requests with an invalid one are delayed or dropped; this line comes once a minute at most");
         }
         let Ok(_delayed) = self.delayed.open(address, CAPS, &self.metrics) else {
+            if through_proxy {
+                return Some(Duration::ZERO);
+            }
             self.metrics.auth_failures.with_label_values(&["dropped"]).inc();
             return None;
         };
@@ -63,13 +69,16 @@ mod tests {
         let begun = tokio::time::Instant::now();
         assert_eq!(delay.wait(None).await, Some(Duration::ZERO), "a client with a valid key");
         assert_eq!(begun.elapsed(), Duration::ZERO);
-        let guess = |address: [u8; 4]| {
+        let guess_through = |address: [u8; 4], through_proxy| {
             let delay = delay.clone();
-            async move { delay.wait(Some(address.into())).await }
+            async move { delay.wait(Some(Guess { address: address.into(), through_proxy })).await }
         };
+        let guess = |address| guess_through(address, false);
         let one = futures_util::future::join_all((0..20).map(|_| guess([10, 0, 0, 1]))).await;
         assert_eq!(one.iter().filter(|waited| **waited == Some(DELAY)).count(), CAPS.per_address);
         assert_eq!(begun.elapsed(), DELAY);
+        let proxied = futures_util::future::join_all((0..20).map(|_| guess_through([10, 0, 0, 2], true))).await;
+        assert_eq!(proxied.iter().filter(|waited| **waited == Some(Duration::ZERO)).count(), 20 - CAPS.per_address);
         let many = (0..2000_u16).map(|number| guess([10, 1, number.to_be_bytes()[0], number.to_be_bytes()[1]]));
         let many = futures_util::future::join_all(many).await;
         assert_eq!(many.iter().filter(|waited| **waited == Some(DELAY)).count(), CAPS.total);

@@ -69,7 +69,11 @@ async fn serve_streams(
                 continue;
             }
             next = connection.accept() => next,
-            () = closing.cancelled() => return None,
+            () = closing.cancelled(), if accept_until.is_none() => {
+                connection.graceful_shutdown();
+                accept_until = Some(Instant::now() + GOAWAY_GRACE);
+                continue;
+            }
             () = idle(&streams, limits.idle_timeout) => return Some("idle_timeout"),
         };
         let (request, respond) = match next {

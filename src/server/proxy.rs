@@ -193,7 +193,7 @@ impl ProxyHttp for PassThrough {
         Ok(())
     }
 
-    /// Checks the body deadline and sets the read timeout for the next part of the body.
+    /// Reserves the memory of a part of the body, checks the body deadline and sets the read timeout for the next part.
     ///
     /// Removes an empty last part, with which an HTTP/2 body may end: Pingora would write it as a last chunk, and then
     /// another one (`send_body_to1` in pingora-proxy's `proxy_h1.rs`). The provider would read a second request there.
@@ -204,9 +204,13 @@ impl ProxyHttp for PassThrough {
         is_last: bool,
         context: &mut ProxyContext,
     ) -> pingora::Result<()> {
-        let Some(ActiveRequest { forward, .. }) = &context.active else { return no_forward() };
+        let Some(ActiveRequest { forward, .. }) = &mut context.active else { return no_forward() };
         if is_last {
             part.take_if(|part| part.is_empty());
+        }
+        if let Err(problem) = forward.add_request_part(part.as_ref().map_or(0, Bytes::len)) {
+            context.refusal = Some(forward.problem_response(&problem));
+            return Error::e_explain(ErrorType::InternalError, "the client's share of the memory is used");
         }
         let now = tokio::time::Instant::now();
         if forward.body_deadline.exceeded(now) == Some(BodyTimeout::Whole) && !is_last {

@@ -163,3 +163,54 @@ fn a_trial_whose_client_hangs_up_does_not_block_the_next_one() {
     wait_until("another trial closes the breaker", || weir.get_as("other", &healthy(3)).status == 200);
     assert_eq!(weir.metric(IS_OPEN), 0.0);
 }
+
+/// How a route asks for a session whose provider answers 503, and whether the answer is the provider's own.
+type Reading<'r> = (&'r str, &'r dyn Fn(&Weir, &str) -> Response);
+
+#[test]
+fn one_sessions_503_pauses_no_other_session_on_any_route() {
+    let unavailable = "vectara:agt_load_1:ase_agt_load_1_1";
+    let readings: [Reading<'_>; 5] = [
+        ("unified", &|weir, key| weir.get_as(key, &format!("/v1/sessions/{unavailable}"))),
+        ("native read", &|weir, key| weir.get_as(key, &format!("/vectara{BROKEN}"))),
+        ("pass-through write", &|weir, key| post(weir, key, &format!("/vectara{BROKEN}/message"), "{}")),
+        ("batch", &|weir, key| weir.get_as(key, &format!("/v1/sessions:batchGet?id={unavailable}"))),
+        ("list", &|weir, key| weir.get_as(key, "/v1/agents/agt_load_1/sessions")),
+    ];
+    for (route, read) in readings {
+        let sim = Sim::start();
+        let weir = config().start(&sim);
+        sim.set_response("/agt_load_1/", 503, &json!({ "retry-after": "300" }), "{}");
+        for _ in 0..8 {
+            read(&weir, "open");
+        }
+        assert_eq!(sim.calls(), 1, "{route}: the session itself pauses");
+        for key in ["other", "open"] {
+            assert_eq!(weir.get_as(key, &healthy(3)).status, 200, "{route}");
+            assert_eq!(post(&weir, key, "/vectara/v2/agents/agt_load_3/sessions", "{}").status, 201, "{route}");
+        }
+        let providers = weir.get("/v1/providers").json();
+        let state = |name| {
+            providers["providers"].as_array().unwrap().iter().find(|row| row["name"] == name).unwrap()["state"].clone()
+        };
+        assert_eq!(state("vectara"), "ok", "{route}: {providers}");
+    }
+}
+
+#[test]
+fn the_503_of_five_sessions_pauses_the_credential_and_no_other_one() {
+    let sim = Sim::start();
+    let weir = config().start(&sim);
+    sim.set_response("/sessions/ase_down_", 503, &json!({ "retry-after": "300" }), "{}");
+    for n in 0..5 {
+        assert_eq!(weir.get_as("other", &healthy(n)).status, 200, "{n}");
+        assert_eq!(weir.get(&format!("/v1/sessions/vectara:agt_load_2:ase_down_{n}")).status, 503, "{n}");
+    }
+    let paused = weir.get_as("other", &healthy(7));
+    assert_eq!(paused.code(), (503, "provider_rate_limited".into()));
+    assert!(paused.header("retry-after").unwrap().parse::<u64>().unwrap() > 200);
+    assert_eq!(weir.metric("weir_upstream_throttled{provider=\"vectara\"}"), 1.0);
+    let calls = sim.calls();
+    assert_ne!(weir.get_as("own", &healthy(7)).status, 503, "its own credential");
+    assert_eq!(sim.calls(), calls + 1);
+}

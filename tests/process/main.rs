@@ -73,6 +73,7 @@ mod resent_requests;
 mod responses_without_body;
 mod scripted_provider;
 mod sdk;
+mod shares;
 mod snapshots;
 mod strict_provider;
 mod support;

@@ -107,7 +107,7 @@ fn a_throttled_response_pauses_the_provider_and_gives_its_retry_after() {
     for (headers, body, status, wait) in [
         (json!({ "retry-after": "7" }), json!({}), 429, 7),
         (json!({}), json!("slow down"), 429, 5),
-        (json!({ "retry-after": "100000" }), json!({}), 503, 300),
+        (json!({ "retry-after": "100000" }), json!({}), 429, 300),
     ] {
         let sim = Sim::start();
         let weir = start(&sim);
