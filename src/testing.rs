@@ -22,7 +22,7 @@ pub use crate::engine::cache::{Cache, Entry, EntryKind, Key, KeyParts};
 pub use crate::engine::coalesce::{Coalescer, JoinTerms, Joined, shared_result_and_trace};
 pub use crate::engine::rate_limit::{BucketCharge, admit};
 pub use crate::engine::request_record::RequestRecord;
-pub use crate::fetch::call::{UnmappedFields, entry_from_body};
+pub use crate::fetch::call::{UnmappedParts, entry_from_body};
 pub use crate::fetch::provider_query::{ProviderIdentity, ProviderQuery, QueryTarget, SharedState};
 pub use crate::pipeline::{Handled, Pipeline};
 pub use crate::rules::chunked::{ChunkFault, ChunkedBody};

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use tempfile::TempDir;
 use weir::testing::{
     ConfigSource, Entry, Handled, Metrics, Operation, Pipeline, ProviderIdentity, ProviderQuery, QueryTarget, Request,
-    RequestHeaders, RequestRecord, Response, Runtime, SharedState, UnmappedFields, UpstreamLimit, Values,
+    RequestHeaders, RequestRecord, Response, Runtime, SharedState, UnmappedParts, UpstreamLimit, Values,
     entry_from_body, now,
 };
 
@@ -104,7 +104,7 @@ impl WarmPipeline {
     }
 
     /// Parses, maps and serialises a body.
-    pub fn entry(&self, provider_query: &ProviderQuery, body: Bytes) -> (Entry, UnmappedFields) {
+    pub fn entry(&self, provider_query: &ProviderQuery, body: Bytes) -> (Entry, UnmappedParts) {
         entry_from_body(provider_query, body, UpstreamLimit::default(), now())
             .unwrap_or_else(|unreadable| panic!("{unreadable:?}"))
     }

@@ -213,6 +213,9 @@ def providers():
     b.row("Responses")
     b.lines("Calls by status", "HTTP status, or the kind of failure: connect, tls, timeout, reset, …", "reqps",
             ("{{provider}} {{status}}", b.sum("provider, status", calls)), stacked=True)
+    b.lines("Failures by reason", "Attempts without a complete response. `dns`, `refused`, `connect`, `connect_timeout`, `tls`: no connection. "
+            "`timeout`, `reset`, `malformed`: connected, but no usable response.", "reqps",
+            ("{{provider}} {{reason}}", b.sum("provider, reason", "weir_upstream_failures_total")), stacked=True)
     failed = b.sum("provider", calls, 'status=~"5..|connect|tls|timeout|reset|malformed"', 'status!="503"')
     b.lines("Failed calls", "Share of calls. Throttling (429, 503) does not count.", "percentunit",
             ("{{provider}}", f'{failed} / {b.sum("provider", calls)}'), most=1)

@@ -1,7 +1,7 @@
 //! `weir-sim load`: sends mixed requests to a gateway at a limited rate.
 //!
-//! Each request follows from its number: most repeat a few paths, as people do; some are rare, and some have no session. It
-//! prints every ten seconds how many responses came with each status.
+//! Each request follows from its number: most repeat a few paths, as people do; some are rare, and some have no session. At
+//! regular intervals a request to each provider avoids the cache, so that an outage of any of them shows soon. It prints every ten seconds how many responses came with each status.
 
 use crate::sync::lock;
 use crate::world::{EXAMPLE_PATHS, pseudo_random};
@@ -68,8 +68,10 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
             break;
         }
         let slot = slots.clone().acquire_owned().await?;
-        let no_cache = pseudo_random(!number) % 100 < arguments.no_cache;
-        let request = Request::get(format!("http://{authority}{}", path(number))).header("x-api-key", &arguments.key);
+        let uncached = uncached_path(number);
+        let no_cache = uncached.is_some() || pseudo_random(!number) % 100 < arguments.no_cache;
+        let path = uncached.map_or_else(|| path(number), str::to_owned);
+        let request = Request::get(format!("http://{authority}{path}")).header("x-api-key", &arguments.key);
         let request = if no_cache { request.header("cache-control", "no-cache") } else { request };
         let request = request.body(Empty::<Bytes>::new())?;
         let (client, counts_of_task) = (client.clone(), counts.clone());
@@ -102,6 +104,17 @@ async fn send(
     let status = response.status().as_u16();
     response.into_body().collect().await?;
     Ok(status)
+}
+
+/// Returns the path of a request that avoids the cache: one to each provider in a fixed number of requests.
+fn uncached_path(number: u64) -> Option<&'static str> {
+    match (number % 18, number % 36) {
+        // Its quota is the smallest.
+        (_, 0) => Some(EXAMPLE_PATHS[0]),
+        (6, _) => Some(EXAMPLE_PATHS[1]),
+        (12, _) => Some(EXAMPLE_PATHS[2]),
+        _ => None,
+    }
 }
 
 /// Returns the path and query of the request with this number.

@@ -165,6 +165,8 @@ metrics! {
         last_successful: IntGauge("weir_config_last_reload_successful"),
         /// When the running configuration was last confirmed, in seconds since the Unix epoch.
         last_success: Gauge("weir_config_last_reload_success_timestamp_seconds"),
+        /// 1 if the setting was changed and takes effect only after a restart, otherwise 0.
+        needs_restart: IntGaugeVec("weir_config_needs_restart", ["setting"]),
         /// The revision of the running configuration.
         info: GaugeVec("weir_config_info", ["revision"]),
         /// When the first certificate of the listener's chain expires, in seconds since the Unix epoch.

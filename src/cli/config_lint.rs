@@ -20,7 +20,12 @@ use std::time::Duration;
 
 /// A certificate or a key that expires within this time gets a warning.
 const SOON: Duration = Duration::from_secs(30 * 86_400);
-/// SHA-256 of the key of the demo, which is public.
+/// SHA-256 of the keys of the demo and of its load generator, which are public.
+const PUBLIC_KEYS: [[u8; 32]; 2] = [DEMO_KEY, LOAD_KEY];
+const LOAD_KEY: [u8; 32] = [
+    0x5b, 0xfa, 0x82, 0x66, 0x69, 0x12, 0xd0, 0x4d, 0x61, 0xab, 0xbd, 0xc0, 0x0d, 0xb2, 0xa4, 0x6c, 0xa0, 0x8b, 0x11,
+    0x68, 0x55, 0x96, 0x3f, 0xf0, 0x7a, 0x4f, 0x5d, 0x29, 0xa0, 0x30, 0x72, 0x18,
+];
 const DEMO_KEY: [u8; 32] = [
     0x37, 0xa7, 0x21, 0x70, 0x6a, 0xdc, 0x52, 0x40, 0xe6, 0x0d, 0xef, 0x71, 0x3f, 0x98, 0x17, 0xd6, 0x80, 0x09, 0x83,
     0xf7, 0x4a, 0xb6, 0xc8, 0x9c, 0x32, 0xf4, 0x1c, 0x24, 0x4b, 0x29, 0xe0, 0x3f,
@@ -184,7 +189,7 @@ fn client(client: &ClientConfig, now: Time, warnings: &mut Faults) {
         warnings.add(location, format!("client {id:?} has no key; add one (weir key new), or remove the client"));
     }
     for key in &client.keys {
-        if key.sha256 == DEMO_KEY {
+        if PUBLIC_KEYS.contains(&key.sha256) {
             let better = "remove it before other machines can reach a listener";
             warnings.add(&key.location, format!("this is the key of the demo, which is public; {better}"));
         }

@@ -1,6 +1,6 @@
 //! Runs `weir explain`: shows what a gateway with this configuration would do with a request.
 
-use super::{print, print_faults, print_stderr};
+use super::{load_without_secrets, print, print_stderr};
 use crate::base::ids::ClientId;
 use crate::base::metrics::Metrics;
 use crate::base::model::parse_time;
@@ -50,12 +50,9 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn explain(source: &ConfigSource, arguments: &Arguments) -> ExitCode {
-    let snapshot = match Snapshot::load(source, None, &[0; 32], runtime::now()) {
+    let snapshot = match load_without_secrets(source) {
         Ok(snapshot) => Arc::new(snapshot),
-        Err(faults) => {
-            print_faults(&faults);
-            return ExitCode::FAILURE;
-        }
+        Err(code) => return code,
     };
     match arguments.explanation(&snapshot) {
         Ok((explanation, fails)) => {

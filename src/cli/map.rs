@@ -1,14 +1,14 @@
 //! Runs `weir map`: prints the unified session of a provider's response body, and the source of each field.
 
-use super::{print, print_faults, print_stderr};
+use super::{load_without_secrets, print, print_stderr};
 use crate::base::json::{self, ParsedJson};
 use crate::base::model::Show;
 use crate::base::typo::unknown;
 use crate::config::load::ConfigSource;
-use crate::rules::mapping::{FieldSource, FieldTrace};
+use crate::rules::field_trace::{FieldSource, FieldTrace, PathResult};
 use crate::rules::provider_body::UnusableSession;
 use crate::runtime;
-use crate::runtime::snapshot::{Provider, Snapshot};
+use crate::runtime::snapshot::Provider;
 use serde_json::Value;
 use std::io::Read;
 use std::path::Path;
@@ -18,12 +18,9 @@ use std::process::ExitCode;
 const MAX_BODY: u64 = 64 << 20;
 
 pub(super) fn map(source: &ConfigSource, provider: &str, file: &Path, reveal_secrets: bool) -> ExitCode {
-    let snapshot = match Snapshot::load(source, None, &[0; 32], runtime::now()) {
+    let snapshot = match load_without_secrets(source) {
         Ok(snapshot) => snapshot,
-        Err(faults) => {
-            print_faults(&faults);
-            return ExitCode::FAILURE;
-        }
+        Err(code) => return code,
     };
     let Some(provider) = snapshot.provider(provider) else {
         let known = snapshot.providers.iter().map(|provider| &*provider.name);
@@ -77,6 +74,10 @@ fn mapped(provider: &Provider, body: &ParsedJson<'_>, secrets: bool) -> Result<S
                 return Ok(out);
             }
             Err(error) => {
+                if first_error.is_none() && error.fault.of_session().is_some() {
+                    let objects = operation.native_objects(&body.value).unwrap_or_default();
+                    objects.into_iter().for_each(|native| coverage(provider, native));
+                }
                 first_error.get_or_insert_with(|| error.to_string());
             }
         }
@@ -84,17 +85,43 @@ fn mapped(provider: &Provider, body: &ParsedJson<'_>, secrets: bool) -> Result<S
     Err(first_error.unwrap_or_else(|| "the provider has no operations".to_owned()))
 }
 
-/// Prints a table of the fields: `+` found, `=` default, `!` unusable, `-` missing.
+/// Prints a table of the fields: `+` found, `=` default, `!` unusable, `-` missing. Of what could not be used, it has the
+/// path and the type.
 fn coverage(provider: &Provider, native: &Value) {
-    for FieldTrace { field, source, .. } in provider.mapping.trace(native) {
-        let (mark, how) = match source {
+    for trace in provider.mapping.trace(native) {
+        let (mark, how) = match trace.source {
             FieldSource::Path(path) => ("+", path.as_str().to_owned()),
             FieldSource::Constant => ("+", "constant".into()),
-            FieldSource::Default => ("=", "default".into()),
+            FieldSource::Default => ("=", format!("default; nothing at {}", tried(&trace))),
             FieldSource::NoRule => ("-", "no rule".into()),
-            FieldSource::Nothing => ("-", "not in the body".into()),
-            FieldSource::Unusable(reason) => ("!", format!("unusable: {}", reason.as_str())),
+            FieldSource::Nothing => ("-", format!("not in the body: nothing at {}", tried(&trace))),
+            FieldSource::Unusable(_) => ("!", format!("unusable: {}", describe_unusable(&trace, provider, native))),
         };
-        print_stderr(&format!("{mark} {:<20} {how}", field.name()));
+        print_stderr(&format!("{mark} {:<20} {how}", trace.field.name()));
     }
+}
+
+/// Returns the paths that have no value.
+fn tried(trace: &FieldTrace<'_>) -> String {
+    let paths = trace.tried.iter().map(|(path, result)| match result {
+        PathResult::Nothing { null: true } => format!("{} (null)", path.as_str()),
+        _ => path.as_str().to_owned(),
+    });
+    paths.collect::<Vec<_>>().join(", ")
+}
+
+/// Describes each value that could not be used: its path, its type and the reason.
+pub(super) fn describe_unusable(trace: &FieldTrace<'_>, provider: &Provider, native: &Value) -> String {
+    let word =
+        provider.mapping.unknown_word_of(trace.field, native).map(|word| format!(" {word:?}")).unwrap_or_default();
+    let unusable = trace.tried.iter().filter_map(|(path, result)| match result {
+        PathResult::Unusable(kind, reason) => Some((path.as_str(), *kind, *reason)),
+        _ => None,
+    });
+    let described = unusable.enumerate().map(|(position, (path, kind, reason))| {
+        // The word is that of the first path.
+        let word = if position == 0 { &*word } else { "" };
+        format!("{kind}{word} at {path} ({})", reason.as_str())
+    });
+    described.collect::<Vec<_>>().join(", ")
 }

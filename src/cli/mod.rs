@@ -6,15 +6,18 @@
 pub(crate) mod config_lint;
 
 mod admin_client;
+mod check;
 mod demo;
+mod example_lint;
 mod explain;
 mod health;
+mod init;
 mod map;
 mod purge;
 mod reload;
 
 use crate::config::faults::Fault;
-use crate::config::load::{self, ConfigSource};
+use crate::config::load::ConfigSource;
 use crate::config::schema;
 use crate::runtime;
 use crate::runtime::snapshot::Snapshot;
@@ -51,10 +54,11 @@ enum Command {
         upgrade: bool,
     },
     /// Check the configuration and run its examples; exit 1 on any fault
-    Check {
-        /// Also warn about weak settings; exit 1 on any warning
-        #[arg(long)]
-        strict: bool,
+    Check(check::Arguments),
+    /// Write a small configuration with comments to a new directory
+    Init {
+        /// The directory. It must be empty, or not exist
+        directory: PathBuf,
     },
     /// Print the JSON Schema (2020-12) of a configuration file, for editors
     Schema {
@@ -117,7 +121,8 @@ pub fn main() -> ExitCode {
     let source = ConfigSource::new(arguments.config);
     match arguments.command.unwrap_or(Command::Run { upgrade: false }) {
         Command::Run { upgrade } => run(source, upgrade),
-        Command::Check { strict } => check(&source, strict),
+        Command::Check(arguments) => check::check(&source, &arguments),
+        Command::Init { directory } => init::init(&directory),
         Command::Schema { file } => schema(file),
         Command::Completions { shell } => completions(shell),
         Command::Map { provider, file, reveal_secrets } => map::map(&source, &provider, &file, reveal_secrets),
@@ -188,29 +193,22 @@ fn completions(shell: clap_complete::Shell) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn check(source: &ConfigSource, strict: bool) -> ExitCode {
-    match Snapshot::load(source, None, &[0; 32], runtime::now()) {
+/// Loads the configuration for a command that needs no secret. Prints what is missing on this machine.
+///
+/// # Errors
+/// The configuration has faults. They are printed.
+fn load_without_secrets(source: &ConfigSource) -> Result<Snapshot, ExitCode> {
+    match Snapshot::load(&source.accepting_missing(), None, &[0; 32], runtime::now()) {
         Ok(snapshot) => {
-            let linted = load::load(source).config.filter(|_| strict);
-            let warnings = linted.map_or_else(Vec::new, |config| config_lint::warnings(&config, runtime::now()));
-            if !warnings.is_empty() {
-                print_faults(&warnings);
-                print_stderr(&format!("weir: valid, with {}", count(warnings.len(), "warning")));
-                return ExitCode::FAILURE;
+            if !snapshot.missing.is_empty() {
+                let missing = snapshot.missing.join(", ");
+                print_stderr(&format!("weir: without the values of {missing}, which are missing here"));
             }
-            print(&format!(
-                "ok: revision {}, {}, {}, {}\n",
-                snapshot.revision,
-                count(snapshot.providers.len(), "provider"),
-                count(snapshot.clients.len(), "client"),
-                count(snapshot.files.len(), "file")
-            ));
-            ExitCode::SUCCESS
+            Ok(snapshot)
         }
         Err(faults) => {
             print_faults(&faults);
-            print_stderr(&format!("weir: {}", count(faults.len(), "fault")));
-            ExitCode::FAILURE
+            Err(ExitCode::FAILURE)
         }
     }
 }
@@ -220,16 +218,25 @@ fn count(number: usize, noun: &str) -> String {
     format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }
 
-fn key_new() -> ExitCode {
+/// Returns a new random key and its SHA-256 digest.
+fn new_key() -> Result<(String, String), getrandom::Error> {
     let mut bytes = [0; 32];
-    if let Err(error) = getrandom::fill(&mut bytes) {
-        print_stderr(&format!("weir: cannot get random bytes: {error}"));
-        return ExitCode::FAILURE;
-    }
+    getrandom::fill(&mut bytes)?;
     let key = format!("weir_{}", hex::encode(bytes));
+    let digest = hex::encode(Sha256::digest(&key));
+    Ok((key, digest))
+}
+
+fn key_new() -> ExitCode {
+    let (key, digest) = match new_key() {
+        Ok(new) => new,
+        Err(error) => {
+            print_stderr(&format!("weir: cannot get random bytes: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
     print(&format!(
-        "key:    {key}\nsha256: {0}\n\nGive the key to the client; Weir does not store it. Add its digest to the client in clients.yaml:\n    keys: [ {{ sha256: {0} }} ]\n",
-        hex::encode(Sha256::digest(&key))
+        "key:    {key}\nsha256: {digest}\n\nGive the key to the client; Weir does not store it. Add its digest to the client in clients.yaml:\n    keys: [ {{ sha256: {digest} }} ]\n"
     ));
     ExitCode::SUCCESS
 }

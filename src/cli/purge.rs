@@ -1,11 +1,8 @@
 //! Runs `weir purge`: removes entries from the cache of a running gateway.
 
-use super::{admin_client, print, print_faults, print_stderr};
+use super::admin_client::{Connection, Needs};
 use crate::config::load::ConfigSource;
-use crate::runtime;
-use crate::runtime::snapshot::Snapshot;
 use serde_json::{Map, Value, json};
-use std::net::SocketAddr;
 use std::process::ExitCode;
 
 #[derive(clap::Args)]
@@ -15,9 +12,8 @@ pub(super) struct Arguments {
     /// Make the entries stale instead of removing them
     #[arg(long)]
     soft: bool,
-    /// The address of the admin listener [default: admin.address of the configuration]
-    #[arg(long, value_name = "ADDRESS")]
-    admin: Option<SocketAddr>,
+    #[command(flatten)]
+    connection: Connection,
 }
 
 #[derive(clap::Args)]
@@ -41,30 +37,14 @@ struct PurgeTarget {
 }
 
 pub(super) fn purge(source: &ConfigSource, arguments: &Arguments) -> ExitCode {
-    let snapshot = match Snapshot::load(source, None, &[0; 32], runtime::now()) {
-        Ok(snapshot) => snapshot,
-        Err(faults) => {
-            print_faults(&faults);
-            return ExitCode::FAILURE;
-        }
+    let listener = match arguments.connection.open(source, Needs::Token) {
+        Ok(listener) => listener,
+        Err(code) => return code,
     };
-    let address = arguments.admin.unwrap_or(snapshot.weir.admin.address);
-    let token = admin_client::token(source, &snapshot.weir.admin.token, address);
-    match admin_client::send(address, "POST /cache/purge", &token, &arguments.body().to_string()) {
-        Ok((200, body)) => {
-            print(&format!("{}\n", body.trim()));
-            ExitCode::SUCCESS
-        }
-        Ok((status, body)) => {
-            let problem: Value = serde_json::from_str(&body).unwrap_or_default();
-            print_stderr(&format!("weir: {status}: {}", problem["detail"].as_str().unwrap_or(&body)));
-            ExitCode::FAILURE
-        }
-        Err(error) => {
-            print_stderr(&format!("weir: no response from the admin listener at {address}: {error}"));
-            ExitCode::FAILURE
-        }
-    }
+    listener.run("POST /cache/purge", &arguments.body().to_string(), |status, body| {
+        let problem: Value = serde_json::from_str(body).unwrap_or_default();
+        format!("weir: {status}: {}", problem["detail"].as_str().unwrap_or(body))
+    })
 }
 
 impl Arguments {

@@ -11,15 +11,16 @@ use std::net::SocketAddr;
 /// The first segments of Weir's own paths.
 const RESERVED: [&str; 2] = ["v1", "docs"];
 
-/// Checks references and uniqueness. `truncated` names the files that were read only in part; `providers` stands for all
-/// provider files. A reference into such a file is no fault, because the rest of the file can define it.
+/// Checks references and uniqueness. `truncated` names the files that were read only in part; `providers` stands for the
+/// files of providers whose name is not known. A reference into such a file is no fault, because the rest of the file can
+/// define it.
 pub(super) fn cross_file(config: &Config, truncated: &[String], faults: &mut Faults) {
     let whole = |file: &str| !truncated.iter().any(|name| name == file);
-    if config.weir.listen.is_empty() && whole("weir.yaml") {
+    if config.weir.listen.is_empty() && config.weir.written.listeners == 0 && whole("weir.yaml") {
         let file = config.files.iter().find(|f| f.ends_with("weir.yaml")).map(String::as_str).unwrap_or("weir.yaml");
         faults.add(&Location::top(&file.into()), "listen is empty; write at least one listener");
     }
-    if config.providers.is_empty() && whole("providers") {
+    if config.written_providers.is_empty() && whole("providers") {
         let file = config.files.first().map(String::as_str).unwrap_or("weir.yaml");
         faults.add(&Location::top(&file.into()), "no provider file; write at least one providers/NAME.yaml");
     }
@@ -68,8 +69,11 @@ fn keys(config: &Config, faults: &mut Faults) {
 /// Adds a fault for each listener whose address another one has taken.
 fn addresses(config: &Config, faults: &mut Faults) {
     let admin = &config.weir.admin;
+    // With a fault in it, the address of the admin listener is not known.
+    let admin_address =
+        (admin.location.is_some() || !config.weir.written.admin).then_some((admin.address, admin.location.as_ref()));
     let clients = config.weir.listen.iter().map(|listener| (listener.address, Some(&listener.location)));
-    let all: Vec<_> = clients.chain([(admin.address, admin.location.as_ref())]).collect();
+    let all: Vec<_> = clients.chain(admin_address).collect();
     for (position, (address, location)) in all.iter().enumerate() {
         let Some((_, first)) = all[..position].iter().find(|(other, _)| overlap(*other, *address)) else { continue };
         // The admin listener without a location has its default address, which then is the fault of the other listener.
@@ -122,7 +126,7 @@ fn policies(config: &Config, faults: &mut Faults) {
             }
         }
     }
-    let known = || config.weir.policies.iter().map(|p| p.name.as_str());
+    let known = || config.weir.written.policies.iter().map(String::as_str);
     let mut check = |at: &Located<String>| {
         if !known().any(|name| name == at.value) {
             faults.add(&at.location, unknown("rate limit", &at.value, known()));
@@ -135,7 +139,7 @@ fn policies(config: &Config, faults: &mut Faults) {
 }
 
 fn providers(config: &Config, faults: &mut Faults) {
-    let known = || config.providers.iter().map(|p| p.name.value.as_str());
+    let known = || config.written_providers.iter().map(String::as_str);
     let mut check = |at: &Located<String>| {
         if !known().any(|name| name == at.value) {
             faults.add(&at.location, unknown("provider", &at.value, known()));

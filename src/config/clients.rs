@@ -65,7 +65,15 @@ fn client(node: &Node, cx: &mut DecodeContext<'_>) -> Option<ClientConfig> {
     let provider_rate_limits = fields.optional("provider_rate_limits", cx, |node, cx| {
         by_provider(node, "provider_rate_limits", cx, |node, cx| decode::list(node, cx, decode::at_text))
     });
-    let providers = fields.optional("providers", cx, |node, cx| decode::list(node, cx, decode::at_text));
+    let mut written = 0;
+    let providers = fields.optional("providers", cx, |node, cx| {
+        decode::list(node, cx, |node, cx| {
+            written += 1;
+            decode::at_text(node, cx)
+        })
+    });
+    // A name with a fault may be any provider, so it must not forbid one.
+    let providers = providers.filter(|providers| providers.len() == written);
     let reveal_secrets = fields.optional("reveal_secrets", cx, decode::boolean);
     let credentials =
         fields.optional("credentials", cx, |node, cx| by_provider(node, "credentials", cx, credentials::decode));

@@ -39,6 +39,7 @@ pub struct OAuth2 {
 /// Decodes `{ header: NAME, value: SECRET }`, `{ bearer: SECRET }`, `{ oauth2: … }` or
 /// `{ mode: forward, header: NAME }`.
 pub(crate) fn decode(node: &Node, cx: &mut DecodeContext<'_>) -> Option<CredentialConfig> {
+    let before = cx.faults.count();
     let mut fields = Fields::of(node, "credentials", cx)?;
     let mode =
         fields.optional("mode", cx, |node, cx| decode::one_of(node, cx, "mode", &[("swap", false), ("forward", true)]));
@@ -49,9 +50,9 @@ pub(crate) fn decode(node: &Node, cx: &mut DecodeContext<'_>) -> Option<Credenti
     let location = fields.location().clone();
     // `value: ""` and `bearer: ""` count as written: the empty value means no credential.
     let written = ["value", "bearer", "oauth2"].map(|key| fields.node(key).is_some());
-    let wrong_mode = mode.is_none() && fields.node("mode").is_some();
     fields.end(cx);
-    if wrong_mode {
+    // A key with a fault, or with a wrong name, is the cause of the wrong form.
+    if cx.faults.count() > before {
         return None;
     }
     match (mode.unwrap_or(false), header, written) {
@@ -75,7 +76,7 @@ fn bearer_of(Secret(token): Secret, location: Location) -> CredentialConfig {
 
 fn oauth2(node: &Node, cx: &mut DecodeContext<'_>) -> Option<OAuth2> {
     let mut fields = Fields::of(node, "oauth2", cx)?;
-    let token_url = fields.required("token_url", cx, decode::at_text);
+    let token_url = fields.required("token_url", cx, decode::url);
     let client_id = fields.required("client_id", cx, decode::text);
     let client_secret = fields.required("client_secret", cx, decode::secret);
     let scope = fields.optional("scope", cx, decode::text);

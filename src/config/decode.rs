@@ -4,8 +4,10 @@
 
 use super::faults::{Faults, Located, Location};
 use super::schema_builder::{Scalar, SchemaBuilder};
-use super::tree::{Node, TreeKey, Value};
+use super::tree::{Node, PLACEHOLDER, TreeKey, Unset, Value};
 use crate::base::typo::unknown;
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
@@ -20,14 +22,53 @@ pub struct DecodeContext<'a> {
     pub read_file: &'a dyn Fn(&str) -> Result<String, String>,
     /// Whether the file ends at a syntax fault. Then a missing key is not reported as a fault.
     pub truncated: bool,
+    /// Receives what is missing on this machine, if that is accepted; otherwise it is a fault.
+    pub(super) missing: Option<&'a Missing>,
     /// Records what the decoder accepts, if the tree is a probe.
     pub(super) schema: Option<SchemaBuilder>,
 }
 
+/// The environment variables that are not set and the files that cannot be read, for people.
+pub(super) type Missing = RefCell<BTreeSet<String>>;
+
+/// Stands for a secret that is missing on this machine. It is long, so that no rule about short secrets applies.
+const MISSING_SECRET: &str = "unset-unset-unset-unset-unset-unset-unset-unset-unset-unset-unset";
+
 impl<'a> DecodeContext<'a> {
     /// Returns a context for one file.
     pub fn new(faults: &'a mut Faults, read_file: &'a dyn Fn(&str) -> Result<String, String>, truncated: bool) -> Self {
-        Self { faults, read_file, truncated, schema: None }
+        Self { faults, read_file, truncated, missing: None, schema: None }
+    }
+
+    /// Returns the text of a scalar whose variables are not set, if that is accepted. Otherwise each of them is a fault.
+    fn unset<'n>(&mut self, location: &Location, unset: &'n Unset) -> Option<&'n str> {
+        if let Some(missing) = self.missing {
+            missing.borrow_mut().extend(unset.variables.iter().cloned());
+            self.faults.expect_none_at(location);
+            return Some(&unset.text);
+        }
+        for name in &unset.variables {
+            let better = format!("set it, or write ${{{name}:-default}}");
+            self.faults.add(location, format!("the environment variable {name} is not set; {better}"));
+        }
+        None
+    }
+
+    /// Reads a file that the configuration names. Returns `None` if it cannot be read, which is a fault unless that is
+    /// accepted.
+    pub(super) fn file(&mut self, path: &Located<String>, what: &str) -> Option<String> {
+        match ((self.read_file)(&path.value), self.missing) {
+            (Ok(text), _) => Some(text),
+            (Err(_), Some(missing)) => {
+                missing.borrow_mut().insert(path.value.clone());
+                self.faults.expect_none_at(&path.location);
+                None
+            }
+            (Err(error), None) => {
+                self.faults.add(&path.location, format!("cannot read {what} {:?}: {error}", path.value));
+                None
+            }
+        }
     }
 
     /// Returns whether the node is a probe. If it is, adds the scalar to the schema.
@@ -79,6 +120,11 @@ impl<'n> Fields<'n> {
                 cx.schema.iter_mut().for_each(SchemaBuilder::mapping);
                 Some(Self { location: &node.location, entries: &[], known: Vec::new(), probe: Some(node) })
             }
+            Value::Faulty => None,
+            Value::Unset(unset) => {
+                cx.unset(&node.location, unset);
+                None
+            }
             _ => {
                 cx.faults.add(&node.location, format!("{what} must be a mapping (key: value)"));
                 None
@@ -104,6 +150,12 @@ impl<'n> Fields<'n> {
         (!matches!(node.value, Value::Null)).then_some(node)
     }
 
+    /// Returns whether the file has this key, also without a value or with a fault.
+    #[must_use]
+    pub(crate) fn is_written(&self, key: &str) -> bool {
+        self.entries.iter().any(|(known, _)| known.name == key)
+    }
+
     /// Reads an optional key. Returns `None` if it is missing, or if `read` reports a fault.
     pub(crate) fn optional<T>(
         &mut self,
@@ -125,8 +177,7 @@ impl<'n> Fields<'n> {
         match self.node(key) {
             Some(node) => cx.inside(|cx| read(node, cx), |schema| schema.leave_key(key, true)),
             None => {
-                let written = self.entries.iter().any(|(known, _)| known.name == key);
-                if !cx.truncated && !written {
+                if !cx.truncated && !self.is_written(key) {
                     cx.faults.add(self.location, format!("missing key {key:?}"));
                 }
                 None
@@ -154,6 +205,8 @@ pub(crate) fn text(node: &Node, cx: &mut DecodeContext<'_>) -> Option<String> {
     }
     match &node.value {
         Value::Text(text) => Some(text.clone()),
+        Value::Unset(unset) => cx.unset(&node.location, unset).map(str::to_owned),
+        Value::Faulty => None,
         Value::Null => Some(String::new()),
         _ => {
             cx.faults.add(&node.location, "this must be a single value, not a list or mapping");
@@ -207,6 +260,11 @@ pub(crate) fn entries<T>(
             let key =
                 TreeKey { name: known.first().copied().unwrap_or("name").to_owned(), location: node.location.clone() };
             cx.inside(|cx| read(&key, node, cx), |schema| schema.leave_entries(known));
+            None
+        }
+        Value::Faulty => None,
+        Value::Unset(unset) => {
+            cx.unset(&node.location, unset);
             None
         }
         _ => {
@@ -406,12 +464,23 @@ pub(crate) fn secret(node: &Node, cx: &mut DecodeContext<'_>) -> Option<Secret> 
         let mut fields = Fields::of(node, "a secret", cx)?;
         let path = fields.required("file", cx, at_text);
         fields.end(cx);
-        let path = path?;
-        let read =
-            (cx.read_file)(&path.value).map_err(|error| format!("cannot read secret file {:?}: {error}", path.value));
-        cx.faults.keep(&path.location, read).map(Secret)
+        let missing = cx.missing.is_some().then(|| MISSING_SECRET.to_owned());
+        cx.file(&path?, "secret file").or(missing).map(Secret)
     };
-    mapping_or(node, cx, from_file, |node, cx| text(node, cx).map(Secret))
+    mapping_or(node, cx, from_file, |node, cx| {
+        let text = text(node, cx)?;
+        let is_missing = matches!(node.value, Value::Unset(_));
+        Some(Secret(if is_missing { text + MISSING_SECRET } else { text }))
+    })
+}
+
+/// Reads a URL. A URL with a variable that is not set, if that is accepted, gets the host `unset.invalid`.
+pub(crate) fn url(node: &Node, cx: &mut DecodeContext<'_>) -> Option<Located<String>> {
+    let mut url = at_text(node, cx)?;
+    if matches!(node.value, Value::Unset(_)) && !url.value.contains("://") {
+        url.value = format!("https://{PLACEHOLDER}.invalid");
+    }
+    Some(url)
 }
 
 #[cfg(test)]

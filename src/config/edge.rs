@@ -200,8 +200,7 @@ fn tls(node: &Node, cx: &mut DecodeContext<'_>) -> Option<Tls> {
 /// Reads a path, and returns the text of that file.
 fn file(node: &Node, cx: &mut DecodeContext<'_>) -> Option<Located<String>> {
     let path = decode::at_text(node, cx)?;
-    let read = (cx.read_file)(&path.value).map_err(|error| format!("cannot read file {:?}: {error}", path.value));
-    cx.faults.keep(&path.location, read).map(|value| Located { value, location: path.location })
+    cx.file(&path, "file").map(|value| Located { value, location: path.location })
 }
 
 pub(super) fn limits(node: &Node, cx: &mut DecodeContext<'_>) -> Option<Limits> {

@@ -2,11 +2,12 @@
 //!
 //! Reading, decoding, checking and compiling all report here, so none of them stops at the first fault.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 
 /// A position in a configuration file.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Location {
     /// The file, by a path that the user can open.
     pub file: Arc<str>,
@@ -65,12 +66,28 @@ impl fmt::Display for Fault {
 #[derive(Debug, Default)]
 pub struct Faults {
     list: Vec<Fault>,
+    /// Places of values that are placeholders.
+    placeholders: HashSet<Location>,
 }
 
 impl Faults {
-    /// Adds a fault.
+    /// Adds a fault, unless the value at this place is a placeholder.
     pub fn add(&mut self, location: &Location, message: impl Into<String>) {
+        if self.placeholders.contains(location) {
+            return;
+        }
         self.list.push(Fault { location: location.clone(), message: message.into() });
+    }
+
+    /// Records that the value at this place is a placeholder, so that nothing about it is a fault.
+    pub(crate) fn expect_none_at(&mut self, location: &Location) {
+        self.placeholders.insert(location.clone());
+    }
+
+    /// Returns the number of faults.
+    #[must_use]
+    pub(crate) fn count(&self) -> usize {
+        self.list.len()
     }
 
     /// Returns the value of a result, or adds its error as a fault at `location`.

@@ -6,6 +6,7 @@
 
 mod check;
 pub(crate) mod clients;
+pub(crate) mod content;
 pub(crate) mod credentials;
 pub(crate) mod decode;
 pub(crate) mod edge;
@@ -33,14 +34,16 @@ pub struct Config {
     pub clients: Vec<clients::ClientConfig>,
     /// `providers/*.yaml`, by file name
     pub providers: Vec<provider::ProviderConfig>,
+    /// The names of all providers, also of those whose file has faults.
+    pub written_providers: Vec<String>,
     /// `examples/*/*.json`
     pub examples: Vec<Example>,
+    /// The environment variables that are not set and the files that cannot be read, if that is accepted.
+    pub missing: Vec<String>,
     /// Paths of all files, as messages show them.
     pub files: Vec<String>,
     /// Identifies the content of these files, for people and metrics.
     pub revision: String,
-    /// Digest of these files and of the files that they name, to detect changes. It is never shown.
-    pub content: decode::Secret,
 }
 
 /// A test of a provider file: a native body, and the unified body that it must map to.

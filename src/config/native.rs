@@ -81,11 +81,17 @@ fn error_format(node: &Node, cx: &mut DecodeContext<'_>) -> Option<ErrorFormat> 
                 let code = Located { value: code.name.clone(), location: code.location.clone() };
                 Some((code, decode::text(node, cx)?))
             });
-            Some((Located { value: name.name.clone(), location: name.location.clone() }, words?))
+            // Without its values, a variable is still known.
+            let words = words.unwrap_or_default();
+            Some((Located { value: name.name.clone(), location: name.location.clone() }, words))
         })
     });
+    let is_faulty = words.is_none() && fields.is_written("words");
     let headers = fields.optional("headers", cx, |node, cx| decode::list(node, cx, header));
     fields.end(cx);
+    if is_faulty {
+        return None;
+    }
     Some(ErrorFormat { body: body?, words: words.unwrap_or_default(), headers: headers.unwrap_or_default() })
 }
 

@@ -132,11 +132,16 @@ pub struct BodyCondition {
     pub matches: Located<String>,
 }
 
-/// Decodes the file.
-pub fn decode(root: &Node, cx: &mut DecodeContext<'_>) -> Option<ProviderConfig> {
-    let mut fields = Fields::of(root, "a provider file", cx)?;
+/// Decodes the file. Returns the provider's name, if it is known, and the whole file, if no required part of it is missing
+/// or has a fault.
+pub fn decode(root: &Node, cx: &mut DecodeContext<'_>) -> (Option<String>, Option<ProviderConfig>) {
+    let Some(mut fields) = Fields::of(root, "a provider file", cx) else { return (None, None) };
     let name = fields.required("name", cx, decode::name);
-    let base_url = fields.required("base_url", cx, decode::at_text);
+    (name.as_ref().map(|name| name.value.clone()), file(name, fields, cx))
+}
+
+fn file(name: Option<Located<String>>, mut fields: Fields<'_>, cx: &mut DecodeContext<'_>) -> Option<ProviderConfig> {
+    let base_url = fields.required("base_url", cx, decode::url);
     let credential = fields.optional("credentials", cx, credentials::decode);
     let headers = fields.optional("headers", cx, request_headers::decode).unwrap_or_default();
     let ids = fields.required("ids", cx, ids);
@@ -180,14 +185,16 @@ fn patterns(node: &Node, cx: &mut DecodeContext<'_>, session_required: bool) -> 
     } else {
         fields.optional("session", cx, decode::at_text)
     };
+    // A fault in the pattern of agents must not make a provider without agents, whose requests would have other faults.
+    let is_faulty = agent.is_none() && fields.is_written("agent");
     fields.end(cx);
-    Some(IdPatterns { agent, session })
+    (!is_faulty).then_some(IdPatterns { agent, session })
 }
 
 fn operations(node: &Node, cx: &mut DecodeContext<'_>) -> Option<PerOperation<OperationConfig>> {
     let mut fields = Fields::of(node, "operations", cx)?;
     let decoded = PerOperation::make(|kind| fields.optional(kind.name(), cx, |node, cx| operation(node, kind, cx)));
-    if !Operation::all().any(|kind| fields.node(kind.name()).is_some()) && !cx.truncated {
+    if !Operation::all().any(|kind| fields.is_written(kind.name())) && !cx.truncated {
         let names: Vec<&str> = Operation::all().map(Operation::name).collect();
         cx.faults.add(fields.location(), format!("operations must have at least one of {}", names.join(", ")));
     }
@@ -198,9 +205,11 @@ fn operations(node: &Node, cx: &mut DecodeContext<'_>) -> Option<PerOperation<Op
 fn operation(node: &Node, kind: Operation, cx: &mut DecodeContext<'_>) -> Option<OperationConfig> {
     let mut fields = Fields::of(node, "an operation", cx)?;
     let request = fields.required("request", cx, decode::at_text);
+    let before = cx.faults.count();
     let query = fields.optional("query", cx, |node, cx| {
         decode::entries(node, "query", &[], cx, |key, node, cx| Some((key.name.clone(), decode::at_text(node, cx)?)))
     });
+    let has_faulty_query = cx.faults.count() > before;
     let path = fields.required(kind.body_key(), cx, decode::at_text);
     let (mut next, mut total, mut max_limit) = (None, None, None);
     if kind.is_page() {
@@ -208,7 +217,13 @@ fn operation(node: &Node, kind: Operation, cx: &mut DecodeContext<'_>) -> Option
         total = fields.optional("total", cx, decode::at_text);
         max_limit = fields.optional("max_limit", cx, decode::positive_integer);
     }
+    // A fault in one of these must not make rules between them fail.
+    let has_faulty = |key, missing: bool| missing && kind.is_page() && fields.is_written(key);
+    let is_faulty = has_faulty("next", next.is_none()) || has_faulty("max_limit", max_limit.is_none());
     fields.end(cx);
+    if is_faulty || has_faulty_query {
+        return None;
+    }
     Some(OperationConfig { request: request?, query: query.unwrap_or_default(), item: path?, next, total, max_limit })
 }
 
@@ -216,17 +231,15 @@ fn session(node: &Node, cx: &mut DecodeContext<'_>) -> Option<Vec<(Field, Mappin
     let mut rules = Vec::new();
     let mut fields = Fields::of(node, "session", cx)?;
     for (field, group, member, _) in FIELDS {
-        if group.is_none()
-            && let Some(rule) = fields.optional(member, cx, |node, cx| rule(field, node, cx))
-        {
-            rules.push((field, rule));
+        if group.is_none() {
+            rules.extend(member_rule(field, member, &mut fields, cx));
         }
     }
     for group in ["agent", "connection"] {
         fields.optional(group, cx, |node, cx| {
             let mut members = Fields::of(node, group, cx)?;
             for (field, _, member, _) in FIELDS.into_iter().filter(|row| row.1 == Some(group)) {
-                rules.extend(members.optional(member, cx, |node, cx| rule(field, node, cx)).map(|r| (field, r)));
+                rules.extend(member_rule(field, member, &mut members, cx));
             }
             members.end(cx);
             Some(())
@@ -239,6 +252,19 @@ fn session(node: &Node, cx: &mut DecodeContext<'_>) -> Option<Vec<(Field, Mappin
             .add(&location, "session.provider_session_id is required; write the JSONPath of the provider's session id");
     }
     Some(rules)
+}
+
+/// Reads the rule of a field. A rule with a fault becomes one without a source, so that the field does not count as
+/// missing.
+fn member_rule(
+    field: Field,
+    member: &'static str,
+    fields: &mut Fields<'_>,
+    cx: &mut DecodeContext<'_>,
+) -> Option<(Field, MappingRule)> {
+    let rule = fields.optional(member, cx, |node, cx| rule(field, node, cx));
+    let faulty = || fields.is_written(member).then(|| MappingRule::at(fields.location()));
+    rule.or_else(faulty).map(|rule| (field, rule))
 }
 
 fn rule(field: Field, node: &Node, cx: &mut DecodeContext<'_>) -> Option<MappingRule> {
@@ -254,6 +280,7 @@ fn rule(field: Field, node: &Node, cx: &mut DecodeContext<'_>) -> Option<Mapping
 }
 
 fn rule_mapping(field: Field, node: &Node, cx: &mut DecodeContext<'_>) -> Option<MappingRule> {
+    let before = cx.faults.count();
     let mut fields = Fields::of(node, "a rule", cx)?;
     let from = fields.optional("from", cx, |node, cx| decode::list(node, cx, decode::at_text));
     let constant = fields.optional("const", cx, |node, cx| unified_value(field, node, cx));
@@ -268,6 +295,9 @@ fn rule_mapping(field: Field, node: &Node, cx: &mut DecodeContext<'_>) -> Option
     let (from, values) = (from.unwrap_or_default(), values.unwrap_or_default());
     let rule = MappingRule { from, constant, values, default, secret, ..MappingRule::at(&node.location) };
     if rule.from.is_empty() == rule.constant.is_none() {
+        if cx.faults.count() > before {
+            return None;
+        }
         cx.faults.add(&node.location, "a rule must have either from (one or several JSONPaths) or const");
         return None;
     }

@@ -26,6 +26,10 @@ pub enum Value {
     Null,
     /// A scalar with its environment variables replaced.
     Text(String),
+    /// A scalar with environment variables that are not set. The decoder that reads it decides whether this is a fault.
+    Unset(Unset),
+    /// A value whose fault is already reported.
+    Faulty,
     /// `[a, b]`
     List(Vec<Node>),
     /// `{a: b}` in the order of the file. Keys are unique.
@@ -34,11 +38,25 @@ pub enum Value {
     Probe,
 }
 
+/// A scalar with environment variables that are not set.
+#[derive(Clone)]
+pub struct Unset {
+    /// The variables, each once.
+    pub variables: Vec<String>,
+    /// The text, with [`PLACEHOLDER`] in place of each variable that is not set.
+    pub text: String,
+}
+
+/// Stands for the value of a variable that is not set.
+pub(crate) const PLACEHOLDER: &str = "unset";
+
 impl std::fmt::Debug for Value {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Value::Null => f.write_str("null"),
             Value::Probe => f.write_str("probe"),
+            Value::Faulty => f.write_str("faulty"),
+            Value::Unset(unset) => write!(f, "unset {:?}", unset.variables),
             // The text can be a secret.
             Value::Text(text) => write!(f, "text of {} bytes", text.len()),
             Value::List(items) => f.debug_list().entries(items).finish(),
@@ -72,13 +90,14 @@ pub struct Document {
 
 /// Parses the text of a file.
 pub fn parse(file: &Arc<str>, text: &str, env: Env<'_>, faults: &mut Faults) -> Document {
-    let mut reader = TreeReader { parser: Parser::new_from_str(text), file, env, faults, truncated: false };
+    let mut reader = TreeReader { parser: Parser::new_from_str(text), text, file, env, faults, truncated: false };
     let root = reader.document();
     Document { root, truncated: reader.truncated }
 }
 
 struct TreeReader<'t, 'f> {
     parser: Parser<'t, saphyr_parser::StrInput<'t>>,
+    text: &'t str,
     file: &'f Arc<str>,
     env: Env<'f>,
     faults: &'f mut Faults,
@@ -94,8 +113,15 @@ impl<'t> TreeReader<'t, '_> {
             Ok((event, span)) => Some((event, self.location(span))),
             Err(error) => {
                 let mark = error.marker();
-                let location = Location { file: self.file.clone(), line: mark.line(), column: mark.col() + 1 };
-                self.stop(&location, format!("YAML syntax: {}", error.info()));
+                let (line, column) = (mark.line(), mark.col() + 1);
+                let tab = find_tab(self.text, line, column, error.info());
+                let message = match tab {
+                    Some(_) => "a tab, which YAML does not allow here; write spaces",
+                    None => error.info(),
+                };
+                let (line, column) = tab.unwrap_or((line, column));
+                let location = Location { file: self.file.clone(), line, column };
+                self.stop(&location, format!("YAML syntax: {message}"));
                 None
             }
         }
@@ -182,19 +208,37 @@ impl<'t> TreeReader<'t, '_> {
         if style == ScalarStyle::Plain && matches!(text, "" | "~" | "null") {
             return Value::Null;
         }
-        match expand(text, self.env) {
-            Ok(text) => Value::Text(text),
+        let mut variables = Vec::new();
+        match expand(text, self.env, &mut variables) {
+            Ok(text) if variables.is_empty() => Value::Text(text),
+            Ok(text) => Value::Unset(Unset { variables, text }),
             Err(message) => {
                 self.faults.add(location, message);
-                Value::Text(text.to_owned())
+                Value::Faulty
             }
         }
     }
 }
 
+/// Returns line and column of the tab that is the cause of a syntax fault; `None` if the cause is another one. The scanner
+/// reports the place where it stopped: behind the tab, or where the value began that the tab ends.
+fn find_tab(text: &str, line: usize, column: usize, message: &str) -> Option<(usize, usize)> {
+    let tab_in = |line: &str| line.chars().position(|c| c == '\t').map(|before| before + 1);
+    let indentation = |line: &str| tab_in(line).filter(|at| line.chars().take(at - 1).all(|c| c == ' '));
+    let stopped = text.lines().nth(line.checked_sub(1)?)?;
+    let is_tab = |column: &usize| column.checked_sub(1).and_then(|before| stopped.chars().nth(before)) == Some('\t');
+    let nearby = indentation(stopped).or_else(|| [column, column.saturating_sub(1)].into_iter().find(is_tab));
+    let is_about_tabs = message.contains("tab");
+    if nearby.is_none() && is_about_tabs && message.contains("plain scalar") {
+        let below = text.lines().enumerate().skip(line);
+        return below.filter_map(|(above, line)| Some((above + 1, indentation(line)?))).next();
+    }
+    nearby.or_else(|| tab_in(stopped).filter(|_| is_about_tabs)).map(|column| (line, column))
+}
+
 /// Replaces `${NAME}` and `${NAME:-default}` by the variable or the default. As in a shell, the default also replaces an
-/// empty variable.
-fn expand(text: &str, env: Env<'_>) -> Result<String, String> {
+/// empty variable. Adds each variable that is not set and has no default to `unset`, and writes [`PLACEHOLDER`] for it.
+fn expand(text: &str, env: Env<'_>, unset: &mut Vec<String>) -> Result<String, String> {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(start) = rest.find("${") {
@@ -213,9 +257,10 @@ fn expand(text: &str, env: Env<'_>) -> Result<String, String> {
             (Some(value), _) => out.push_str(&value),
             (None, Some(default)) => out.push_str(default),
             (None, None) => {
-                return Err(format!(
-                    "the environment variable {name} is not set; set it, or write ${{{name}:-default}}"
-                ));
+                out.push_str(PLACEHOLDER);
+                if !unset.iter().any(|known| known == name) {
+                    unset.push(name.to_owned());
+                }
             }
         }
         rest = &inner[end + 1..];
@@ -238,10 +283,39 @@ mod tests {
     #[test]
     fn variables_and_defaults_are_replaced() {
         let env = |name: &str| (name == "SET").then(|| "value".to_owned()).or((name == "EMPTY").then(String::new));
-        assert_eq!(expand("a ${SET} b ${NOT:-c:-d} $x $.y", &env).unwrap(), "a value b c:-d $x $.y");
-        assert_eq!(expand("${EMPTY}|${EMPTY:-x}|${NOT:-}", &env).unwrap(), "|x|");
-        assert!(expand("${NOT}", &env).unwrap_err().contains("NOT is not set"));
-        assert!(expand("${oops", &env).unwrap_err().contains("without a closing }"));
+        let expand = |text: &str| {
+            let mut unset = Vec::new();
+            super::expand(text, &env, &mut unset).map(|text| (text, unset))
+        };
+        assert_eq!(expand("a ${SET} b ${NOT:-c:-d} $x $.y").unwrap(), ("a value b c:-d $x $.y".into(), vec![]));
+        assert_eq!(expand("${EMPTY}|${EMPTY:-x}|${NOT:-}").unwrap(), ("|x|".into(), vec![]));
+        let unset = vec!["NOT".to_owned(), "NEITHER".to_owned()];
+        assert_eq!(expand("${NOT}-${SET}-${NEITHER}-${NOT}").unwrap(), ("unset-value-unset-unset".into(), unset));
+        assert!(expand("${oops").unwrap_err().contains("without a closing }"));
+    }
+
+    #[test]
+    fn a_fault_about_a_tab_points_at_the_tab() {
+        for (text, line, column) in [
+            ("a:\n\tb: 1\n", 2, 1),
+            ("a:\n  b: 1\n\tc: 1\n", 3, 1),
+            ("a:\n  b: 1\n  \tc: 1\n", 3, 3),
+            ("a:\n  b: x y\n    \tc: 1\nd: 1\n", 3, 5),
+            ("a: 1\n# c\n\t- b\n", 3, 1),
+            ("a:\t1\nb: [1,\n\t2]\nc:\n\td: 1\n", 1, 3),
+            ("b: [1,\n  2]\nc: \"\t\"\nd:\n\te: 1\n", 5, 1),
+            ("ä:\n é: ö\n \tc: 1\n", 3, 2),
+        ] {
+            let (document, faults) = read(text);
+            assert!(document.truncated && faults.len() == 1, "{text:?}: {faults:?}");
+            let place = format!("f.yaml:{line}:{column}: YAML syntax: a tab, ");
+            assert!(faults[0].starts_with(&place), "{text:?}: {faults:?} is not at {place}");
+        }
+        // The tabs of these texts are allowed; the fault is another one.
+        for text in ["a: |\n  x\n  \ty\nb: [\n", "a: 1\t# c\nb: [1\nc: 2\n", "a: \"\tx\"\nb: }\n"] {
+            let (_, faults) = read(text);
+            assert!(faults.len() == 1 && !faults[0].contains("a tab"), "{text:?}: {faults:?}");
+        }
     }
 
     #[test]
@@ -255,11 +329,11 @@ mod tests {
     }
 
     #[test]
-    fn a_duplicate_key_an_alias_and_an_unset_variable_are_faults_with_their_location() {
-        let (_, faults) = read("a: 1\nb: 2\na: ${NOT}\n");
+    fn a_duplicate_key_an_alias_and_an_invalid_variable_are_faults_with_their_location() {
+        let (_, faults) = read("a: 1\nb: 2\na: ${N-T}\n");
         assert_eq!(faults.len(), 2, "{faults:?}");
         assert!(faults[0].starts_with("f.yaml:3:1: duplicate key \"a\""), "{faults:?}");
-        assert!(faults[1].starts_with("f.yaml:3:4: the environment variable NOT"), "{faults:?}");
+        assert!(faults[1].starts_with("f.yaml:3:4: ${N-T} is not a variable name"), "{faults:?}");
         assert!(read("a: &x 1\nb: *x\n").1[0].contains("aliases"));
         assert!(read("a: 1\n---\nb: 1\n").1[0].contains("second YAML document"));
     }

@@ -45,6 +45,19 @@ pub struct Weir {
     pub locations: Locations,
     /// The rate-limit policies that clients refer to.
     pub policies: Vec<Policy>,
+    /// What is written in the file, whether or not it has faults.
+    pub written: Written,
+}
+
+/// What is written in the file. Rules about missing and unknown things must not count what is written and has a fault.
+#[derive(Debug, Clone, Default)]
+pub struct Written {
+    /// The names of all policies.
+    pub policies: Vec<String>,
+    /// The number of listeners.
+    pub listeners: usize,
+    /// Whether there is a section `admin`.
+    pub admin: bool,
 }
 
 /// The locations of keys about which `weir check --strict` can warn.
@@ -193,7 +206,13 @@ pub enum Charge {
 /// Decodes the file.
 pub fn decode(root: &Node, cx: &mut DecodeContext<'_>) -> Option<Weir> {
     let mut fields = Fields::of(root, "weir.yaml", cx)?;
-    let listen = fields.required("listen", cx, |node, cx| decode::list(node, cx, edge::listener));
+    let mut written = Written { admin: fields.is_written("admin"), ..Written::default() };
+    let listen = fields.required("listen", cx, |node, cx| {
+        decode::list(node, cx, |node, cx| {
+            written.listeners += 1;
+            edge::listener(node, cx)
+        })
+    });
     let admin = fields.optional("admin", cx, admin);
     let workers = fields.optional("workers", cx, workers);
     let grace = section_with_one_key(&mut fields, "shutdown", "grace", cx, decode::duration);
@@ -208,7 +227,10 @@ pub fn decode(root: &Node, cx: &mut DecodeContext<'_>) -> Option<Weir> {
     let overload = fields.optional("overload", cx, overload);
     let page_token_key = section_with_one_key(&mut fields, "page_tokens", "key", cx, decode::secret);
     let policies = fields.optional("rate_limits", cx, |node, cx| {
-        decode::entries(node, "rate_limits", &[], cx, |key, node, cx| policy(&key.name, &key.location, node, cx))
+        decode::entries(node, "rate_limits", &[], cx, |key, node, cx| {
+            written.policies.push(key.name.clone());
+            policy(&key.name, &key.location, node, cx)
+        })
     });
     let locations = locations(root, &mut fields);
     fields.end(cx);
@@ -229,6 +251,7 @@ pub fn decode(root: &Node, cx: &mut DecodeContext<'_>) -> Option<Weir> {
         overload: overload.unwrap_or_default(),
         page_token_key: page_token_key.unwrap_or(Secret(String::new())),
         policies: policies.unwrap_or_default(),
+        written,
     })
 }
 
@@ -330,19 +353,40 @@ fn overload(node: &Node, cx: &mut DecodeContext<'_>) -> Option<Overload> {
     Some(all)
 }
 
+/// Reads only `admin.address`; `None` if it is not written.
+pub(crate) fn admin_address(root: &Node, cx: &mut DecodeContext<'_>) -> Option<SocketAddr> {
+    let address = Fields::of(root, "weir.yaml", cx)?
+        .optional("admin", cx, |node, cx| Fields::of(node, "admin", cx)?.optional("address", cx, edge::address));
+    address.map(|at| at.value)
+}
+
+/// Reads only `admin.token`; `None` if it is not written.
+pub(crate) fn admin_token(root: &Node, cx: &mut DecodeContext<'_>) -> Option<Secret> {
+    Fields::of(root, "weir.yaml", cx)?
+        .optional("admin", cx, |node, cx| Fields::of(node, "admin", cx)?.optional("token", cx, decode::secret))
+}
+
+/// The address of the admin listener if none is written.
+pub(crate) fn default_admin_address() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 8081))
+}
+
 fn default_admin() -> Admin {
-    let address = SocketAddr::from(([127, 0, 0, 1], 8081));
+    let address = default_admin_address();
     Admin { address, location: None, token: Secret(String::new()), hosts: Vec::new() }
 }
 
 fn admin(node: &Node, cx: &mut DecodeContext<'_>) -> Option<Admin> {
     let mut fields = Fields::of(node, "admin", cx)?;
     let address = fields.required("address", cx, edge::address);
-    let token = fields.optional("token", cx, decode::secret).unwrap_or(Secret(String::new()));
+    let token = fields.optional("token", cx, decode::secret);
+    let lacks_token = token.as_ref().is_none_or(|token| token.0.is_empty());
+    let has_faulty_token = token.is_none() && fields.is_written("token");
+    let token = token.unwrap_or(Secret(String::new()));
     let hosts = fields.optional("hosts", cx, |node, cx| decode::list(node, cx, host_name)).unwrap_or_default();
     fields.end(cx);
     let address = address?;
-    if !address.value.ip().is_loopback() && token.0.is_empty() {
+    if !address.value.ip().is_loopback() && lacks_token && !has_faulty_token {
         cx.faults.add(
             &address.location,
             format!("admin.address {} is not a loopback address; set admin.token", address.value),

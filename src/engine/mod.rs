@@ -22,4 +22,5 @@ pub(crate) mod tls;
 pub(crate) mod token_bucket;
 pub(crate) mod token_error;
 pub(crate) mod transfer_failure;
+pub(crate) mod unknown_words;
 pub(crate) mod upstream;

@@ -17,6 +17,7 @@ use crate::fetch::provider_query::{CallReply, CallResult, ProviderQuery, SharedS
 use crate::rules::cache_control::{self, Directives};
 use crate::rules::error_rules::ProviderError;
 use crate::rules::freshness::{self, UpstreamLimit};
+use crate::rules::mapping::MappingFailure;
 use crate::rules::provider_body::{BodyFault, CompiledOperation, UnreadableBody};
 use crate::runtime::snapshot::Provider;
 use prometheus::{Histogram, IntCounter};
@@ -329,7 +330,12 @@ fn entry_from_reply(
         }
         error.with_reply(reply)
     })?;
-    unmapped.iter().for_each(|(field, reason)| count(field, reason));
+    unmapped.sessions.iter().for_each(|(field, reason)| count(field, reason));
+    for failure in &unmapped.fields {
+        let field = failure.field.name();
+        count(&field, failure.reason.as_str());
+        failure.word.iter().for_each(|word| query.provider().unknown_words.record(&field, word));
+    }
     entry.conditions = cache_control::conditions(&reply.headers);
     if let Some(previous) = confirmed.filter(|_| entry.conditions.is_empty()) {
         entry.conditions.clone_from(&previous.conditions);
@@ -419,8 +425,14 @@ fn metric_labels((field, reason): (Option<Field>, &'static str)) -> (String, &'s
     (field.map_or_else(|| "session".to_owned(), Field::name), reason)
 }
 
-/// Fields that could not be mapped, and sessions that could not be used: name and reason.
-pub type UnmappedFields = Vec<(String, &'static str)>;
+/// What of a body could not be used.
+#[derive(Debug, Default)]
+pub struct UnmappedParts {
+    /// Optional fields that could not be mapped.
+    fields: Vec<MappingFailure>,
+    /// The labels `field` and `reason` of sessions that could not be used.
+    sessions: Vec<(String, &'static str)>,
+}
 
 /// Makes an entry from a body that arrived at `now`, with the view that most clients receive.
 ///
@@ -431,7 +443,7 @@ pub fn entry_from_body(
     body: bytes::Bytes,
     upstream: UpstreamLimit,
     now: Time,
-) -> Result<(Entry, UnmappedFields), Box<FetchError>> {
+) -> Result<(Entry, UnmappedParts), Box<FetchError>> {
     let (provider, operation) = (query.provider(), query.operation()?);
     let (kind, life, view, unmapped) = {
         let native = parse(provider, &body)?;
@@ -442,10 +454,9 @@ pub fn entry_from_body(
             Some(page) => EntryKind::Page(page.clone()),
         };
         let view = parsed.view(&provider.mapping, Show::default());
-        let optional = parsed.mapping_failures.iter().map(|failure| (failure.field.name(), failure.reason.as_str()));
         let unusable = parsed.unusable.iter().filter_map(|session| session.fault.of_session());
-        let unmapped = optional.chain(unusable.map(metric_labels)).collect();
-        (kind, life, view, unmapped)
+        let sessions = unusable.map(metric_labels).collect();
+        (kind, life, view, UnmappedParts { fields: parsed.mapping_failures, sessions })
     };
     let views = vec![CachedView { show: Show::default(), view: Arc::new(view) }];
     let entry = Entry::new(query.subject.clone(), kind, body, provider.rules, life);

@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 use std::sync::Arc;
 
 /// Provider label of requests to several providers.
-const SEVERAL: &str = "several";
+pub(crate) const SEVERAL: &str = "several";
 
 /// The state of one request while the pipeline handles it.
 pub(crate) struct RequestContext<'r> {

@@ -48,7 +48,7 @@ use std::sync::Arc;
 /// Route label of CORS preflight requests.
 const PREFLIGHT: &str = "preflight";
 /// Route label of forwarded requests.
-const NATIVE: &str = "native";
+pub(crate) const NATIVE: &str = "native";
 
 /// Handles requests.
 pub struct Pipeline {

@@ -20,6 +20,10 @@ pub enum TtlSource {
 }
 
 impl TtlSource {
+    /// All rules.
+    pub const ALL: [Self; 7] =
+        [Self::ExpiresAt, Self::Status, Self::Default, Self::Max, Self::NotFound, Self::List, Self::Upstream];
+
     /// Returns the word in `Cache-Status` and in metrics.
     #[must_use]
     pub fn as_str(self) -> &'static str {

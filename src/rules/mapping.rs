@@ -6,6 +6,7 @@ use crate::base::jsonpath::JsonPath;
 use crate::base::model::{FIELDS, Field, FieldType, MODALITIES, Session, Status, Time, parse_time};
 use crate::config::faults::{Faults, Located};
 use crate::config::provider;
+use crate::rules::field_trace::{FailureReason, FieldSource, FieldTrace, PathResult, RuleValues};
 use crate::rules::secrets::SecretPaths;
 use crate::rules::unified_id::{AcceptedIds, NotAddressable};
 use serde_json::Value;
@@ -43,88 +44,8 @@ pub struct MappingFailure {
     pub reason: FailureReason,
     /// The paths of the field's rule.
     pub path: String,
-}
-
-/// Why a field could not be mapped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FailureReason {
-    /// A required field is missing.
-    Missing,
-    /// The value does not have the field's type.
-    WrongType,
-    /// The rule's `values` do not contain the provider's word.
-    UnknownValue,
-    /// No request could name a session with this id.
-    NotAddressable,
-}
-
-impl FailureReason {
-    /// Returns the metric's `reason` label.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            FailureReason::Missing => "missing",
-            FailureReason::WrongType => "wrong_type",
-            FailureReason::UnknownValue => "unknown_value",
-            FailureReason::NotAddressable => "not_addressable",
-        }
-    }
-}
-
-/// Where a field's value came from, or why it has none.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FieldSource<'m> {
-    /// The value at this path.
-    Path(&'m JsonPath),
-    /// The rule's constant.
-    Constant,
-    /// The rule's default.
-    Default,
-    /// The provider's file has no rule for the field.
-    NoRule,
-    /// The rule's paths have no value.
-    Nothing,
-    /// The rule's paths have only values that cannot be used.
-    Unusable(FailureReason),
-}
-
-/// How a field was mapped. For people: `weir map`, `weir explain`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FieldTrace<'m> {
-    /// The field.
-    pub field: Field,
-    /// Where its value came from.
-    pub source: FieldSource<'m>,
-    /// The paths that were tried, in order, with the result of each. Paths after the one with a usable value are not
-    /// tried.
-    pub tried: Vec<(&'m JsonPath, PathResult)>,
-    /// The values that the rule itself contains.
-    pub rule: Option<RuleValues<'m>>,
-}
-
-/// The result of one path of a rule. A type is a JSON type, such as `string`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PathResult {
-    /// No value, or `null`, which counts as no value.
-    Nothing {
-        /// Whether the value is `null`.
-        null: bool,
-    },
-    /// A value of this type, which was used.
-    Used(&'static str),
-    /// A value of this type, which could not be used.
-    Unusable(&'static str, FailureReason),
-}
-
-/// The values that a rule contains besides its paths, as in the provider's file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RuleValues<'m> {
-    /// The constant value of the field.
-    pub constant: Option<&'m str>,
-    /// The provider's words, each with the unified word.
-    pub values: &'m [(String, String)],
-    /// The value if no path has a usable one.
-    pub default: Option<&'m str>,
+    /// The provider's word, if the field has a fixed set of words, such as a status. It has at most 64 characters.
+    pub word: Option<String>,
 }
 
 /// Returns the JSON type of a value.
@@ -285,7 +206,8 @@ impl Mapping {
         for rule in &self.rules {
             let (value, source) = rule.evaluate(native, |_, _| ());
             if let FieldSource::Unusable(reason) = source {
-                failures.push(MappingFailure { field: rule.field, reason, path: rule.paths() });
+                let word = self.unknown_word(rule, native);
+                failures.push(MappingFailure { field: rule.field, reason, path: rule.paths(), word });
             }
             if let Some(value) = value {
                 session.set(rule.field, value);
@@ -298,7 +220,8 @@ impl Mapping {
     /// Checks the required fields and sets the unified id, the status after expiry, and the default modality.
     fn finish(&self, session: &mut Session, now: Time) -> Result<(), MappingFailure> {
         let text = |field: Field| {
-            let missing = || MappingFailure { field, reason: FailureReason::Missing, path: self.paths_of(field) };
+            let missing =
+                || MappingFailure { field, reason: FailureReason::Missing, path: self.paths_of(field), word: None };
             session.values[field as usize].as_str().ok_or_else(missing)
         };
         let own = text(Field::ProviderSessionId)?;
@@ -308,6 +231,7 @@ impl Mapping {
             field,
             reason: FailureReason::NotAddressable,
             path: self.paths_of(field),
+            word: None,
         })?;
         if session.status == Status::Active && session.expires_at.is_some_and(|at| at <= now) {
             session.status = Status::Expired;
@@ -318,6 +242,28 @@ impl Mapping {
             *modality = "unknown".into();
         }
         Ok(())
+    }
+
+    /// Returns the provider's value of a status or a modality that is not known, unless it may show a secret.
+    pub(crate) fn unknown_word_of(&self, field: Field, native: &Value) -> Option<String> {
+        self.rules.iter().find(|rule| rule.field == field).and_then(|rule| self.unknown_word(rule, native))
+    }
+
+    fn unknown_word(&self, rule: &FieldRule, native: &Value) -> Option<String> {
+        if !matches!(rule.field.field_type(), FieldType::Status | FieldType::Modality) {
+            return None;
+        }
+        rule.from.iter().find_map(|path| {
+            let value = path.first(native)?;
+            let text = match value {
+                Value::String(text) => text.clone(),
+                Value::Bool(_) | Value::Number(_) => value.to_string(),
+                _ => return None,
+            };
+            let hidden = self.secret_fields.contains(&rule.field)
+                || self.secrets.are_in_value_at(&path.names().unwrap_or_default(), value);
+            (!hidden).then(|| text.chars().take(MAX_WORD).collect())
+        })
     }
 
     fn paths_of(&self, field: Field) -> String {
@@ -341,6 +287,16 @@ impl Mapping {
             .collect()
     }
 
+    /// Returns the fields that can fail to be mapped, each with each reason that its rule can have.
+    pub(crate) fn possible_failures(&self) -> impl Iterator<Item = (Field, FailureReason)> {
+        self.rules.iter().filter(|rule| rule.constant.is_none()).flat_map(|rule| {
+            let missing = self.requires(rule.field).then_some(FailureReason::Missing);
+            let unknown = (!rule.values.is_empty()).then_some(FailureReason::UnknownValue);
+            let reasons = missing.into_iter().chain([FailureReason::WrongType]).chain(unknown);
+            reasons.map(|reason| (rule.field, reason))
+        })
+    }
+
     /// Returns whether a session needs this field for its unified id.
     #[must_use]
     pub fn requires(&self, field: Field) -> bool {
@@ -348,6 +304,8 @@ impl Mapping {
     }
 }
 
+/// The most characters of a provider's word in messages.
+const MAX_WORD: usize = 64;
 /// The fields of the unified id.
 pub(crate) const REQUIRED: [Field; 2] = [Field::ProviderSessionId, Field::AgentId];
 

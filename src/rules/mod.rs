@@ -9,6 +9,7 @@ pub(crate) mod cors;
 pub(crate) mod cursor_history;
 pub(crate) mod error_rules;
 pub(crate) mod exchange;
+pub(crate) mod field_trace;
 pub(crate) mod fields;
 pub(crate) mod forms;
 pub(crate) mod forwarding;

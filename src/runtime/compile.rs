@@ -11,6 +11,7 @@ use crate::base::ids::{IdVec, ProviderId};
 use crate::base::model::Time;
 use crate::base::operation::{EveryOperation, PerOperation};
 use crate::config::clients::ClientConfig;
+use crate::config::content::Content;
 use crate::config::edge::Listener;
 use crate::config::faults::{Fault, Faults};
 use crate::config::load::{self, ConfigSource};
@@ -26,6 +27,7 @@ use crate::engine::rate_limit::{Bucket, Limiter};
 use crate::engine::request_record::VARY;
 use crate::engine::tls;
 use crate::engine::token_bucket::{Refill, Ticker, TokenBucket};
+use crate::engine::unknown_words::UnknownWords;
 use crate::engine::upstream::Target;
 use crate::rules::auth::Keys;
 use crate::rules::error_rules::ErrorRules;
@@ -57,11 +59,25 @@ impl Snapshot {
         random: &[u8; 32],
         now: Time,
     ) -> Result<Snapshot, Vec<Fault>> {
-        let load::Loaded { config, mut faults } = load::load(source);
+        Self::compile(load::load(source), previous, random, now)
+    }
+
+    /// Compiles a configuration that was loaded.
+    ///
+    /// # Errors
+    /// All faults, sorted by location.
+    pub(crate) fn compile(
+        loaded: load::Loaded,
+        previous: Option<&Snapshot>,
+        random: &[u8; 32],
+        now: Time,
+    ) -> Result<Snapshot, Vec<Fault>> {
+        let load::Loaded { config, content, mut faults } = loaded;
         let clients = previous.into_iter().flat_map(|previous| &previous.clients);
         let previous_clients = clients.map(|client| (&*client.id, client)).collect();
-        let compile =
-            |config| Compiler { previous, previous_clients, faults: &mut faults, now }.snapshot(config, random);
+        let compile = |config| {
+            Compiler { previous, previous_clients, faults: &mut faults, now }.snapshot(config, content, random)
+        };
         match config.map(compile) {
             Some(snapshot) if faults.is_empty() => Ok(snapshot),
             _ => Err(faults.sorted()),
@@ -78,7 +94,10 @@ struct Compiler<'a> {
 }
 
 impl<'a> Compiler<'a> {
-    fn snapshot(&mut self, config: Config, random: &[u8; 32]) -> Snapshot {
+    fn snapshot(&mut self, config: Config, content: Content, random: &[u8; 32]) -> Snapshot {
+        let secret_changes = self.previous.map_or(0, |previous| {
+            previous.secret_changes + u32::from(content.has_other_named_files(&previous.content))
+        });
         let routes = RouteTable::compile(&config.providers, self.faults);
         let mut providers: IdVec<ProviderId, Provider> =
             config.providers.iter().filter_map(|p| self.provider(p)).collect();
@@ -98,8 +117,10 @@ impl<'a> Compiler<'a> {
         self.examples(&config.examples, &providers);
         let description = PublicDocument::new("application/json", openapi::document(&config).into());
         Snapshot {
-            revision: config.revision,
-            content: config.content,
+            revision: revision(config.revision, secret_changes),
+            content,
+            secret_changes,
+            missing: config.missing,
             files: config.files,
             loaded_at: self.now,
             listeners,
@@ -184,6 +205,9 @@ impl<'a> Compiler<'a> {
             ProviderQuotas::new(config.upstream.capacity.clone(), config.upstream.breaker.clone(), previous_quotas);
         let CredentialQuota { credential, .. } = quotas.configure(credential, previous_quotas);
         let health = previous.map(|p| p.health.clone());
+        let rules = rules_digest(config);
+        // With other rules, other words are unknown.
+        let unknown_words = previous.filter(|p| p.rules == rules).map(|p| p.unknown_words.clone());
         Some(Provider {
             health: health.unwrap_or_else(|| Arc::new(ProviderHealth::new(name.clone()))),
             name,
@@ -195,7 +219,9 @@ impl<'a> Compiler<'a> {
             mapping,
             errors,
             freshness: config.freshness.clone(),
-            rules: rules_digest(config),
+            rules,
+            unknown_words: unknown_words
+                .unwrap_or_else(|| Arc::new(UnknownWords::new(config.name.value.as_str().into()))),
             breaker: breaker.unwrap_or_else(|| Arc::new(Breaker::new(config.upstream.breaker.clone()))),
             retry_budget: previous.map(|p| p.retry_budget.clone()).unwrap_or_default(),
             quotas,
@@ -272,6 +298,12 @@ impl<'a> Compiler<'a> {
         let buckets = policies.filter_map(|at| bucket(limiters, &at.value, &key)).collect();
         is_permitted.then_some(Access { credential, is_clients_own: own.is_some(), quota, breaker, buckets })
     }
+}
+
+/// Returns the revision of the files, with `.N` after the Nth change of the files that they name. The content of these
+/// does not show in it: it would be a fingerprint of the secrets.
+fn revision(files: String, secret_changes: u32) -> String {
+    if secret_changes == 0 { files } else { format!("{files}.{secret_changes}") }
 }
 
 fn bucket(limiters: &[Arc<Limiter>], policy: &str, key: &str) -> Option<Bucket> {

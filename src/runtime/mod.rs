@@ -9,6 +9,7 @@ pub(crate) mod reload;
 pub(crate) mod snapshot;
 
 use crate::base::model::Time;
+use crate::config::content::Content;
 use crate::config::faults::Fault;
 use crate::config::load::ConfigSource;
 use crate::config::weir::Weir;
@@ -41,7 +42,7 @@ pub struct Runtime {
     /// `weir.yaml` at start: the source of settings that only a restart changes.
     started: Weir,
     /// The content of the files at the last poll.
-    polled: Mutex<String>,
+    polled: Mutex<Content>,
     /// Locked during a reload: reloads run one after another.
     reloading: Mutex<()>,
 }
@@ -64,7 +65,7 @@ impl Runtime {
         let first = Snapshot::load(&source, None, &random, now)?;
         Ok(Self {
             started: first.weir.clone(),
-            polled: Mutex::new(first.content.0.clone()),
+            polled: Mutex::new(first.content.clone()),
             current: ArcSwap::from_pointee(first),
             source,
             random,

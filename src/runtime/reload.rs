@@ -9,6 +9,7 @@ use super::{LastError, Runtime};
 use crate::base::model::Time;
 use crate::config::edge::Listener;
 use crate::config::faults::{Fault, Location};
+use crate::config::load;
 use crate::config::weir::{Admin, Overload, Weir};
 use notify::{RecursiveMode, Watcher};
 use std::path::Path;
@@ -31,8 +32,6 @@ pub(crate) enum Reloaded {
     Swapped {
         /// Its revision.
         revision: String,
-        /// Changed settings that take effect only after a restart.
-        restart: Vec<&'static str>,
     },
     /// The files are valid and their content is the same as before.
     Unchanged {
@@ -41,6 +40,23 @@ pub(crate) enum Reloaded {
     },
     /// The new configuration has faults. The old one stays in force.
     Refused(Vec<Fault>),
+}
+
+/// A reload.
+#[derive(Debug, Clone)]
+pub(crate) struct Reload {
+    /// How it ended.
+    pub(crate) outcome: Reloaded,
+    /// The files that differ from those of the configuration that was in force before.
+    pub(crate) changed: Vec<String>,
+}
+
+impl Reload {
+    /// Returns a reload that read no file.
+    #[must_use]
+    pub(crate) fn refused(faults: Vec<Fault>) -> Self {
+        Self { outcome: Reloaded::Refused(faults), changed: Vec::new() }
+    }
 }
 
 /// Decides between a reload and the caller that stops waiting for it. The first of them to claim it wins, so a reload
@@ -58,29 +74,43 @@ impl ReloadClaim {
 impl Runtime {
     /// Reloads the configuration, unless the caller claims `claim` before the files are read. Blocks: it reads files and
     /// compiles.
-    pub(crate) fn reload(&self, now: Time, claim: &ReloadClaim) -> Reloaded {
+    pub(crate) fn reload(&self, now: Time, claim: &ReloadClaim) -> Reload {
         let _one_at_a_time = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
         let previous = self.snapshot();
-        let loaded = Snapshot::load(&self.source, Some(&previous), &self.random, now);
+        let loaded = load::load(&self.source);
+        let changed = loaded.content.changes_since(&previous.content, loaded.faults.is_empty());
+        let loaded = Snapshot::compile(loaded, Some(&previous), &self.random, now);
         if !claim.claim() {
-            return Reloaded::Refused(Vec::new());
+            return Reload::refused(Vec::new());
         }
         let outcome = match loaded {
             Err(faults) => Reloaded::Refused(faults),
             Ok(next) if next.content == previous.content => Reloaded::Unchanged { revision: previous.revision.clone() },
             Ok(next) if self.lacks_admin_token(&next) => Reloaded::Refused(vec![self.missing_admin_token()]),
             Ok(next) => {
-                let restart = needs_restart(&self.started, &next);
                 let revision = next.revision.clone();
                 self.current.store(next.into());
-                Reloaded::Swapped { revision, restart }
+                Reloaded::Swapped { revision }
             }
         };
         self.set_last_error(match &outcome {
             Reloaded::Refused(faults) => Some(LastError { at: now, faults: faults.clone() }),
             _ => None,
         });
-        outcome
+        Reload { outcome, changed }
+    }
+
+    /// Returns the settings that only a restart changes. Each is `true` if it differs from the one at the start, so that a
+    /// restart is necessary.
+    #[must_use]
+    pub(crate) fn restart_settings(&self) -> [(&'static str, bool); 6] {
+        restart_settings(&self.started, &self.snapshot())
+    }
+
+    /// Returns the names of the settings that take effect only after a restart.
+    #[must_use]
+    pub(crate) fn needs_restart(&self) -> Vec<&'static str> {
+        self.restart_settings().into_iter().filter_map(|(name, differs)| differs.then_some(name)).collect()
     }
 
     fn set_last_error(&self, error: Option<LastError>) {
@@ -88,7 +118,7 @@ impl Runtime {
     }
 
     /// Records that a reload did not end within `limit`. Returns the fault, which names the file that is being read.
-    pub(crate) fn refuse_slow_reload(&self, limit: Duration, now: Time) -> Reloaded {
+    pub(crate) fn refuse_slow_reload(&self, limit: Duration, now: Time) -> Reload {
         let file = self.source.reading().unwrap_or_else(|| self.source.directory.clone());
         let message = format!(
             "the reload did not end within {} s; a file on a disk that does not respond delays it. The previous \
@@ -97,7 +127,7 @@ impl Runtime {
         );
         let fault = Fault { location: Location::top(&file.to_string_lossy().into()), message };
         self.set_last_error(Some(LastError { at: now, faults: vec![fault.clone()] }));
-        Reloaded::Refused(vec![fault])
+        Reload::refused(vec![fault])
     }
 
     /// Returns whether the next snapshot has no admin token although the bound admin address is not a loopback address.
@@ -116,11 +146,7 @@ impl Runtime {
     /// Returns whether the content of the files has changed since the last call of this method.
     #[must_use]
     pub fn has_changed(&self) -> bool {
-        let loaded = crate::config::load::load(&self.source);
-        let content = match loaded.config {
-            Some(config) => config.content.0,
-            None => loaded.faults.sorted().iter().map(ToString::to_string).collect(),
-        };
+        let content = load::load(&self.source).content;
         let mut polled = self.polled.lock().unwrap_or_else(PoisonError::into_inner);
         let changed = *polled != content;
         *polled = content;
@@ -128,8 +154,8 @@ impl Runtime {
     }
 }
 
-/// Returns the settings that differ from those at start and that only a restart changes.
-fn needs_restart(started: &Weir, next: &Snapshot) -> Vec<&'static str> {
+/// Returns the settings that only a restart changes, and whether they differ from those at the start.
+fn restart_settings(started: &Weir, next: &Snapshot) -> [(&'static str, bool); 6] {
     // The pattern has every setting, so a new setting does not compile until it is added here.
     let Weir {
         listen,
@@ -149,6 +175,7 @@ fn needs_restart(started: &Weir, next: &Snapshot) -> Vec<&'static str> {
         page_token_key: _,
         locations: _,
         policies: _,
+        written: _,
     } = started;
     // TLS is compared by `listeners_match_configuration`.
     let bound = |Listener { address, h2c, tls: _, location: _ }: &Listener| (*address, *h2c);
@@ -162,9 +189,6 @@ fn needs_restart(started: &Weir, next: &Snapshot) -> Vec<&'static str> {
         ("overload.max_buffered", *max_buffered != new.overload.max_buffered),
         ("cache.max_bytes", *max_bytes != new.max_bytes),
     ]
-    .into_iter()
-    .filter_map(|(name, changed)| changed.then_some(name))
-    .collect()
 }
 
 /// Sends an event when files may have changed, until the watcher is dropped. Returns `None` if the system allows no

@@ -6,7 +6,7 @@ use crate::base::ids::{ClientId, IdVec, ProviderId};
 use crate::base::memory_budget::{MemoryBudget, MemoryShare};
 use crate::base::model::Time;
 use crate::base::operation::{EveryOperation, PerOperation};
-use crate::config::decode::Secret;
+use crate::config::content::Content;
 use crate::config::edge::{Guard, Listener};
 use crate::config::freshness::Freshness;
 use crate::config::provider::Ids;
@@ -20,6 +20,7 @@ use crate::engine::provider_quota::ProviderQuota;
 use crate::engine::rate_limit::{Bucket, Limiter};
 use crate::engine::tls::TlsAcceptor;
 use crate::engine::token_bucket::TokenBucket;
+use crate::engine::unknown_words::UnknownWords;
 use crate::engine::upstream::Target;
 use crate::rules::auth::Keys;
 use crate::rules::error_rules::ErrorRules;
@@ -42,8 +43,12 @@ use std::time::Duration;
 pub struct Snapshot {
     /// Names the content in logs, metrics and responses.
     pub revision: String,
-    /// The content of all files. Only compared, never shown.
-    pub content: Secret,
+    /// The content of all files.
+    pub content: Content,
+    /// How often the files that the configuration names have changed since the start. Part of the revision.
+    pub(super) secret_changes: u32,
+    /// What is missing on this machine, if the configuration was loaded without it.
+    pub missing: Vec<String>,
     /// The files that were read.
     pub files: Vec<String>,
     /// When the snapshot was made.
@@ -153,6 +158,8 @@ pub struct Provider {
     pub breaker: Arc<Breaker>,
     /// Logs changes of its state.
     pub health: Arc<ProviderHealth>,
+    /// The words that its file does not know.
+    pub unknown_words: Arc<UnknownWords>,
     /// Limits the share of requests that are retries.
     pub retry_budget: Arc<RetryBudget>,
     /// The quota and the breaker of each credential.

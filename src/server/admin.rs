@@ -1,8 +1,10 @@
-//! Serves the admin listener: metrics, health, configuration, cache, purge and reload.
+//! Serves the admin listener: metrics, health, configuration, providers, cache, purge and reload.
 //!
 //! No response may contain a secret, the digest of a key or a session.
 
 use crate::base::ids::ProviderId;
+use crate::base::metrics::AdminMetrics;
+use crate::base::model::Time;
 use crate::base::problem::{Code, Problem};
 use crate::base::request_reply::{Request, Response};
 use crate::base::response_headers::ResponseHeaders;
@@ -12,7 +14,7 @@ use crate::fetch::provider_query::SharedState;
 use crate::rules::admin_access::{self, AccessRefusal};
 use crate::rules::purge::{Mode, Scope};
 use crate::rules::route::SessionName;
-use crate::runtime::reload::Reloaded;
+use crate::runtime::reload::{Reload, Reloaded};
 use crate::runtime::snapshot::Snapshot;
 use crate::runtime::{self, Runtime};
 use crate::server::admin_gauges;
@@ -48,16 +50,18 @@ pub(crate) enum Endpoint {
     Live,
     Ready,
     Config,
+    Providers,
     Cache,
     Purge,
     Reload,
 }
 
-const ENDPOINTS: [(&str, Endpoint); 7] = [
+const ENDPOINTS: [(&str, Endpoint); 8] = [
     ("/metrics", Endpoint::Metrics),
     ("/healthz", Endpoint::Live),
     ("/readyz", Endpoint::Ready),
     ("/config", Endpoint::Config),
+    ("/providers", Endpoint::Providers),
     ("/cache", Endpoint::Cache),
     ("/cache/purge", Endpoint::Purge),
     ("/reload", Endpoint::Reload),
@@ -81,6 +85,22 @@ impl Endpoint {
 }
 
 impl AdminEndpoints {
+    /// Creates the counters of the usual responses of each endpoint at 0, so that `rate()` sees the first one.
+    pub(crate) fn create_series(metrics: &AdminMetrics) {
+        for (path, endpoint) in ENDPOINTS {
+            let refusals: &[&str] = match endpoint {
+                Endpoint::Metrics | Endpoint::Live => &[],
+                Endpoint::Ready => &["503"],
+                Endpoint::Reload => &["400", "401", "403", "405", "422"],
+                _ => &["400", "401", "403", "405"],
+            };
+            for status in ["200"].iter().chain(refusals) {
+                metrics.requests.with_label_values(&[path, *status]);
+            }
+        }
+        metrics.requests.with_label_values(&["other", "404"]);
+    }
+
     /// Returns the path for metrics.
     #[must_use]
     pub(crate) fn label(path: &str) -> &'static str {
@@ -158,6 +178,7 @@ impl AdminEndpoints {
                 json_response(200, &json!({ "status": "ready", "revision": self.runtime.snapshot().revision }))
             }
             Endpoint::Config => json_response(200, &self.config()),
+            Endpoint::Providers => json_response(200, &provider_states(&self.runtime.snapshot(), runtime::now())),
             Endpoint::Cache => json_response(200, &self.cache()),
             Endpoint::Purge => self.purge(body).await,
             Endpoint::Reload if !body.is_empty() && serde_json::from_slice::<Value>(body).is_err() => {
@@ -177,10 +198,12 @@ impl AdminEndpoints {
         let calls = self.shared.call_limits(&snapshot).total;
         metrics.upstream.calls_limit.set(calls);
         let text = metrics.expose(|| {
-            admin_gauges::create_counters(metrics, &snapshot);
             admin_gauges::set_providers(metrics, &snapshot, now);
             admin_gauges::set_expiries(metrics, &snapshot, now);
             admin_gauges::set_memory(metrics, &snapshot, &self.shared.upstream.budget);
+            for (setting, differs) in self.runtime.restart_settings() {
+                metrics.config.needs_restart.with_label_values(&[setting]).set(differs.into());
+            }
         });
         response(200, "text/plain; version=0.0.4; charset=utf-8", text.into_bytes())
     }
@@ -195,6 +218,7 @@ impl AdminEndpoints {
             "loaded_at": snapshot.loaded_at.rfc3339(),
             "files": snapshot.files,
             "last_error": error,
+            "needs_restart": self.runtime.needs_restart(),
             "providers": providers(&snapshot),
             "clients": clients(&snapshot),
             "rate_limits": snapshot.weir.policies.iter().map(|p| json!({
@@ -236,21 +260,20 @@ impl AdminEndpoints {
     }
 
     async fn reload(&self) -> Response {
-        match self.reloader.reload("POST /reload").await {
-            Reloaded::Refused(faults) => {
-                let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
-                json_response(
-                    422,
-                    &json!({ "result": "failure", "revision": self.runtime.snapshot().revision, "faults": faults }),
-                )
-            }
-            Reloaded::Swapped { revision, restart } => {
-                json_response(200, &json!({ "result": "success", "revision": revision, "needs_restart": restart }))
-            }
-            Reloaded::Unchanged { revision } => {
-                json_response(200, &json!({ "result": "unchanged", "revision": revision }))
-            }
+        let Reload { outcome, changed } = self.reloader.reload("POST /reload").await;
+        let (status, result, faults) = match outcome {
+            Reloaded::Refused(faults) => (422, "failure", Some(faults)),
+            Reloaded::Swapped { .. } => (200, "success", None),
+            Reloaded::Unchanged { .. } => (200, "unchanged", None),
+        };
+        let revision = &self.runtime.snapshot().revision;
+        let restart = self.runtime.needs_restart();
+        let mut answer =
+            json!({ "result": result, "revision": revision, "changed": changed, "needs_restart": restart });
+        if let Some(faults) = faults {
+            answer["faults"] = faults.iter().map(ToString::to_string).collect();
         }
+        json_response(status, &answer)
     }
 }
 
@@ -305,6 +328,21 @@ fn providers(snapshot: &Snapshot) -> Vec<Value> {
         json!({ "name": &*provider.name, "origin": upstream.origin(), "timeout_seconds": upstream.timeout.as_secs_f64() })
     };
     snapshot.providers.iter().map(row).collect()
+}
+
+/// Describes the state of each provider, and the words that its file does not know.
+fn provider_states(snapshot: &Snapshot, now: Time) -> Value {
+    let row = |provider: &runtime::snapshot::Provider| {
+        let (words, others) = provider.unknown_words.describe();
+        json!({
+            "name": &*provider.name,
+            "breaker_open": admin_gauges::is_breaker_open(provider, now),
+            "throttled": admin_gauges::is_throttled(provider, now),
+            "unknown_words": words,
+            "other_unknown_words": others,
+        })
+    };
+    json!({ "providers": snapshot.providers.iter().map(row).collect::<Vec<_>>() })
 }
 
 fn clients(snapshot: &Snapshot) -> Vec<Value> {

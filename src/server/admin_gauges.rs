@@ -3,24 +3,8 @@
 use crate::base::memory_budget::MemoryBudget;
 use crate::base::metrics::Metrics;
 use crate::base::model::Time;
-use crate::base::request_reply::FailureKind;
 use crate::engine::provider_quota::{LimitUsage, QuotaLimit, QuotaUsage};
-use crate::runtime::snapshot::Snapshot;
-use prometheus::IntCounterVec;
-
-/// The most series with a client that exist before their first count.
-const MAX_CLIENT_SERIES: usize = 5_000;
-/// The problem codes of failures, for which alerts exist.
-const FAILURE_CODES: [&str; 8] = [
-    "internal_error",
-    "overloaded",
-    "provider_auth_failed",
-    "provider_error",
-    "provider_invalid_response",
-    "provider_rate_limited",
-    "provider_timeout",
-    "provider_unavailable",
-];
+use crate::runtime::snapshot::{Provider, Snapshot};
 
 /// Sets the gauges of providers. The reset removes providers that a reload has removed.
 pub(crate) fn set_providers(metrics: &Metrics, snapshot: &Snapshot, now: Time) {
@@ -32,10 +16,8 @@ pub(crate) fn set_providers(metrics: &Metrics, snapshot: &Snapshot, now: Time) {
     for provider in &snapshot.providers {
         let name = &*provider.name;
         let set_flag = |gauge: &prometheus::IntGaugeVec, on: bool| gauge.with_label_values(&[name]).set(on.into());
-        let breaker_open = provider.breaker.open_until(now).is_some()
-            || provider.quotas.breakers().any(|breaker| breaker.open_until(now).is_some());
-        set_flag(&upstream.breaker_open, breaker_open);
-        set_flag(&upstream.throttled, provider.quotas.all().any(|quota| quota.pauses.all_until(now).is_some()));
+        set_flag(&upstream.breaker_open, is_breaker_open(provider, now));
+        set_flag(&upstream.throttled, is_throttled(provider, now));
         let usages: Vec<QuotaUsage> = provider.quotas.all().filter_map(|quota| quota.usage()).collect();
         // A provider may have several quotas. The gauge shows the one with the least capacity left.
         let set_least = |limit: QuotaLimit, of: fn(&QuotaUsage) -> LimitUsage| {
@@ -49,6 +31,17 @@ pub(crate) fn set_providers(metrics: &Metrics, snapshot: &Snapshot, now: Time) {
     }
 }
 
+/// Returns whether a breaker is open, under any credential.
+pub(crate) fn is_breaker_open(provider: &Provider, now: Time) -> bool {
+    provider.breaker.open_until(now).is_some()
+        || provider.quotas.breakers().any(|breaker| breaker.open_until(now).is_some())
+}
+
+/// Returns whether a pause that the provider requested lasts, under any credential.
+pub(crate) fn is_throttled(provider: &Provider, now: Time) -> bool {
+    provider.quotas.all().any(|quota| quota.pauses.all_until(now).is_some())
+}
+
 /// Sets the gauges of the memory that is reserved for responses. The reset removes clients that a reload has removed.
 pub(crate) fn set_memory(metrics: &Metrics, snapshot: &Snapshot, budget: &MemoryBudget) {
     let bytes = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
@@ -57,35 +50,6 @@ pub(crate) fn set_memory(metrics: &Metrics, snapshot: &Snapshot, budget: &Memory
     for client in &snapshot.clients {
         metrics.http.client_buffered.with_label_values(&[&*client.id]).set(bytes(client.usage.bytes()));
     }
-}
-
-/// Creates the counters of providers and clients at 0. Without a first sample, `rate()` does not see the first count.
-pub(crate) fn create_counters(metrics: &Metrics, snapshot: &Snapshot) {
-    let (http, upstream, cache) = (&metrics.http, &metrics.upstream, &metrics.cache);
-    for result in ["sent", "failed"] {
-        http.trace_exports.with_label_values(&[result]);
-    }
-    let create = |counters: &IntCounterVec, provider: &str, values: &[&str]| {
-        for value in values {
-            counters.with_label_values(&[provider, *value]);
-        }
-    };
-    for provider in &snapshot.providers {
-        let name = &*provider.name;
-        for kind in FailureKind::ALL {
-            upstream.failures.with_label_values(&[name, kind.reason()]);
-        }
-        create(&upstream.refused, name, &["pause", "breaker", "rate", "concurrency", "share", "overload"]);
-        create(&upstream.retries, name, &["made", "refused"]);
-        create(&cache.requests, name, &["hit", "miss", "collapsed", "stale", "bypass"]);
-        create(&cache.saved, name, &["hit", "collapsed", "stale"]);
-        create(&http.watch_events, name, &["session", "problem", "explain"]);
-    }
-    let labels = snapshot.clients.iter().flat_map(|client| {
-        let permitted = snapshot.providers.iter().zip(client.access.iter()).filter(|(_, access)| access.is_some());
-        permitted.flat_map(move |(provider, _)| FAILURE_CODES.map(|code| [&*provider.name, &*client.id, code]))
-    });
-    labels.take(MAX_CLIENT_SERIES).for_each(|labels| drop(http.problems.with_label_values(&labels)));
 }
 
 /// Sets the gauges of the times at which certificates and keys expire.

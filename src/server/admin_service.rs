@@ -45,6 +45,7 @@ impl AdminService {
     #[must_use]
     pub(crate) fn new(endpoints: AdminEndpoints) -> Arc<Self> {
         let (metrics, edge) = (endpoints.shared.metrics.admin.clone(), endpoints.shared.metrics.edge.clone());
+        AdminEndpoints::create_series(&metrics);
         let edge = EdgeMetrics { connections: metrics.connections.clone(), ended: metrics.ended.clone(), ..edge };
         let refusals = Arc::new(Semaphore::new(endpoints.files.other_connections(MAX_REFUSALS)));
         let guess_delay = GuessDelay::new(&edge, "the admin token");

@@ -2,9 +2,10 @@
 
 use crate::engine::admin_token::AdminToken;
 use crate::fetch::provider_query::SharedState;
-use crate::runtime::reload::{self, ReloadClaim, Reloaded};
+use crate::runtime::reload::{self, Reload, ReloadClaim, Reloaded};
 use crate::runtime::{self, Runtime};
 use crate::server::diagnostics::LogFilter;
+use crate::server::initial_series;
 use crate::server::systemd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -54,18 +55,25 @@ impl Reloader {
     }
 
     /// Reloads on a thread that may block; counts and logs the result.
-    pub(crate) async fn reload(&self, reason: &str) -> Reloaded {
+    pub(crate) async fn reload(&self, reason: &str) -> Reload {
         systemd::reloading();
-        let outcome = self.reload_within(RELOAD_DEADLINE).await;
+        let reload = self.reload_within(RELOAD_DEADLINE).await;
         systemd::ready();
         let seconds = Duration::from_millis(runtime::now().0.unsigned_abs()).as_secs_f64();
         let metrics = &self.shared.metrics.config;
-        match &outcome {
-            Reloaded::Swapped { revision, restart } => {
+        let changed = (!reload.changed.is_empty()).then(|| listed(&reload.changed));
+        let restart = self.runtime.needs_restart();
+        let needs_restart = (!restart.is_empty()).then(|| restart.join(", "));
+        match &reload.outcome {
+            Reloaded::Swapped { revision } => {
                 metrics.reloaded("success", revision, seconds);
                 self.set_log_level();
-                let needs_restart = (!restart.is_empty()).then(|| restart.join(", "));
-                info!(reason, revision, needs_restart, "config reloaded");
+                initial_series::create(&self.shared.metrics, &self.runtime.snapshot());
+                info!(reason, revision, changed, needs_restart, "config reloaded");
+            }
+            Reloaded::Unchanged { revision } if needs_restart.is_some() => {
+                metrics.reloaded("unchanged", revision, seconds);
+                info!(reason, revision, needs_restart, "config unchanged; some of it takes effect after a restart");
             }
             Reloaded::Unchanged { revision } => {
                 metrics.reloaded("unchanged", revision, seconds);
@@ -73,16 +81,19 @@ impl Reloader {
             }
             Reloaded::Refused(faults) => {
                 metrics.reloaded("failure", "", seconds);
-                let count = faults.len();
-                warn!(reason, faults = count, "config not reloaded; the previous configuration stays in force");
-                faults.iter().for_each(|fault| warn!("{fault}"));
+                let faults = faults.len();
+                let stays = "config not reloaded; the previous configuration stays in force";
+                warn!(reason, faults, changed, needs_restart, "{stays}");
             }
         }
-        outcome
+        if let Reloaded::Refused(faults) = &reload.outcome {
+            faults.iter().for_each(|fault| warn!("{fault}"));
+        }
+        reload
     }
 
     /// Reloads, and stops waiting after `limit`: a file system may block a read without end.
-    async fn reload_within(&self, limit: Duration) -> Reloaded {
+    async fn reload_within(&self, limit: Duration) -> Reload {
         let deadline = tokio::time::Instant::now() + limit;
         let too_slow = || self.runtime.refuse_slow_reload(limit, runtime::now());
         // A reload that is blocked keeps the permit, so blocked reloads do not take all threads.
@@ -102,7 +113,7 @@ impl Reloader {
             Err(_) if claim.claim() => return too_slow(),
             Err(_) => reload.await,
         };
-        outcome.unwrap_or_else(|_| Reloaded::Refused(Vec::new()))
+        outcome.unwrap_or_else(|_| Reload::refused(Vec::new()))
     }
 
     fn set_log_level(&self) {
@@ -146,6 +157,18 @@ impl Reloader {
     }
 }
 
+/// The most names of files in a log line.
+const LISTED_FILES: usize = 20;
+
+/// Returns the names of files for a log line.
+fn listed(files: &[String]) -> String {
+    let names = files.iter().take(LISTED_FILES).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match files.len().saturating_sub(LISTED_FILES) {
+        0 => names,
+        more => format!("{names} and {more} more"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -166,13 +189,13 @@ mod tests {
     async fn a_reload_behind_a_blocked_one_ends_at_its_deadline() {
         let reloader = reloader();
         let blocked = reloader.permit.clone().acquire_owned().await.unwrap();
-        let Reloaded::Refused(faults) = reloader.reload_within(Duration::from_millis(20)).await else {
+        let Reloaded::Refused(faults) = reloader.reload_within(Duration::from_millis(20)).await.outcome else {
             panic!("the reload was not refused")
         };
         assert!(faults[0].message.contains("did not end within"), "{faults:?}");
         assert!(reloader.runtime.last_error().is_some());
         drop(blocked);
-        let unchanged = reloader.reload_within(Duration::from_secs(60)).await;
+        let unchanged = reloader.reload_within(Duration::from_secs(60)).await.outcome;
         assert!(matches!(unchanged, Reloaded::Unchanged { .. }), "{unchanged:?}");
         assert!(reloader.runtime.last_error().is_none());
     }
@@ -183,7 +206,7 @@ mod tests {
         let claim = ReloadClaim::default();
         assert!(claim.claim());
         let _ = reloader.runtime.refuse_slow_reload(Duration::from_secs(1), runtime::now());
-        let outcome = reloader.runtime.reload(runtime::now(), &claim);
+        let outcome = reloader.runtime.reload(runtime::now(), &claim).outcome;
         assert!(matches!(outcome, Reloaded::Refused(_)), "{outcome:?}");
         assert!(reloader.runtime.last_error().is_some(), "the error stays");
     }

@@ -23,6 +23,7 @@ pub(crate) mod http2_frames;
 mod http2_head;
 mod http2_problem;
 mod http2_stream;
+pub(crate) mod initial_series;
 pub(crate) mod log_limit;
 pub(crate) mod proxy;
 pub(crate) mod request_log;
@@ -144,6 +145,7 @@ impl Server {
         let metrics = Metrics::new().map_err(|e| system(&e))?;
         let seconds = Duration::from_millis(now.0.unsigned_abs()).as_secs_f64();
         metrics.config.in_force(&snapshot.revision, seconds);
+        initial_series::create(&metrics, &snapshot);
         let mut inherited = |address| predecessor.as_mut().and_then(|predecessor| predecessor.take(address));
         let mut listener = |address| inherited(address).map_or_else(|| bind(address), Ok);
         let listeners = snapshot.weir.listen.iter().map(|config| Ok((config.clone(), listener(config.address)?)));

@@ -63,6 +63,48 @@ fn a_strict_configuration_has_no_warnings_and_the_shipped_one_has_five() {
 }
 
 #[test]
+fn a_field_of_an_example_that_is_null_although_the_provider_sends_something_has_a_warning() {
+    let file = "examples/vectara/get.native.json";
+    let native = |member: &str, value: &str| {
+        let config = strict_config();
+        let mut body: serde_json::Value = serde_json::from_str(&config.read(file)).unwrap();
+        body[member] = serde_json::from_str(value).unwrap();
+        config.write(file, &body.to_string());
+        config
+    };
+    let unified = |config: Config, member: &str, value: &str| {
+        let file = "examples/vectara/get.unified.json";
+        let mut body: serde_json::Value = serde_json::from_str(&config.read(file)).unwrap();
+        body[member] = serde_json::from_str(value).unwrap();
+        config.write(file, &body.to_string());
+        config
+    };
+    let place = "examples/vectara/get.native.json:1:1: ";
+    assert_warning(
+        &unified(native("created_at", "1705314600"), "created_at", "null"),
+        place,
+        "created_at is null, although the provider sends number at $.created_at (wrong_type); correct the rule",
+    );
+    assert_warning(
+        &unified(native("enabled", "\"perhaps\""), "status", "\"unknown\""),
+        place,
+        "although the provider sends string \"perhaps\" at $.enabled (unknown_value)",
+    );
+    // A list names the session.
+    let file = "examples/vectara/list";
+    let config = strict_config();
+    let (mut sent, mut expected): (serde_json::Value, serde_json::Value) = (
+        serde_json::from_str(&config.read(&format!("{file}.native.json"))).unwrap(),
+        serde_json::from_str(&config.read(&format!("{file}.unified.json"))).unwrap(),
+    );
+    sent["sessions"][1]["created_at"] = true.into();
+    expected["sessions"][1]["created_at"] = serde_json::Value::Null;
+    config.write(&format!("{file}.native.json"), &sent.to_string());
+    config.write(&format!("{file}.unified.json"), &expected.to_string());
+    assert_warning(&config, "examples/vectara/list.native.json:1:1: ", "created_at of session 1 is null, although");
+}
+
+#[test]
 fn each_weak_setting_has_a_warning_at_its_place() {
     let weir = |from: &str, to: &str| strict_config().edit("weir.yaml", from, to);
     let listen = "${WEIR_LISTEN:-127.0.0.1:8080}";

@@ -35,6 +35,44 @@ fn map_prints_the_unified_body_and_a_coverage_table() {
     assert_eq!(config.command(&["map", "nobody", "-"]).output().unwrap().status.code(), Some(2));
 }
 
+/// `weir map` of a body: exit code, standard output and the table.
+fn map(config: &Config, provider: &str, body: &Value) -> (i32, String, String) {
+    config.write("body.json", &body.to_string());
+    let file = config.path("body.json");
+    let output = config.command(&["map", provider, file.to_str().unwrap()]).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn map_shows_path_and_type_of_what_it_could_not_use() {
+    let config = Config::shipped();
+    let mut body = example("vectara/get").0;
+    body["created_at"] = json!(1_705_314_600);
+    body["metadata"] = json!(["a"]);
+    body["enabled"] = json!("perhaps");
+    body["name"] = Value::Null;
+    body["description"] = Value::Null;
+    let (code, out, table) = map(&config, "vectara", &body);
+    assert_eq!(code, 0, "{table}");
+    assert_eq!(serde_json::from_str::<Value>(&out).unwrap()["created_at"], Value::Null);
+    for line in [
+        "! created_at           unusable: number at $.created_at (wrong_type)",
+        "! metadata             unusable: array at $.metadata (wrong_type)",
+        "! status               unusable: string \"perhaps\" at $.enabled (unknown_value)",
+        "- title                not in the body: nothing at $.name (null), $.description (null)",
+    ] {
+        assert!(table.lines().any(|found| found == line), "{line} is not in\n{table}");
+    }
+    // A required field too: the table is there although there is no session.
+    body["id"] = json!(true);
+    body["key"] = json!({});
+    let (code, out, table) = map(&config, "vectara", &body);
+    assert!(code == 1 && out.is_empty(), "{table}");
+    let line = "unusable: object at $.key (wrong_type), boolean at $.id (wrong_type)";
+    assert!(table.contains(line) && table.contains("provider_session_id is required"), "{table}");
+}
+
 #[test]
 fn a_new_key_is_accepted_when_clients_yaml_has_its_digest() {
     let sim = Sim::start();

@@ -6,6 +6,7 @@ use crate::tools::{has, program, texts, yaml};
 use serde_json::Value;
 use std::ffi::OsStr;
 use std::fs;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 use tempfile::TempDir;
@@ -54,91 +55,193 @@ fn docker_compose_accepts_the_compose_file() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Starts simulators, gateway, health check, load and Prometheus with the command lines of compose. Only host names,
-/// paths and ports are replaced by local ones.
-#[test]
-fn every_command_of_compose_runs_outside_of_a_container() {
-    let Some(compose) = yaml("docker-compose.yml").map(|mut documents| documents.remove(0)) else { return };
-    let services = compose["services"].as_object().unwrap();
-    let simulators: Vec<(&String, Sim)> = services
-        .iter()
-        .filter(|(name, service)| service["build"]["target"] == "sim" && *name != "load")
-        .map(|(name, _)| {
-            let argv = argv(&compose, name);
-            let arguments = argv[1..].iter().map(|argument| argument.replace("0.0.0.0:9090", "127.0.0.1:0"));
-            let process = Process::start(program(&argv[0]).args(arguments));
-            (name, Sim { address: wait_for_line(&process.stdout, "listening http=").parse().unwrap(), process })
-        })
-        .collect();
-    assert_eq!(simulators.len(), 3);
+/// The containers of compose, as processes. Only host names, paths and ports are replaced by local ones.
+struct ComposeProcesses {
+    compose: Value,
+    simulators: Vec<(String, Sim)>,
+    weir: Process,
+    http: SocketAddr,
+    admin: SocketAddr,
+    _config: TempDir,
+}
 
-    let (weir, weir_argv) = (&services["weir"], argv(&compose, "weir"));
-    let mut environment: Vec<(String, String)> = vec![
-        ("WEIR_LISTEN".into(), "127.0.0.1:0".into()),
-        ("WEIR_ADMIN".into(), "127.0.0.1:0".into()),
-        ("WEIR_CONFIG".into(), repository().join("config").display().to_string()),
-    ];
-    assert!(texts(&weir["volumes"]).contains(&"./config:/etc/weir:ro".to_owned()));
-    for (name, value) in weir["environment"].as_object().unwrap() {
-        let mut value = value.as_str().unwrap().to_owned();
-        for (host, sim) in &simulators {
-            value = value.replace(&format!("http://{host}:9090"), &format!("http://{}", sim.address));
+impl ComposeProcesses {
+    /// Starts the simulators and the gateway. `None` if the file cannot be read here.
+    fn start() -> Option<Self> {
+        let compose = yaml("docker-compose.yml")?.remove(0);
+        let services = compose["services"].as_object().unwrap();
+        let simulators: Vec<(String, Sim)> = services
+            .iter()
+            .filter(|(name, service)| service["build"]["target"] == "sim" && *name != "load")
+            .map(|(name, _)| {
+                let argv = argv(&compose, name);
+                let arguments = argv[1..].iter().map(|argument| argument.replace("0.0.0.0:9090", "127.0.0.1:0"));
+                let process = Process::start(program(&argv[0]).args(arguments));
+                let address = wait_for_line(&process.stdout, "listening http=").parse().unwrap();
+                (name.clone(), Sim { address, process })
+            })
+            .collect();
+        assert_eq!(simulators.len(), 3);
+        let (weir, weir_argv) = (&services["weir"], argv(&compose, "weir"));
+        let config = TempDir::new().unwrap();
+        assert_eq!(texts(&weir["volumes"])[0], "./config:/etc/weir:ro");
+        for volume in texts(&weir["volumes"]) {
+            let (from, to) = volume.strip_suffix(":ro").unwrap().split_once(':').unwrap();
+            let (from, to) = (repository().join(from), to.replacen("/etc/weir", config.path().to_str().unwrap(), 1));
+            if from.is_dir() {
+                copy(&from, Path::new(&to));
+            } else {
+                fs::copy(&from, to).unwrap();
+            }
         }
-        assert!(!value.ends_with(":9090"), "{name}={value} names no simulator of compose");
-        if let Some((_, default)) = value.split_once(":-") {
-            value = default.trim_end_matches('}').to_owned();
+        let mut environment: Vec<(String, String)> = vec![
+            ("WEIR_LISTEN".into(), "127.0.0.1:0".into()),
+            ("WEIR_ADMIN".into(), "127.0.0.1:0".into()),
+            ("WEIR_CONFIG".into(), config.path().display().to_string()),
+        ];
+        for (name, value) in weir["environment"].as_object().unwrap() {
+            let mut value = value.as_str().unwrap().to_owned();
+            for (host, sim) in &simulators {
+                value = value.replace(&format!("http://{host}:9090"), &format!("http://{}", sim.address));
+            }
+            assert!(!value.ends_with(":9090"), "{name}={value} names no simulator of compose");
+            if let Some((_, default)) = value.split_once(":-") {
+                value = default.trim_end_matches('}').to_owned();
+            }
+            environment.push((name.clone(), value));
         }
-        environment.push((name.clone(), value));
+        let process = Process::start(program(&weir_argv[0]).args(&weir_argv[1..]).envs(environment));
+        let line = wait_for_line(&process.stderr, "listening http=");
+        let (http, admin) = line.split_once(" admin=").unwrap();
+        let (http, admin) = (http.parse().unwrap(), admin.parse().unwrap());
+        Some(Self { compose, simulators, weir: process, http, admin, _config: config })
     }
-    let mut running = Process::start(program(&weir_argv[0]).args(&weir_argv[1..]).envs(environment));
-    let line = wait_for_line(&running.stderr, "listening http=");
-    let (http, admin) = line.split_once(" admin=").unwrap();
 
-    // The image and compose run the same health check: `weir health` at WEIR_ADMIN.
-    let health = || {
-        let test = texts(&weir["healthcheck"]["test"]);
+    fn start_load(&self) -> Process {
+        let load = argv(&self.compose, "load");
+        let target = format!("http://{}", self.http);
+        Process::start(program(&load[0]).args(load[1..].iter().map(|text| text.replace("http://weir:8080", &target))))
+    }
+
+    /// Runs the health check: the image and compose have the same one, `weir health` at WEIR_ADMIN.
+    fn health(&self) -> std::process::Output {
+        let test = texts(&self.compose["services"]["weir"]["healthcheck"]["test"]);
         assert_eq!(test[0], "CMD");
         let image = instruction(&stage("weir"), "HEALTHCHECK").unwrap();
         assert!(image.ends_with(&format!("CMD {}", serde_json::json!(test[1..]).to_string().replace(',', ", "))));
-        program(&test[1]).args(&test[2..]).env("WEIR_ADMIN", admin).output().unwrap()
-    };
-    let healthy = health();
-    assert!(healthy.status.success() && String::from_utf8_lossy(&healthy.stdout).contains("ready"), "{healthy:?}");
+        program(&test[1]).args(&test[2..]).env("WEIR_ADMIN", self.admin.to_string()).output().unwrap()
+    }
 
-    let load = argv(&compose, "load");
-    let arguments = load[1..].iter().map(|argument| argument.replace("http://weir:8080", &format!("http://{http}")));
-    let load = Process::start(program(&load[0]).args(arguments));
-    let served = || {
-        let metrics = String::from_utf8(send(admin.parse().unwrap(), "GET", "/metrics", &[]).body).unwrap();
-        metrics
-            .lines()
-            .any(|line| line.starts_with("weir_http_requests_total{client=\"demo\"") && line.contains("status=\"200\""))
-    };
-    wait_until("the load generator gets responses", served);
+    /// The sum of the series that begin with this text and contain all of these.
+    fn sum(&self, name: &str, labels: &[&str]) -> f64 {
+        let metrics = String::from_utf8(send(self.admin, "GET", "/metrics", &[]).body).unwrap();
+        let fits = |line: &&str| line.starts_with(name) && labels.iter().all(|label| line.contains(label));
+        metrics.lines().filter(fits).map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum()
+    }
+}
+
+#[test]
+fn every_command_of_compose_runs_outside_of_a_container() {
+    let Some(mut running) = ComposeProcesses::start() else { return };
+    let healthy = running.health();
+    assert!(healthy.status.success() && String::from_utf8_lossy(&healthy.stdout).contains("ready"), "{healthy:?}");
+    let load = running.start_load();
+    let served = ["client=\"load\"", "status=\"200\""];
+    wait_until("the load generator gets responses", || running.sum("weir_http_requests_total{", &served) > 0.0);
 
     if has("prometheus") {
         let directory = TempDir::new().unwrap();
-        let argv = argv(&compose, "prometheus");
+        let argv = argv(&running.compose, "prometheus");
         let file = directory.path().join("prometheus.yml");
         let arguments = argv.iter().map(|argument| {
             argument
                 .replace("/etc/prometheus/prometheus.yml", file.to_str().unwrap())
                 .replace("=/prometheus", &format!("={}/data", directory.path().display()))
         });
-        Prometheus::configure(&file, admin.parse().unwrap());
+        Prometheus::configure(&file, running.admin);
         let prometheus = Prometheus::run(Command::new("prometheus").args(arguments));
         wait_until("Prometheus scrapes Weir", || prometheus.series("up{job=\"weir\"} == 1", true).len() == 1);
     }
 
     drop(load);
-    running.signal("TERM");
-    assert!(running.wait().success());
-    let unhealthy = health();
+    running.weir.signal("TERM");
+    assert!(running.weir.wait().success());
+    let unhealthy = running.health();
     assert_eq!(unhealthy.status.code(), Some(1));
     assert!(
         String::from_utf8_lossy(&unhealthy.stderr).contains("no response from the admin listener"),
         "{unhealthy:?}"
     );
+}
+
+#[test]
+fn the_load_of_compose_leaves_the_limits_of_the_demo_client_alone() {
+    let Some(running) = ComposeProcesses::start() else { return };
+    // More requests to this provider than the burst of the demo client permits.
+    let output = program("weir-sim")
+        .args(["load", "--target", &format!("http://{}", running.http), "--key", "weir-load-key"])
+        .args(["--rate", "60", "--seconds", "2"])
+        .output()
+        .unwrap();
+    assert!(output.status.success());
+    assert!(
+        running.sum("weir_http_requests_total{", &["client=\"load\"", "provider=\"agenthuman\"", "status=\"200\""])
+            > 10.0
+    );
+    let response = send(running.http, "GET", AGENTHUMAN, &[("X-API-Key", "weir-demo-key")]);
+    assert_eq!(response.status, 200, "{}", String::from_utf8_lossy(&response.body));
+    let limit = response.header("ratelimit").unwrap();
+    assert!(limit.contains("\"careful\";r=9"), "nobody else uses the limit: {limit}");
+    assert_eq!(running.sum("weir_rate_limit_requests_total{", &["client=\"load\"", "decision=\"limited\""]), 0.0);
+}
+
+/// `docker compose stop` removes a container's address: connections to it get no answer.
+#[test]
+fn a_stopped_container_of_compose_shows_soon_as_a_connect_problem() {
+    let Some(mut running) = ComposeProcesses::start() else { return };
+    let _load = running.start_load();
+    let position = running.simulators.iter().position(|(name, _)| name == "palantir").unwrap();
+    let called = ["provider=\"palantir\"", "status=\"200\""];
+    wait_until("the provider is called", || running.sum("weir_upstream_requests_total{", &called) > 0.0);
+    let (_, sim) = running.simulators.remove(position);
+    let address = sim.address;
+    drop(sim);
+    let silent = Silent::at(address);
+    let requests = || running.sum("weir_http_requests_total{", &["client=\"load\""]);
+    let failures = |reason: &str| {
+        running.sum("weir_upstream_failures_total{", &["provider=\"palantir\"", &format!("reason=\"{reason}\"")])
+    };
+    let (before, reset) = (requests(), failures("reset"));
+    wait_until("the outage shows", || failures("connect_timeout") > 0.0);
+    // The load has a fixed rate, so the number of its requests is the time: 60 are ten seconds.
+    let sent = requests() - before;
+    assert!(sent <= 60.0, "{sent} requests");
+    assert_eq!(failures("timeout"), 0.0);
+    assert!(failures("reset") <= reset + 1.0, "a call in flight can break; others do not connect");
+    drop(silent);
+}
+
+/// A listener whose queue is full: the system drops connections to it without an answer.
+struct Silent {
+    _listener: socket2::Socket,
+    _queue: Vec<socket2::Socket>,
+}
+
+impl Silent {
+    fn at(address: SocketAddr) -> Self {
+        let socket = || socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        let listener = socket();
+        listener.set_reuse_address(true).unwrap();
+        listener.bind(&address.into()).unwrap();
+        listener.listen(0).unwrap();
+        let queue = (0..4).map(|_| {
+            let socket = socket();
+            socket.set_nonblocking(true).unwrap();
+            let _ = socket.connect(&address.into());
+            socket
+        });
+        Self { _queue: queue.collect(), _listener: listener }
+    }
 }
 
 /// A command that runs with a read-only file system, as in the containers; `None` where tests may not mount.

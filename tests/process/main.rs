@@ -12,6 +12,7 @@
 #![allow(unreachable_pub, clippy::needless_pass_by_value)]
 
 mod admin;
+mod admin_commands;
 mod api;
 mod audit;
 mod breaker;
@@ -28,6 +29,7 @@ mod containers;
 mod cors;
 mod credentials;
 mod explain;
+mod first_hints;
 mod forms;
 mod forwarded_hops;
 mod frames;

@@ -37,8 +37,8 @@ impl Prometheus {
     pub fn configure(file: &Path, admin: SocketAddr) {
         let mut config = read("prometheus/prometheus.yml");
         for (from, to) in [
-            ("scrape_interval: 15s", "scrape_interval: 250ms"),
-            ("evaluation_interval: 15s", "evaluation_interval: 500ms"),
+            ("scrape_interval: 5s", "scrape_interval: 250ms"),
+            ("evaluation_interval: 5s", "evaluation_interval: 500ms"),
             ("/etc/prometheus", deploy_path("prometheus").to_str().unwrap()),
             ("weir:8081", &admin.to_string()),
         ] {
@@ -155,6 +155,8 @@ fn queries(name: &str, dashboard: &Value) -> (Vec<Query>, Vec<Query>) {
     (variables.collect(), panels.collect())
 }
 
+/// A part of the path of each call to this provider, also of those of the load generator.
+const PALANTIR_AGENTS: &str = "ri.aip-agents..agent.";
 const PALANTIR_LOAD: &str = "ri.aip-agents..agent.00000000-0000-0000-0000-000000000005";
 const PALANTIR_SESSION: &str = "ri.aip-agents..session.00000000-0000-0000-0000-";
 
@@ -187,7 +189,7 @@ fn cause_events_once(sim: &Sim, weir: &Weir) {
     weir.make_stale();
     // One provider fails until its breaker opens. The other one throttles, resets connections, and sends a field of the
     // wrong type.
-    sim.set_response(PALANTIR_LOAD, 500, &json!({}), "");
+    sim.set_response(PALANTIR_AGENTS, 500, &json!({}), "");
     sim.set_response("/agt_load_9/", 429, &json!({ "retry-after": "1" }), "{}");
     sim.plan_fault("/agt_load_8/", 0, &json!({ "kind": "reset" }));
     let wrong_type = r#"{"key":"ase_agt_load_6_1","agent_key":"agt_load_6","created_at":5}"#;
@@ -293,6 +295,75 @@ fn every_panel_and_variable_finds_data_in_prometheus() {
         println!("{place}: {value}");
     }
     drop((load, watcher));
+}
+
+/// Panels that are rightly empty on a system without faults: no alert, no expiry of a key or a certificate.
+const EMPTY_IF_HEALTHY: [&str; 3] = ["Alerts", "Key expiry", "Certificates"];
+
+#[test]
+fn every_panel_of_a_healthy_system_has_data() {
+    if !has("prometheus") {
+        return;
+    }
+    let sim = Sim::start();
+    let weir = Config::shipped()
+        .clients("clients:\n  - { id: load, keys: [ { sha256: SHA(load) } ], rate_limit: standard }\n")
+        .edit("weir.yaml", "requests: 600", "requests: 60000")
+        .start(&sim);
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("prometheus.yml");
+    Prometheus::configure(&file, weir.admin);
+    let prometheus = Prometheus::run(
+        Command::new("prometheus")
+            .arg(format!("--config.file={}", file.display()))
+            .arg(format!("--storage.tsdb.path={}", directory.path().join("data").display())),
+    );
+    let target = format!("http://{}", weir.http);
+    let arguments = ["load", "--target", &target, "--key", "load", "--rate", "20"];
+    let _load = Process::start(Command::new(simulator_program()).args(arguments));
+    let mut panels: Vec<Query> = dashboards().iter().flat_map(|(name, board)| queries(name, board).1).collect();
+    panels.retain(|query| EMPTY_IF_HEALTHY.iter().all(|title| !query.place.contains(&format!("/ {title} ["))));
+    let started = Instant::now();
+    loop {
+        panels.retain(|query| prometheus.series(&query.text, query.instant).is_empty());
+        if panels.is_empty() {
+            break;
+        }
+        let missing: Vec<String> = panels.iter().map(|query| format!("{}: {}", query.place, query.text)).collect();
+        assert!(started.elapsed() < DATA_TIMEOUT, "no data after {DATA_TIMEOUT:?}:\n{}", missing.join("\n"));
+        std::thread::sleep(Duration::from_millis(250));
+    }
+    let firing = prometheus.series("ALERTS{alertstate=\"firing\"}", true);
+    assert!(firing.is_empty(), "{firing:?}");
+}
+
+/// Two scrapes: the first before any fault, the second after it. `rate()` sees the first failures.
+#[test]
+fn the_first_failures_between_two_scrapes_are_seen() {
+    if !has("prometheus") {
+        return;
+    }
+    let sim = Sim::start();
+    let weir = Config::shipped().start(&sim);
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("prometheus.yml");
+    Prometheus::configure(&file, weir.admin);
+    let prometheus = Prometheus::run(
+        Command::new("prometheus")
+            .arg(format!("--config.file={}", file.display()))
+            .arg(format!("--storage.tsdb.path={}", directory.path().join("data").display())),
+    );
+    wait_until("the first scrape", || !prometheus.series("weir_build_info", true).is_empty());
+    sim.set_response("/v2/", 500, &json!({}), "");
+    for n in 0..5 {
+        assert_eq!(weir.get(&format!("/v1/sessions/vectara:agt_load_{n}:ase_{n}")).status, 502);
+    }
+    for query in [
+        "sum by (provider) (increase(weir_upstream_requests_total{provider=\"vectara\",status=\"500\"}[1m])) > 0",
+        "sum by (code) (increase(weir_http_problems_total{client=\"open\",provider=\"vectara\",code=\"provider_error\"}[1m])) > 0",
+    ] {
+        wait_until(query, || !prometheus.series(query, true).is_empty());
+    }
 }
 
 #[test]

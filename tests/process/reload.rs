@@ -371,3 +371,107 @@ fn a_reload_changes_the_log_level() {
     assert_eq!(weir.get("/v1/sessions/nobody:1").status, 404);
     assert_eq!((refused_requests(), logged_lines("WARN", "config not reloaded")), (1, 0), "none of it is an error");
 }
+
+/// Reloads until the result is the expected one: the watcher of files can be first.
+fn reload_until(weir: &Weir, what: &str, condition: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
+    let mut answer = weir.reload().1;
+    wait_until(what, || {
+        answer = weir.reload().1;
+        condition(&answer)
+    });
+    answer
+}
+
+#[test]
+fn a_needed_restart_is_said_until_the_restart() {
+    let sim = Sim::start();
+    let weir = Config::shipped().start(&sim);
+    let metric = |setting: &str| weir.metric(&format!("weir_config_needs_restart{{setting=\"{setting}\"}}"));
+    let config = || weir.admin("GET", "/config").json()["needs_restart"].clone();
+    // `weir check` asks the gateway that runs with the same files.
+    let check = || {
+        let admin = weir.admin.to_string();
+        let output = weir.config.command(&["check", "--admin", &admin]).output().unwrap();
+        assert!(output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let none = serde_json::json!([]);
+    assert_eq!((config(), weir.reload().1["needs_restart"].clone()), (none.clone(), none.clone()));
+    assert!(weir.metrics().contains("weir_config_needs_restart{setting=\"workers\"} 0"));
+    assert_eq!(check(), "");
+
+    weir.config.change("weir.yaml", "workers: 0", "workers: 1");
+    wait_until("the change is read", || config() == serde_json::json!(["workers"]));
+    let logged = || {
+        let lines = weir.process.stderr.lock().unwrap();
+        lines.iter().filter(|line| line.contains("config ") && line.contains("needs_restart=\"workers\"")).count()
+    };
+    let before = logged();
+    let unchanged = reload_until(&weir, "nothing changes", |answer| answer["result"] == "unchanged");
+    assert_eq!(unchanged["needs_restart"], serde_json::json!(["workers"]));
+    wait_until("an unchanged reload says it too", || logged() > before);
+    assert_eq!((metric("workers"), metric("listen")), (1.0, 0.0));
+    assert_eq!(check(), "weir: the running Weir needs a restart for workers\n");
+
+    // A later change of something else does not hide it, and neither does a faulty one.
+    weir.config.change("weir.yaml", "grace: 10s", "grace: 11s");
+    wait_until("the next change is read", || weir.metric("weir_config_reloads_total{result=\"success\"}") >= 2.0);
+    assert_eq!((config(), metric("workers")), (serde_json::json!(["workers"]), 1.0));
+    weir.config.change("weir.yaml", "grace: 11s", "grace: eleven");
+    let refused = reload_until(&weir, "the change is refused", |answer| answer["result"] == "failure");
+    assert_eq!(refused["needs_restart"], serde_json::json!(["workers"]));
+    // These are not the files with which the gateway runs, so there is nothing to say about it.
+    weir.config.change("weir.yaml", "grace: eleven", "grace: 12s");
+    wait_until("the running files are these again", || {
+        check() == "weir: the running Weir needs a restart for workers\n"
+    });
+
+    weir.config.change("weir.yaml", "workers: 1", "workers: 0");
+    wait_until("the setting is as at the start", || config() == none);
+    assert_eq!((metric("workers"), check().as_str()), (0.0, ""));
+}
+
+#[test]
+fn changed_secret_files_have_a_new_revision_and_every_reload_names_the_changed_files() {
+    let sim = Sim::start();
+    let config = Config::shipped();
+    config.write("key.txt", "zut_sim\n");
+    config.change("providers/vectara.yaml", "value: \"${VECTARA_API_KEY:-}\"", "value: { file: key.txt }");
+    let weir = config.start(&sim);
+    let revision = || weir.admin("GET", "/config").json()["revision"].as_str().unwrap().to_owned();
+    let log_names = |files: &str| {
+        let named = format!("changed=\"{files}\"");
+        wait_until(files, || weir.process.stderr.lock().unwrap().iter().any(|line| line.contains(&named)));
+    };
+    let first = revision();
+    weir.config.write("key.txt", "another-secret\n");
+    wait_until("the secret has a revision of its own", || revision() == format!("{first}.1"));
+    log_names("key.txt");
+    assert!(weir.metrics().contains(&format!("weir_config_info{{revision=\"{first}.1\"}} 1")));
+    // The same secret again is a change again: the revision does not tell what the secret is.
+    weir.config.write("key.txt", "zut_sim\n");
+    wait_until("the next change has its own revision", || revision() == format!("{first}.2"));
+
+    weir.config.change("weir.yaml", "grace: 10s", "grace: 11s");
+    wait_until("the files have another revision", || !revision().starts_with(&first));
+    assert!(revision().ends_with(".2"), "{}", revision());
+    log_names("weir.yaml");
+    // Several files at once, one of them new; then one that is gone, and one with a fault.
+    let pause = weir.config.read("clients.yaml");
+    weir.config
+        .write("providers/vectara.yaml", &weir.config.read("providers/vectara.yaml").replace("max: 1h", "max: 2h"));
+    weir.config.write("clients.yaml", &format!("{pause}\n# changed\n"));
+    wait_until("both are read", || {
+        let lines = weir.process.stderr.lock().unwrap();
+        ["clients.yaml", "providers/vectara.yaml"].iter().all(|file| lines.iter().any(|line| line.contains(file)))
+    });
+    weir.config.write("clients.yaml", "clients: 1\n");
+    let refused = reload_until(&weir, "the change is refused", |answer| answer["result"] == "failure");
+    assert_eq!(refused["changed"], serde_json::json!(["clients.yaml"]));
+    log_names("clients.yaml");
+    weir.config.write("clients.yaml", &format!("{pause}\n# changed\n"));
+    let same = reload_until(&weir, "the files are as before", |answer| answer["result"] == "unchanged");
+    assert_eq!(same["changed"], serde_json::json!([]));
+    let everything = weir.process.stderr.lock().unwrap().join("\n") + &weir.metrics() + &same.to_string();
+    assert!(!everything.contains("another-secret") && !everything.contains("zut_sim"));
+}

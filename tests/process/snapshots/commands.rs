@@ -15,7 +15,9 @@ const COMMANDS: &[&[&str]] = &[
     &["key"],
     &["key", "new"],
     &["purge"],
+    &["reload"],
     &["health"],
+    &["init"],
     &["demo"],
 ];
 

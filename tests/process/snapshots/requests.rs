@@ -52,7 +52,8 @@ pub const REQUESTS: &[NamedRequest] = &[
 ];
 
 /// Admin requests of the snapshot.
-pub const ADMIN: &[(&str, &str)] = &[("GET", "/healthz"), ("GET", "/nothing"), ("GET", "/config"), ("GET", "/cache")];
+pub const ADMIN: &[(&str, &str)] =
+    &[("GET", "/healthz"), ("GET", "/nothing"), ("GET", "/config"), ("GET", "/providers"), ("GET", "/cache")];
 
 /// Requests of the snapshot that ask for an explanation: a name and the target.
 pub const EXPLAINED: &[(&str, &str)] = &[
