@@ -167,21 +167,67 @@ fn guesses_over_the_limit_take_time_and_a_valid_key_does_not() {
     assert!(silent > 0, "over 16 delayed responses, a guess gets none");
     assert_eq!((count("limited"), count("dropped")), (40.0, f64::from(u32::try_from(silent).unwrap())));
 
-    // Over HTTP/2, too many guesses end the connection, so that its streams are no faster.
+    // Over HTTP/2, a guess without a response ends the connection, but not the streams that are open.
+    sim.plan(&serde_json::json!({ "path": "/agt_slow/", "latency_ms": 500 }));
     let mut socket = frames::connect(&weir);
-    for n in 0..40 {
-        // Weir may have closed the connection already.
-        let _ = socket.write_all(&frames::request(2 * n + 1, "GET", VECTARA, "guess", &[], 5));
+    let slow = "/v1/agents/agt_slow/sessions";
+    socket.write_all(&frames::request(1, "GET", slow, "open", &[], 5)).unwrap();
+    for n in 1..40 {
+        socket.write_all(&frames::request(2 * n + 1, "GET", VECTARA, "guess", &[], 5)).unwrap();
     }
-    let mut answered = 0;
-    let goes_on = frames::read_until(&mut socket, |kind, _, _| {
-        answered += usize::from(kind == frames::HEADERS);
-        answered == 40
+    let (mut answered, mut reset, mut goes_away, mut slow_answered) = (0, 0, false, false);
+    let goes_on = frames::read_until(&mut socket, |kind, stream, _| {
+        slow_answered |= kind == frames::HEADERS && stream == 1;
+        answered += usize::from(kind == frames::HEADERS && stream > 1);
+        reset += usize::from(kind == frames::RESET && stream > 1);
+        goes_away |= kind == frames::GOAWAY;
+        goes_away && slow_answered && answered + reset >= 39
     });
-    assert!(!goes_on && answered <= 16, "{answered} answered");
+    assert!(goes_on, "{goes_away} {slow_answered} {answered} {reset}");
+    assert!(answered <= 16 && answered + reset == 39, "{answered} answered, {reset} reset");
+    // The client does not answer the frames, so the connection ends with its next stream.
+    wait_until("the connection ends", || {
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        let _ = socket.write_all(&frames::get(2 * 40 + 1, "open"));
+        weir.metric("weir_connections") == 0.0
+    });
     wait_until("no response is delayed", || weir.metric("weir_auth_failures_delayed") == 0.0);
     let lines = weir.process.stderr.lock().unwrap().iter().filter(|line| line.contains("guessing a key:")).count();
     assert!((1..=2).contains(&lines), "one line a minute, not {lines}");
+}
+
+#[test]
+fn guesses_through_a_trusted_proxy_end_no_connection_of_the_proxy() {
+    let sim = Sim::start();
+    let config = Config::shipped()
+        .edit("weir.yaml", "    requests: 120\n    per: 1m", "    requests: 3\n    per: 1h")
+        .edit("weir.yaml", "    # h2c: true ", "    h2c: true ")
+        .edit("weir.yaml", "# trusted_proxies: [10.0.0.0/8]", "trusted_proxies: [127.0.0.1/32] #");
+    let weir = config.start(&sim);
+    let forwarded = [("x-forwarded-for", "203.0.113.9")];
+    for n in 0..3 {
+        assert_eq!(weir.get_with_key(&format!("guess{n}"), VECTARA, &forwarded).status, 401);
+    }
+    let mut socket = frames::connect(&weir);
+    for n in 0..40 {
+        socket.write_all(&frames::request(2 * n + 1, "GET", VECTARA, "guess", &forwarded, 5)).unwrap();
+    }
+    let mut answered = 0;
+    let all = frames::read_until(&mut socket, |kind, _, _| {
+        assert!(kind != frames::GOAWAY && kind != frames::RESET, "frame {kind} after {answered} responses");
+        answered += usize::from(kind == frames::HEADERS);
+        answered == 40
+    });
+    assert!(all, "{answered} answered");
+    socket.write_all(&frames::get(81, "open")).unwrap();
+    assert_eq!(frames::response_status(&mut socket, 81), Some(200), "another client of the same proxy");
+    let statuses: Vec<u16> = std::thread::scope(|scope| {
+        let guess = || weir.get_with_key("guess", VECTARA, &forwarded).status;
+        let guesses: Vec<_> = (0..40).map(|_| scope.spawn(guess)).collect();
+        guesses.into_iter().map(|guess| guess.join().unwrap()).collect()
+    });
+    assert_eq!(statuses, [429; 40], "HTTP/1");
+    assert_eq!(weir.metric("weir_auth_failures_total{decision=\"dropped\"}"), 0.0);
 }
 
 #[test]

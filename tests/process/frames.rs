@@ -6,6 +6,7 @@ use std::net::TcpStream;
 use std::time::Instant;
 
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub const DATA: u8 = 0;
 pub const HEADERS: u8 = 1;
 pub const RESET: u8 = 3;
 pub const GOAWAY: u8 = 7;
