@@ -599,7 +599,7 @@ mod tests {
             ("/v1/sessions/with:..:ase_1", 400, "is not a valid agent id"),
             ("/v1/sessions/with:agt_a:..", 400, "is not a valid session id"),
             ("/v1/sessions/with:agt_a:a%2Fb", 400, "contains '/'"),
-            ("/v1/sessions/with:agt_a:a%252Fb", 400, "contains '%'"),
+            ("/v1/sessions/with:agt_a:a%252Fb", 400, "\"a/b\" is not a valid session id"),
             ("/v1/sessions/%ff", 400, "not UTF-8"),
             ("/v1/sessions/sess_1?include=all", 400, "include=native"),
             ("/v1/sessions/sess_1?inclde=native", 400, "did you mean \"include\""),
