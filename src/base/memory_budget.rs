@@ -185,8 +185,9 @@ impl Reservation {
 
     fn release(&mut self, bytes: usize) {
         self.bytes -= bytes;
-        self.share.client.iter().chain(&self.share.group).for_each(|limit| limit.release(bytes));
+        // In the opposite order of `grow`, so that the budget never counts more than the clients.
         self.share.budget.used.fetch_sub(bytes, Ordering::AcqRel);
+        self.share.client.iter().chain(&self.share.group).for_each(|limit| limit.release(bytes));
     }
 }
 
