@@ -45,7 +45,7 @@ pub(crate) fn can_contain(pattern: &str, characters: &[char]) -> bool {
             HirKind::Literal(bytes) => characters.iter().any(|c| u8::try_from(*c).is_ok_and(|c| bytes.0.contains(&c))),
             HirKind::Class(Class::Unicode(class)) => {
                 let has = |c: &char| class.ranges().iter().any(|range| (range.start()..=range.end()).contains(c));
-                characters.iter().any(|c| has(c))
+                characters.iter().any(has)
             }
             HirKind::Class(Class::Bytes(_)) => true,
             HirKind::Repetition(times) => can(&times.sub, characters),
