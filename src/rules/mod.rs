@@ -16,6 +16,7 @@ pub(crate) mod forwarding;
 pub(crate) mod freshness;
 pub(crate) mod hop_by_hop;
 pub(crate) mod hpack;
+pub(crate) mod id_text;
 pub(crate) mod mapping;
 pub(crate) mod native_errors;
 pub(crate) mod native_routes;

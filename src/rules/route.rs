@@ -3,7 +3,7 @@
 //! Routing rejects every malformed request, so that Weir never calls a provider for one. It knows providers only by their
 //! id patterns, and does not check which providers a client may use.
 
-use crate::base::endpoints::{self, Endpoint, MAX_BATCH, MAX_ID, MAX_SOURCES, ResponseKind};
+use crate::base::endpoints::{self, Endpoint, MAX_BATCH, MAX_SOURCES, ResponseKind};
 use crate::base::id_pattern::{self, Pattern};
 use crate::base::ids::{IdVec, ProviderId};
 use crate::base::operation::{Operation, PerOperation};
@@ -12,10 +12,10 @@ use crate::base::typo::unknown;
 use crate::config::faults::{Faults, Located};
 use crate::config::provider::{self, ProviderConfig};
 use crate::rules::forms;
+use crate::rules::id_text::{check_length, decode_id, own_id};
 use crate::rules::parameters::{Page, Parameters, Representation};
-use crate::rules::route_error::{IdError, IdKind, RouteError};
+use crate::rules::route_error::{IdKind, RouteError};
 use crate::rules::unified_id;
-use percent_encoding::percent_decode_str;
 use std::sync::Arc;
 
 /// The provider's own ids of a session.
@@ -474,34 +474,6 @@ impl RouteTable {
     fn names_with_agents(&self) -> String {
         self.providers.iter().filter(|p| p.has_agents).map(|p| &*p.name).collect::<Vec<_>>().join(", ")
     }
-}
-
-/// Decodes an id from a path once, and checks it.
-fn decode_id(segment: &str, kind: IdKind) -> Result<String, IdError> {
-    if is_plain(segment) && segment.len() <= MAX_ID {
-        return Ok(segment.to_owned());
-    }
-    let id = percent_decode_str(segment).decode_utf8().map_err(|_| IdError::NotUtf8 { kind })?;
-    check_length(&id, kind)?;
-    Ok(id.into_owned())
-}
-
-/// Returns whether all characters are unencoded and have no meaning in a path. This quick check covers nearly all ids.
-fn is_plain(id: &str) -> bool {
-    id.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~' | b':'))
-}
-
-fn check_length(id: &str, kind: IdKind) -> Result<(), IdError> {
-    if id.len() > MAX_ID { Err(IdError::TooLong { kind }) } else { Ok(()) }
-}
-
-/// Returns the provider's own id of a part of a unified id.
-fn own_id(part: &str, kind: IdKind) -> Result<String, IdError> {
-    if let Some(id) = unified_id::read_part(part) {
-        return Ok(id.into_owned());
-    }
-    let character = part.chars().find(|c| unified_id::is_reserved(*c) && *c != '%').unwrap_or('%');
-    Err(IdError::Character { kind, character })
 }
 
 #[cfg(test)]

@@ -58,6 +58,7 @@ fn purge(weir: &Weir, body: &Value) -> Value {
 /// Requests a session by its unified id in every way, and expects this path at the provider.
 fn check_session(weir: &Weir, provider: &ScriptedProvider, id: &str, path: &str, body: &Value) {
     provider.respond(200, "", body.to_string().as_bytes());
+    purge(weir, &json!({ "all": true }));
     provider.take_heads();
     for target in [format!("/v1/sessions/{}", encoded(id)), format!("/v1/sessions:batchGet?id={}", encoded(id))] {
         let response = weir.get(&target).json();
