@@ -4,6 +4,7 @@
 //! headers that the file names.
 
 use crate::base::request_headers::RequestHeaders;
+use crate::config::credentials::CredentialConfig;
 use crate::config::faults::{Faults, Located};
 use crate::config::request_headers::ReadHeaders;
 use crate::rules::hop_by_hop;
@@ -73,6 +74,21 @@ impl ReadHeaderRules {
         let unified = SentHeaders::of(rules.fixed.clone(), Vec::new());
         rules.unified = (!unified.headers.is_empty()).then(|| Arc::new(unified));
         rules
+    }
+
+    /// Reports a fault if the header of a credential is one of these: what a client sends in it would be part of cache keys
+    /// and explanations.
+    pub(crate) fn exclude_credential(&self, credential: Option<&CredentialConfig>, faults: &mut Faults) {
+        let header = match credential {
+            Some(CredentialConfig::Header { header, .. } | CredentialConfig::Forward { header }) => header,
+            Some(CredentialConfig::OAuth2(_)) | None => return,
+        };
+        let mut names = self.key.iter().chain(&self.pass).chain(self.fixed.iter().map(|(name, _)| name));
+        if names.any(|name| name.as_str().eq_ignore_ascii_case(&header.value)) {
+            let message =
+                format!("{} is the header of this credential, so the provider's headers cannot name it", header.value);
+            faults.add(&header.location, message);
+        }
     }
 
     /// Returns the headers of a read of the unified API; `None` if there are none.

@@ -197,6 +197,8 @@ impl<'a> Compiler<'a> {
         }
         let name: Arc<str> = config.name.value.as_str().into();
         let credential = credential::compile(&name, config.credential.as_ref(), self.faults);
+        let headers = ReadHeaderRules::compile(&config.headers, self.faults);
+        headers.exclude_credential(config.credential.as_ref(), self.faults);
         let native_errors = config.native.errors.as_ref().and_then(|format| NativeErrors::compile(format, self.faults));
         let previous = self.previous_provider(&name);
         let breaker = previous.map(|p| p.breaker.clone()).filter(|breaker| breaker.config == config.upstream.breaker);
@@ -226,7 +228,7 @@ impl<'a> Compiler<'a> {
             retry_budget: previous.map(|p| p.retry_budget.clone()).unwrap_or_default(),
             quotas,
             native_errors,
-            headers: ReadHeaderRules::compile(&config.headers, self.faults),
+            headers,
             idle_timeout: config.native.idle_timeout,
             hits: OnceLock::new(),
             call_metrics: EveryOperation::default(),
@@ -286,7 +288,10 @@ impl<'a> Compiler<'a> {
         let is_permitted = config.providers.as_ref().is_none_or(|all| all.iter().any(|at| at.value == *name));
         let own = config.credentials.iter().find(|(at, _)| at.value == *name).map(|(_, own)| own);
         let credential = match own {
-            Some(own) => credential::compile(&name, Some(own), self.faults),
+            Some(own) => {
+                provider.headers.exclude_credential(Some(own), self.faults);
+                credential::compile(&name, Some(own), self.faults)
+            }
             None => provider.credential.clone(),
         };
         let previous = self.previous_provider(&name).map(|previous| &previous.quotas);

@@ -132,3 +132,19 @@ fn too_long_headers_of_a_native_read_are_400() {
     assert!(provider.take_heads().is_empty());
     assert_eq!(get(&weir, NATIVE, &[("beta", &long[..4000])]).status, 200);
 }
+
+#[test]
+fn the_header_of_a_credential_cannot_be_a_header_of_reads() {
+    let headers = "headers:\n  pass: [X-Team-Key]\n\nids:\n";
+    let vectara = |config: Config| config.edit("providers/vectara.yaml", "\nids:\n", &format!("\n{headers}"));
+    let own = "clients:\n  - { id: a, keys: [ { sha256: SHA(a) } ], credentials: { vectara: { header: x-team-key, value: own } } }\n";
+    for (config, faults) in [
+        (vectara(Config::shipped()), 0),
+        (vectara(Config::shipped()).clients(own), 1),
+        (vectara(Config::shipped()).edit("providers/vectara.yaml", "header: x-api-key", "header: x-team-key"), 1),
+    ] {
+        let (code, lines) = config.check();
+        let found = lines.iter().filter(|line| line.contains("is the header of this credential")).count();
+        assert_eq!((code, found), (faults.min(1), faults), "{lines:?}");
+    }
+}
