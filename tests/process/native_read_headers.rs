@@ -145,6 +145,6 @@ fn the_header_of_a_credential_cannot_be_a_header_of_reads() {
     ] {
         let (code, lines) = config.check();
         let found = lines.iter().filter(|line| line.contains("is the header of this credential")).count();
-        assert_eq!((code, found), (faults.min(1), faults), "{lines:?}");
+        assert_eq!((code, found), (i32::from(faults > 0), faults), "{lines:?}");
     }
 }
