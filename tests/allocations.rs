@@ -32,6 +32,11 @@ fn read_header_block() {
 }
 
 /// This file has one test because the profiler counts the allocations of the whole process.
+/// The fewest allocations of several runs. Now and then a hit also does the housekeeping of the cache, which depends on time.
+fn fewest_allocations(run: impl Fn()) -> u64 {
+    (0..5).map(|_| allocations(&run)).min().unwrap_or_default()
+}
+
 #[test]
 fn hits_and_misses_stay_within_their_allocation_budgets() {
     let _profiler = dhat::Profiler::builder().testing().build();
@@ -42,8 +47,8 @@ fn hits_and_misses_stay_within_their_allocation_budgets() {
     let (session_body, list_body) = (session_body(), list_body());
     let serde = |body: &[u8]| drop(serde_json::to_vec(&serde_json::from_slice::<Value>(body).unwrap()).unwrap());
     let measured = [
-        ("a session's hit", 20, allocations(|| drop(warm.respond(&plain)))),
-        ("a list's hit", 85, allocations(|| drop(warm.respond(&list)))),
+        ("a session's hit", 20, fewest_allocations(|| drop(warm.respond(&plain)))),
+        ("a list's hit", 85, fewest_allocations(|| drop(warm.respond(&list)))),
         (
             "a session's miss: parse, map, serialise, store",
             120,
