@@ -89,7 +89,7 @@ metrics! {
         ended: IntCounterVec("weir_connections_ended_total", ["reason"]),
         /// Requests over a limit, by the limit's name in the configuration.
         limited: IntCounterVec("weir_limited_total", ["limit"]),
-        /// Requests without a valid key, by decision: told is status 401, limited is 429 after a delay, dropped is no response.
+        /// Requests without a valid key, by decision: told is a response at once, limited is 429 after a delay, dropped is no response, undelayed is 429 at once through a proxy.
         auth_failures: IntCounterVec("weir_auth_failures_total", ["decision"]),
         /// Responses to requests without a valid key that are delayed now.
         auth_delayed: IntGauge("weir_auth_failures_delayed"),
@@ -246,7 +246,7 @@ impl Metrics {
         for limit in LIMITS {
             edge.limited.with_label_values(&[limit]);
         }
-        for decision in ["told", "limited", "dropped"] {
+        for decision in ["told", "limited", "dropped", "undelayed"] {
             edge.auth_failures.with_label_values(&[decision]);
         }
         Ok(Self {

@@ -16,26 +16,36 @@ const FAILURE_WINDOW: Duration = Duration::from_secs(600);
 
 /// What a call is about, as a digest: a session, a list, or the path of another request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct CallSubject(u64);
+pub struct CallSubject {
+    digest: u64,
+    is_path: bool,
+}
 
 impl CallSubject {
     /// Makes the subject of calls for one session, or for the lists of one agent.
     #[must_use]
     pub fn of_session(agent: Option<&str>, session: Option<&str>) -> Self {
-        Self::digest((0, agent, session))
+        Self { digest: digest((0, agent, session)), is_path: false }
     }
 
     /// Makes the subject of calls to a path that no operation describes. Ignores the query string.
     #[must_use]
     pub fn of_path(path_and_query: &str) -> Self {
-        Self::digest((1, path_and_query.split('?').next(), None))
+        Self { digest: digest((1, path_and_query.split('?').next(), None)), is_path: true }
     }
 
-    fn digest(parts: (u8, Option<&str>, Option<&str>)) -> Self {
-        let mut hasher = DefaultHasher::new();
-        parts.hash(&mut hasher);
-        Self(hasher.finish())
+    /// Returns as what the subject counts when failures are counted by subject. All paths that no operation describes count
+    /// as one: a client can make as many of them as it likes.
+    #[must_use]
+    pub fn counted(self) -> Self {
+        if self.is_path { Self { digest: 0, ..self } } else { self }
     }
+}
+
+fn digest(parts: (u8, Option<&str>, Option<&str>)) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    parts.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// How a call ended, for the breaker.
@@ -199,7 +209,7 @@ impl Breaker {
                 state.last_trial += 1;
                 CountedFailure::Single(state.last_trial)
             }
-            _ => CountedFailure::Of(subject),
+            _ => CountedFailure::Of(subject.counted()),
         };
         if state.failed.len() + 1 >= limit {
             state.failed.retain(|_, at| now.since(*at) < FAILURE_WINDOW);
@@ -227,7 +237,7 @@ impl BreakerState {
     fn check(&self, config: &upstream::BreakerConfig, subject: CallSubject, now: Time) -> Result<(), Time> {
         let Some(until) = self.open_until else { return Ok(()) };
         let trial = self.trial.map(|(_, deadline)| deadline);
-        let failed_trial = self.failed.get(&CountedFailure::Of(subject)).map(|at| at.plus(config.open_for));
+        let failed_trial = self.failed.get(&CountedFailure::Of(subject.counted())).map(|at| at.plus(config.open_for));
         let refused_until = trial.max(failed_trial).max(Some(until)).filter(|until| *until > now);
         refused_until.map_or(Ok(()), Err)
     }
@@ -370,6 +380,15 @@ mod tests {
         drop(next);
         assert!(breaker.admit(session(2), Time(20_000)).is_err(), "the drop of an old trial does not end the new one");
         drop(later);
+    }
+
+    #[test]
+    fn all_paths_without_an_operation_count_as_one() {
+        let breaker = breaker();
+        (0..100).for_each(|n| _ = breaker.record(CallSubject::of_path(&format!("/odd/{n}")), Failure, Time(n)));
+        assert!(breaker.is_closed());
+        fail_sessions(&breaker, 0..2, Time(100));
+        assert!(!breaker.is_closed(), "with two sessions they are three");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::{Entry, RandomState};
 use std::hash::{BuildHasher, Hash};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 const SHARDS: usize = 32;
 
@@ -39,6 +39,34 @@ struct CallToken {
     trace_context: OnceLock<TraceContext>,
     /// The waiters of each client that has a share.
     waiters: Mutex<HashMap<Arc<str>, usize>>,
+    joiners: Arc<Joiners>,
+}
+
+/// The clients with a share that have joined a call, in this order.
+#[derive(Default)]
+pub struct Joiners {
+    clients: Mutex<Vec<Arc<str>>>,
+    added: Notify,
+}
+
+impl Joiners {
+    fn add(&self, client: &Arc<str>) {
+        let mut clients = lock(&self.clients);
+        if !clients.contains(client) {
+            clients.push(client.clone());
+            self.added.notify_one();
+        }
+    }
+
+    /// Waits for the client at this position. Only the call itself may wait.
+    pub async fn get(&self, position: usize) -> Arc<str> {
+        loop {
+            if let Some(client) = lock(&self.clients).get(position) {
+                return client.clone();
+            }
+            self.added.notified().await;
+        }
+    }
 }
 
 /// One caller that waits for a call. Dropping it frees its place among the waiters.
@@ -109,6 +137,8 @@ pub struct CallGuard<K: Hash + Eq, V, T> {
     shards: Arc<Vec<Shard<K, V, T>>>,
     shard: usize,
     key: K,
+    /// The clients that wait for the call.
+    pub joiners: Arc<Joiners>,
 }
 
 impl<K: Hash + Eq + Clone, V: Clone, T> Default for Coalescer<K, V, T> {
@@ -152,8 +182,10 @@ impl<K: Hash + Eq + Clone, V: Clone, T> Coalescer<K, V, T> {
                 }
                 let (sender, next) = SharedResult::new();
                 let (waiter, previous) = (next.waiter(terms), Some(calls.current.receiver.clone()));
+                let joiners = next.token.joiners.clone();
                 calls.next = Some(next);
-                let guard = CallGuard { sender, previous, shards: self.shards.clone(), shard, key: key.clone() };
+                let guard =
+                    CallGuard { sender, previous, shards: self.shards.clone(), shard, key: key.clone(), joiners };
                 Joined::Leading(guard, waiter)
             }
             Entry::Vacant(slot) => {
@@ -161,10 +193,10 @@ impl<K: Hash + Eq + Clone, V: Clone, T> Coalescer<K, V, T> {
                     return Joined::Found(found);
                 }
                 let (sender, current) = SharedResult::new();
-                let waiter = current.waiter(terms);
+                let (waiter, joiners, previous) = (current.waiter(terms), current.token.joiners.clone(), None);
                 slot.insert(KeyCalls { tag, started: None, current, next: None });
-                let previous = None;
-                let guard = CallGuard { sender, previous, shards: self.shards.clone(), shard, key: key.clone() };
+                let guard =
+                    CallGuard { sender, previous, shards: self.shards.clone(), shard, key: key.clone(), joiners };
                 Joined::Leading(guard, waiter)
             }
         }
@@ -182,6 +214,7 @@ impl<V> SharedResult<V> {
         let client = terms.share.as_ref().map(|(client, _)| client.clone());
         if let Some(client) = &client {
             *lock(&self.token.waiters).entry(client.clone()).or_default() += 1;
+            self.token.joiners.add(client);
         }
         Waiter { receiver: self.receiver.clone(), token: self.token.clone(), client }
     }

@@ -8,6 +8,7 @@ pub(crate) mod checked_stream;
 pub(crate) mod client_address;
 pub(crate) mod coalesce;
 pub(crate) mod connection_groups;
+pub(crate) mod connection_slots;
 pub(crate) mod credential;
 pub(crate) mod fair_queue;
 pub(crate) mod forward_connection;

@@ -8,7 +8,7 @@ use crate::config::upstream::Capacity;
 use crate::engine::breaker::CallSubject;
 use crate::engine::fair_queue::{ClientShares, FairQueue};
 use crate::engine::token_bucket::{Refill, Ticker, TokenBucket};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -82,13 +82,14 @@ impl Pauses {
         let known = subjects.entry(subject).or_insert(until);
         *known = until.max(*known);
         self.latest.fetch_max(until.0, Ordering::AcqRel);
-        if subjects.len() < limit {
-            return None;
-        }
+        let counted = subjects.keys().map(|subject| subject.counted()).collect::<HashSet<_>>().len();
         let (first, ends) =
             subjects.iter().map(|(subject, until)| (*subject, *until)).min_by_key(|(_, until)| *until)?;
         if subjects.len() > limit {
             subjects.remove(&first);
+        }
+        if counted < limit {
+            return None;
         }
         self.pause_all(ends);
         Some(ends)
@@ -118,6 +119,8 @@ pub struct ProviderQuota {
     concurrent: Arc<Semaphore>,
     queue: FairQueue,
     /// Limits the forwarded requests of one client to a share of `concurrent`, because the client decides how long they last.
+    pub forwarded_shares: ClientShares,
+    /// Limits all calls of one client to a share of `concurrent`, if several clients use this quota.
     pub client_shares: ClientShares,
     /// The pauses that the provider requested.
     pub pauses: Pauses,
@@ -135,6 +138,7 @@ impl ProviderQuota {
             rate,
             concurrent: Arc::new(Semaphore::new(concurrent)),
             queue: FairQueue::default(),
+            forwarded_shares: ClientShares::half_of(concurrent),
             client_shares: ClientShares::half_of(concurrent),
             pauses: Pauses::default(),
         }
@@ -253,6 +257,18 @@ mod tests {
         pauses.pause_subject(subject, Time(9000), 2, Time(0));
         pauses.pause_subject(subject, Time(3000), 2, Time(0));
         assert_eq!((pauses.until(subject, Time(8999)), pauses.until(subject, Time(9000))), (Some(Time(9000)), None));
+    }
+
+    #[test]
+    fn paths_without_an_operation_pause_one_by_one_and_count_as_one() {
+        let (pauses, session) = (Pauses::default(), CallSubject::of_session(None, Some("1")));
+        let path = |n: i64| CallSubject::of_path(&format!("/odd/{n}"));
+        for n in 0..100 {
+            assert_eq!(pauses.pause_subject(path(n), Time(9000 + n), 3, Time(0)), None);
+            assert!(pauses.subjects.lock().unwrap().len() <= 3);
+        }
+        assert_eq!(pauses.until(path(99), Time(0)), Some(Time(9099)));
+        assert_eq!(pauses.until(session, Time(0)), None);
     }
 
     #[test]

@@ -44,14 +44,17 @@ pub struct RequestRecord {
     pub steps: TraceSteps,
     /// The value of `Vary` for this client's responses.
     pub vary: HeaderValue,
-    /// Counts the request as in flight, for its client or for the address of a client without a valid key and for all of
-    /// them.
-    pub in_flight: [Option<CountGuard>; 2],
+    /// Counts the request as in flight.
+    pub in_flight: InFlightCounts,
     /// The memory of the request while it waits for providers.
     pub waiting: Option<Reservation>,
     /// Data for the explanation of the request, if the client wants one.
     pub explain: Option<Box<ExplainData>>,
 }
+
+/// Counts an admitted request: for its client, or for those without a valid key from its address and from all addresses; and
+/// among all requests.
+pub type InFlightCounts = [Option<CountGuard>; 3];
 
 /// A request with an invalid key from an address that has sent too many of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,7 +104,7 @@ impl RequestRecord {
             bytes: 0,
             steps: TraceSteps::default(),
             vary: HeaderValue::from_static(VARY),
-            in_flight: [None, None],
+            in_flight: InFlightCounts::default(),
             waiting: None,
             explain: None,
         }

@@ -25,8 +25,14 @@ impl Strangers {
     /// Returns the share of an address in a memory budget.
     pub(crate) fn memory_share(&self, address: Option<IpAddr>, budget: &Arc<MemoryBudget>) -> MemoryShare {
         let limit = budget.limit();
-        let share = budget.share(&self.at(address), (limit / ONE_ADDRESS).max(MIN_BYTES));
-        share.of_group(&self.together, (limit / TOGETHER).max(MIN_BYTES))
+        let together = (limit / TOGETHER).max(MIN_BYTES);
+        match address {
+            Some(address) => {
+                let share = budget.share(&self.at(address), (limit / ONE_ADDRESS).max(MIN_BYTES));
+                share.of_group(&self.together, together)
+            }
+            None => budget.own_share().of_group(&self.together, together),
+        }
     }
 
     /// Counts one more request in flight from an address. `limit` is that of all requests.
@@ -35,20 +41,19 @@ impl Strangers {
     /// The share that is used up: of the address, or of all requests without a key.
     pub(crate) fn count_request(&self, address: Option<IpAddr>, limit: u32) -> Result<[Option<CountGuard>; 2], i64> {
         let share = |divisor: u64| i64::from(limit).max(1).div_euclid(divisor.cast_signed()).max(1);
-        let (one, count) = self.at(address).count(Counted::Requests);
-        if count > share(ONE_ADDRESS) {
+        let one = address.map(|address| self.at(address).count(Counted::Requests));
+        if one.as_ref().is_some_and(|(_, count)| *count > share(ONE_ADDRESS)) {
             return Err(share(ONE_ADDRESS));
         }
         let (together, count) = self.together.count(Counted::Requests);
         if count > share(TOGETHER) {
             return Err(share(TOGETHER));
         }
-        Ok([Some(one), Some(together)])
+        Ok([one.map(|(guard, _)| guard), Some(together)])
     }
 
     /// Returns what an address uses. Forgets the addresses that use nothing.
-    fn at(&self, address: Option<IpAddr>) -> Arc<ClientUse> {
-        let Some(address) = address else { return self.together.clone() };
+    fn at(&self, address: IpAddr) -> Arc<ClientUse> {
         let mut addresses = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = addresses.get(&address).and_then(Weak::upgrade) {
             return known;

@@ -5,6 +5,7 @@
 use crate::base::memory_budget::{MemoryBudget, Reservation, without_spare};
 use crate::base::request_reply::{FailureKind, ProviderFailure, ProviderReply, ProviderRequest};
 use crate::engine::checked_stream::CheckedStream;
+use crate::engine::connection_slots::ConnectionSlots;
 use crate::engine::connection_groups::{ConnectionGroup, ConnectionGroups, announces_forbidden_body};
 use crate::engine::forward_connection::{ConnectionState, forward_peer};
 use crate::engine::open_files::OpenFiles;
@@ -166,8 +167,8 @@ pub struct UpstreamClient {
     names: Mutex<HashMap<(String, u16), ResolvedName>>,
     /// The limit on the bytes that are held on behalf of clients.
     pub budget: Arc<MemoryBudget>,
-    /// The most calls in flight: more than so many connections could take the files that Weir needs for others.
-    pub max_connections: usize,
+    /// The connections of calls: more could take the files that Weir needs for others.
+    pub slots: ConnectionSlots,
 }
 
 #[derive(Clone)]
@@ -192,7 +193,7 @@ impl UpstreamClient {
             groups: ConnectionGroups::new(),
             names: Mutex::default(),
             budget: MemoryBudget::new(max_buffered),
-            max_connections: files.provider_calls(),
+            slots: ConnectionSlots::new(files.provider_calls()),
         }
     }
 

@@ -9,6 +9,7 @@ use crate::base::model::{Field, Show, Time};
 use crate::base::request_reply::{CallStats, FailureKind, ProviderFailure, ProviderReply, ProviderRequest};
 use crate::base::trace_context::{Side, TraceAttribute, TraceSteps};
 use crate::engine::cache::{CachedView, Entry, EntryKind};
+use crate::engine::coalesce::Joiners;
 use crate::engine::credential::CredentialHeader;
 use crate::engine::request_record::StoreOutcome;
 use crate::fetch::error::{FetchCause, FetchError};
@@ -45,9 +46,15 @@ const CALL_BYTES: usize = 28 << 10;
 ///
 /// # Errors
 /// The provider's failure, or why the provider was not called.
-pub(crate) async fn call(shared: &SharedState, query: &ProviderQuery, store: bool, mut steps: TraceSteps) -> CallReply {
+pub(crate) async fn call(
+    shared: &SharedState,
+    query: &ProviderQuery,
+    store: bool,
+    mut steps: TraceSteps,
+    joiners: Option<&Joiners>,
+) -> CallReply {
     let mut memory = query.memory_share(shared).reservation();
-    let result = run(shared, query, store, &mut steps, &mut memory).await;
+    let result = run(shared, query, store, &mut steps, &mut memory, joiners).await;
     shared.spans.emit(steps.end(Side::Inside, result.is_err(), || {
         let stored = matches!(result, Ok((_, StoreOutcome::Yes)));
         let mut attributes = vec![
@@ -60,7 +67,7 @@ pub(crate) async fn call(shared: &SharedState, query: &ProviderQuery, store: boo
         attributes.extend(code.map(|code| ("error.type", TraceAttribute::Static(code))));
         ("call".into(), attributes)
     }));
-    CallReply { result, memory: Some(Arc::new(memory)) }
+    CallReply { result, memory: Some(Arc::new(memory)), caller: Some(query.client_id().clone()) }
 }
 
 async fn run(
@@ -69,6 +76,7 @@ async fn run(
     store: bool,
     steps: &mut TraceSteps,
     memory: &mut Reservation,
+    joiners: Option<&Joiners>,
 ) -> CallResult {
     let provider = query.provider();
     let _in_flight = query.count_call(shared)?;
@@ -76,14 +84,14 @@ async fn run(
     let ticket = shared.cache.ticket();
     let mut previous = shared.cache.get(&query.key).filter(|previous| !previous.conditions.is_empty());
     let mut call_stats = CallStats::default();
-    let mut reply = request(shared, query, previous.as_deref(), steps, &mut call_stats, memory).await;
+    let mut reply = request(shared, query, previous.as_deref(), steps, &mut call_stats, memory, joiners).await;
     if let (Ok(not_modified), Some(stored)) = (&reply, &previous)
         && not_modified.status == 304
         && cache_control::confirms_another(&not_modified.headers, &stored.conditions)
     {
         // The 304 is about a response that Weir does not have, so it asks without a condition.
         previous = None;
-        reply = request(shared, query, None, steps, &mut call_stats, memory).await;
+        reply = request(shared, query, None, steps, &mut call_stats, memory, joiners).await;
     }
     steps.step("judge and map");
     let now = shared.now();
@@ -139,19 +147,19 @@ async fn request(
     steps: &mut TraceSteps,
     call_stats: &mut CallStats,
     memory: &mut Reservation,
+    joiners: Option<&Joiners>,
 ) -> Result<ProviderReply, Box<FetchError>> {
     let (provider, operation, credential) = (query.provider(), query.operation()?, &query.identity.credential);
     let metrics = &shared.metrics.upstream;
     let started = Instant::now();
-    let deadline = started + provider.target.timeout;
-    // The queue may use half of the timeout, so that enough time is left for the response.
-    let latest = deadline - provider.target.timeout / 2;
     let guards = query.identity.guards(provider, query.call_subject());
     steps.step("gate");
-    let _permit =
-        provider_admission::admit(metrics, provider, &guards, query.client_id(), latest, shared.clock).await?;
+    let caller = query.caller(joiners, started + provider.target.timeout / 2);
+    let _permit = provider_admission::admit(shared, provider, &guards, caller).await?;
     call_stats.queue_time = started.elapsed();
-    let attempts = Attempts::new(shared, query, operation, guards, deadline);
+    // The provider's time begins after the queue, which is no fault of the provider.
+    let deadline = Instant::now() + provider.target.timeout;
+    let mut attempts = Attempts::new(shared, query, operation, guards, deadline);
     let mut may_renew_token = true;
     loop {
         steps.step("credential");
@@ -159,6 +167,7 @@ async fn request(
             provider_admission::record_token_failure(&attempts.guards, error, shared.now());
         })?;
         steps.client_step("upstream");
+        attempts.had_whole_timeout = deadline - Instant::now() > provider.target.timeout * 9 / 10;
         let reply = attempts.send(previous, &header, steps, memory).await;
         call_stats.tries = attempts.tries.load(Ordering::Relaxed);
         call_stats.response_time = started.elapsed() - call_stats.queue_time;
@@ -183,6 +192,8 @@ struct Attempts<'c> {
     operation: &'c CompiledOperation,
     guards: CallGuards,
     deadline: Instant,
+    /// The wait for the credential has left the provider at least nine tenths of its timeout.
+    had_whole_timeout: bool,
     /// The number of requests sent.
     tries: AtomicU32,
     /// Counts responses with status 200.
@@ -203,7 +214,8 @@ impl<'c> Attempts<'c> {
             let responses = metrics.requests.with_label_values(&[&provider.name, name, "200"]);
             (responses, metrics.duration.with_label_values(&[&*provider.name, name]))
         });
-        Self { shared, query, operation, guards, deadline, tries: AtomicU32::new(0), ok_responses, durations }
+        let (had_whole_timeout, tries) = (true, AtomicU32::new(0));
+        Self { shared, query, operation, guards, deadline, had_whole_timeout, tries, ok_responses, durations }
     }
 
     /// Sends the request. Sends it again if it fails and the retry budget and the quota permit it.
@@ -278,7 +290,7 @@ impl<'c> Attempts<'c> {
             Ok(reply) => Err(errors.judge(reply, self.query.identity.credential.is_forwarded(), now)),
             Err(failure) => Err(errors.judge_failure(failure)),
         };
-        provider_admission::record_result(&self.guards, result.as_ref().err(), now);
+        provider_admission::record_result(&self.guards, result.as_ref().err(), self.had_whole_timeout, now);
         result
     }
 

@@ -99,7 +99,13 @@ impl FetchError {
     /// Returns whether the client that started the call has used its share of memory or calls. Another client has its own.
     #[must_use]
     pub fn is_clients_limit(&self) -> bool {
-        matches!(self.cause, FetchCause::NotAdmitted(NotAdmitted::CallShare { .. })) || self.is_buffer_limit()
+        let is_share = matches!(
+            self.cause,
+            FetchCause::NotAdmitted(
+                NotAdmitted::CallShare { .. } | NotAdmitted::CapacityShare { .. } | NotAdmitted::ConnectionShare { .. }
+            )
+        );
+        is_share || self.is_buffer_limit()
     }
 
     /// Returns whether the response would have exceeded the memory that Weir may use for it.

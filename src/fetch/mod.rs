@@ -144,7 +144,7 @@ pub(crate) async fn obtain(
     if lookup.directives.only_if_cached {
         return Err(FetchCause::NotCached.into());
     }
-    let CallOutcome { reply: CallReply { result, memory }, collapsed, .. } =
+    let CallOutcome { reply: CallReply { result, memory, .. }, collapsed, .. } =
         wait_for_call(shared, query, &lookup.directives, latest, record).await;
     // Read again after the wait, because a stale entry may have become unusable meanwhile.
     let now = shared.now();
@@ -248,7 +248,7 @@ struct CallOutcome {
 impl CallOutcome {
     /// Returns a result that comes from no call.
     fn without_call(result: CallResult, collapsed: bool) -> Self {
-        Self { reply: CallReply { result, memory: None }, collapsed, trace_context: None }
+        Self { reply: CallReply { result, memory: None, caller: None }, collapsed, trace_context: None }
     }
 }
 
@@ -279,7 +279,8 @@ async fn wait_for_call(
     outcome
 }
 
-/// Joins the call in flight for this key, or starts one.
+/// Joins the call in flight for this key, or starts one. If a joined call fails because the client that started it has used
+/// its share, joins or starts another one: this client has its own share.
 async fn join_or_call(
     shared: &Arc<SharedState>,
     query: &ProviderQuery,
@@ -290,6 +291,31 @@ async fn join_or_call(
         // A response that must not be stored must not be shared either.
         return call_alone(shared, query, false, steps).await;
     }
+    let is_of_other = |outcome: &CallOutcome| match &outcome.reply {
+        CallReply { result: Err(error), caller: Some(caller), .. } => {
+            outcome.collapsed && error.is_clients_limit() && caller != query.client_id()
+        }
+        _ => false,
+    };
+    let mut outcome = join_once(shared, query, directives, steps).await;
+    for _ in 1..MAX_JOINS {
+        if !is_of_other(&outcome) {
+            break;
+        }
+        outcome = join_once(shared, query, directives, steps).await;
+    }
+    outcome
+}
+
+/// The most calls that one request joins, one after the other.
+const MAX_JOINS: usize = 4;
+
+async fn join_once(
+    shared: &Arc<SharedState>,
+    query: &ProviderQuery,
+    directives: &Directives,
+    steps: &TraceSteps,
+) -> CallOutcome {
     // Times are in milliseconds, so a call that started in the same millisecond may have started before the write.
     let after_write = shared.cache.last_write_at(&query.subject).map(|at| at.plus(Duration::from_millis(1)));
     let not_before = after_write.unwrap_or(Time(i64::MIN));
@@ -309,10 +335,6 @@ async fn join_or_call(
         }
     };
     match shared_result_and_trace(waiter).await {
-        // The client that started the call may have used its share; this one has its own.
-        (Some(CallReply { result: Err(error), .. }), _) if collapsed && error.is_clients_limit() => {
-            call_alone(shared, query, true, steps).await
-        }
         (Some(reply), trace_context) => CallOutcome { reply, collapsed, trace_context },
         (None, _) => CallOutcome::without_call(Err(FetchCause::LostCall.into()), collapsed),
     }
@@ -322,7 +344,7 @@ async fn join_or_call(
 async fn call_alone(shared: &Arc<SharedState>, query: &ProviderQuery, store: bool, steps: &TraceSteps) -> CallOutcome {
     let (shared, query, steps) = (shared.clone(), query.clone(), steps.call(&shared.spans));
     #[allow(clippy::disallowed_methods)] // a task of its own, like every call, so that a panic becomes `LostCall`
-    let call_task = tokio::spawn(async move { Box::pin(call(&shared, &query, store, steps)).await });
+    let call_task = tokio::spawn(async move { Box::pin(call(&shared, &query, store, steps, None)).await });
     let lost_call = |_| CallOutcome::without_call(Err(FetchCause::LostCall.into()), false);
     let outcome = |reply| CallOutcome { reply, collapsed: false, trace_context: None };
     call_task.await.map_or_else(lost_call, outcome)
@@ -334,7 +356,7 @@ fn fresh_result(shared: &SharedState, query: &ProviderQuery, directives: &Direct
     let has_current_rules = entry.rules == query.provider().rules;
     let is_fresh =
         has_current_rules && outcome_without_call(&entry, directives, shared.now()) == Some(CacheOutcome::Hit);
-    is_fresh.then(|| CallReply { result: Ok((entry, StoreOutcome::Yes)), memory: None })
+    is_fresh.then(|| CallReply { result: Ok((entry, StoreOutcome::Yes)), memory: None, caller: None })
 }
 
 /// Starts a call that refreshes the entry, unless one is in flight. Does not wait for it.
@@ -360,7 +382,8 @@ fn start_call(
     tokio::spawn(async move {
         guard.start(shared.clock).await;
         // Boxed, because the future is large and the runtime moves tasks.
-        let result = Box::pin(call(&shared, &query, true, steps)).await;
+        let joiners = guard.joiners.clone();
+        let result = Box::pin(call(&shared, &query, true, steps, Some(&joiners))).await;
         guard.finish(result);
     });
 }

@@ -9,11 +9,15 @@ use crate::base::model::Time;
 use crate::base::problem::Code;
 use crate::base::request_reply::FailureKind;
 use crate::engine::breaker::{AdmittedCall, Breaker, BreakerChange, CallOutcome, CallSubject};
+use crate::engine::coalesce::Joiners;
+use crate::engine::connection_slots::{ConnectionSlot, NoSlot};
 use crate::engine::provider_health::ProviderHealth;
 use crate::engine::provider_quota::{ProviderQuota, QuotaLimit};
 use crate::engine::token_error::TokenError;
+use crate::fetch::provider_query::SharedState;
 use crate::rules::error_rules::{ProviderError, ProviderErrorCause};
 use crate::runtime::snapshot::Provider;
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use prometheus::IntGauge;
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,13 +42,22 @@ pub enum NotAdmitted {
          capacity.concurrent)"
     )]
     ClientShare { provider: Arc<str>, limit: usize },
-    #[error(
-        "{limit} calls to providers are in flight, which is the limit (overload.max_in_flight, or what the limit of open \
-         files permits)"
-    )]
+    #[error("this client has {limit} calls to {provider} in flight, which is its share (half of capacity.concurrent)")]
+    CapacityShare { provider: Arc<str>, limit: usize },
+    #[error("{limit} calls to providers are in flight or wait, which is the limit (overload.max_in_flight)")]
     TooManyCalls { limit: i64 },
-    #[error("this client has {limit} calls to providers in flight, which is its share (half of all)")]
+    #[error(
+        "this client has {limit} calls to providers in flight or waiting, which is its share (half of \
+         overload.max_in_flight)"
+    )]
     CallShare { limit: i64 },
+    #[error("{limit} calls to providers are in flight, which is all that the limit of open files permits")]
+    TooManyConnections { limit: usize },
+    #[error(
+        "this client has {limit} calls to providers in flight, which is its share (half of what the limit of open files \
+         permits)"
+    )]
+    ConnectionShare { limit: usize },
 }
 
 impl NotAdmitted {
@@ -52,9 +65,14 @@ impl NotAdmitted {
     #[must_use]
     pub fn code(&self) -> Code {
         match self {
-            Self::Pause { .. } | Self::Capacity { .. } | Self::ClientShare { .. } => Code::ProviderRateLimited,
+            Self::Pause { .. } | Self::Capacity { .. } | Self::ClientShare { .. } | Self::CapacityShare { .. } => {
+                Code::ProviderRateLimited
+            }
             Self::Breaker { .. } => Code::ProviderUnavailable,
-            Self::TooManyCalls { .. } | Self::CallShare { .. } => Code::Overloaded,
+            Self::TooManyCalls { .. }
+            | Self::CallShare { .. }
+            | Self::TooManyConnections { .. }
+            | Self::ConnectionShare { .. } => Code::Overloaded,
         }
     }
 
@@ -65,8 +83,11 @@ impl NotAdmitted {
             Self::Pause { .. } => "pause",
             Self::Breaker { .. } => "breaker",
             Self::Capacity { limit, .. } => limit.name(),
-            Self::ClientShare { .. } => "share",
-            Self::TooManyCalls { .. } | Self::CallShare { .. } => "overload",
+            Self::ClientShare { .. } | Self::CapacityShare { .. } => "share",
+            Self::TooManyCalls { .. }
+            | Self::CallShare { .. }
+            | Self::TooManyConnections { .. }
+            | Self::ConnectionShare { .. } => "overload",
         }
     }
 
@@ -134,11 +155,11 @@ pub(crate) async fn acquire_client_share(
     client: &Arc<str>,
     latest: Instant,
 ) -> Result<OwnedSemaphorePermit, NotAdmitted> {
-    if let Ok(Some(permit)) = timeout_at(latest, quota.client_shares.acquire(client)).await {
+    if let Ok(Some(permit)) = timeout_at(latest, quota.forwarded_shares.acquire(client)).await {
         return Ok(permit);
     }
     let name = &provider.name;
-    let refusal = NotAdmitted::ClientShare { provider: name.clone(), limit: quota.client_shares.max_permits };
+    let refusal = NotAdmitted::ClientShare { provider: name.clone(), limit: quota.forwarded_shares.max_permits };
     Err(refusal.counted(metrics, name))
 }
 
@@ -156,7 +177,7 @@ pub(crate) struct CallGuards {
 
 /// What a call holds until its end.
 pub(crate) struct CallPermit {
-    _capacity: OwnedSemaphorePermit,
+    _places: Places,
     /// Admits the next trials when dropped.
     admitted: Option<[AdmittedCall; 2]>,
 }
@@ -186,8 +207,17 @@ impl CallGuards {
         failures.map_or(FAILURES_WITHOUT_BREAKER, |failures| usize::try_from(failures).unwrap_or(usize::MAX))
     }
 
-    fn check_breakers(&self, now: Time) -> Result<(), Time> {
-        self.breakers.iter().try_for_each(|breaker| breaker.check(self.subject, now))
+    /// Checks whether the provider may be called now.
+    ///
+    /// # Errors
+    /// It is paused, or a breaker is open.
+    fn check(&self, provider: &Provider, now: Time) -> Result<(), NotAdmitted> {
+        let name = || provider.name.clone();
+        if let Some(until) = self.quota.pauses.until(self.subject, now) {
+            return Err(NotAdmitted::Pause { provider: name(), wait: until.since(now) });
+        }
+        let checked = self.breakers.iter().try_for_each(|breaker| breaker.check(self.subject, now));
+        checked.map_err(|until| NotAdmitted::Breaker { provider: name(), wait: until.since(now) })
     }
 
     fn admit(&self, now: Time) -> Result<[AdmittedCall; 2], Time> {
@@ -209,45 +239,118 @@ impl CallGuards {
     }
 }
 
-/// Waits for a permit to call a provider, at most until `latest`. `clock` is read before and after the wait.
+/// The places of a call: at the provider, and among the connections of the process.
+struct Places {
+    _at_provider: OwnedSemaphorePermit,
+    _of_client: Option<OwnedSemaphorePermit>,
+    _connection: ConnectionSlot,
+}
+
+/// On whose behalf a call is made, and how long it may wait.
+#[derive(Clone, Copy)]
+pub(crate) struct Caller<'c> {
+    /// The client's id.
+    pub client: &'c Arc<str>,
+    /// There are other clients, so that this one gets half of the connections of the process.
+    pub has_others: bool,
+    /// Other clients use the quota of the credential too, so that this one gets half of `capacity.concurrent`.
+    pub shares_quota: bool,
+    /// The clients that join the call while it waits.
+    pub joiners: Option<&'c Joiners>,
+    /// The end of the wait.
+    pub latest: Instant,
+}
+
+/// Waits for a permit to call a provider. The clock is read before and after the wait.
 ///
 /// # Errors
 /// The provider is paused, its breaker is open, or its capacity is used up.
 pub(crate) async fn admit(
-    metrics: &UpstreamMetrics,
+    shared: &SharedState,
     provider: &Provider,
     guards: &CallGuards,
-    client: &Arc<str>,
-    latest: Instant,
-    clock: fn() -> Time,
+    caller: Caller<'_>,
 ) -> Result<CallPermit, NotAdmitted> {
-    let admitted = try_admit(provider, guards, client, latest, clock).await;
-    admitted.map_err(|refusal| refusal.counted(metrics, &provider.name))
+    let admitted = try_admit(shared, provider, guards, caller).await;
+    admitted.map_err(|refusal| refusal.counted(&shared.metrics.upstream, &provider.name))
 }
 
 async fn try_admit(
+    shared: &SharedState,
     provider: &Provider,
     guards: &CallGuards,
-    client: &Arc<str>,
-    latest: Instant,
-    clock: fn() -> Time,
+    caller: Caller<'_>,
 ) -> Result<CallPermit, NotAdmitted> {
-    let name = || provider.name.clone();
-    let breaker_open = |until: Time, now: Time| NotAdmitted::Breaker { provider: name(), wait: until.since(now) };
-    let check = || {
-        let now = clock();
-        if let Some(until) = guards.quota.pauses.until(guards.subject, now) {
-            return Err(NotAdmitted::Pause { provider: name(), wait: until.since(now) });
-        }
-        guards.check_breakers(now).map_err(|until| breaker_open(until, now))
-    };
     // Checked before the wait, to refuse at once, and after it, because the state may have changed.
-    check()?;
+    guards.check(provider, shared.now())?;
+    let places = wait_for_places(shared, provider, guards, caller).await?;
+    let now = shared.now();
+    let breaker_open = |until: Time| NotAdmitted::Breaker { provider: provider.name.clone(), wait: until.since(now) };
+    let admitted = guards.admit(now).map_err(breaker_open)?;
+    Ok(CallPermit { _places: places, admitted: Some(admitted) })
+}
+
+/// Waits in the queue of each client that waits for this call, so that a client with many calls does not hold up the others
+/// that have joined one of them.
+///
+/// # Errors
+/// Why the caller itself got no place.
+async fn wait_for_places(
+    shared: &SharedState,
+    provider: &Provider,
+    guards: &CallGuards,
+    caller: Caller<'_>,
+) -> Result<Places, NotAdmitted> {
+    let own = acquire_places(shared, provider, guards, caller, caller.client.clone());
+    let Some(joiners) = caller.joiners else { return own.await };
+    tokio::pin!(own);
+    let (mut others, mut known) = (FuturesUnordered::new(), 0);
+    loop {
+        tokio::select! {
+            biased;
+            places = &mut own => return places,
+            // A refusal leaves the caller its own place in the queue.
+            Some(places) = others.next() => if let Ok(places) = places { return Ok(places) },
+            client = joiners.get(known) => {
+                known += 1;
+                if client != *caller.client {
+                    others.push(acquire_places(shared, provider, guards, caller, client));
+                }
+            }
+        }
+    }
+}
+
+/// Waits for a place within the client's share, in its queue.
+///
+/// # Errors
+/// There was none until `caller.latest`, or the provider may not be called any more.
+async fn acquire_places(
+    shared: &SharedState,
+    provider: &Provider,
+    guards: &CallGuards,
+    caller: Caller<'_>,
+    client: Arc<str>,
+) -> Result<Places, NotAdmitted> {
+    let (quota, latest, name) = (&guards.quota, caller.latest, || provider.name.clone());
+    // Before the queue, so that a client above its share does not hold up the others there.
+    let of_client = if caller.shares_quota {
+        let share = timeout_at(latest, quota.client_shares.acquire(&client)).await.ok().flatten();
+        let limit = quota.client_shares.max_permits;
+        Some(share.ok_or_else(|| NotAdmitted::CapacityShare { provider: name(), limit })?)
+    } else {
+        None
+    };
+    let check = || guards.check(provider, shared.now());
     let busy = |limit, wait| NotAdmitted::Capacity { provider: name(), limit, wait };
-    let capacity = guards.quota.acquire(client, latest, check, busy).await?;
-    let now = clock();
-    let admitted = guards.admit(now).map_err(|until| breaker_open(until, now))?;
-    Ok(CallPermit { _capacity: capacity, admitted: Some(admitted) })
+    let at_provider = quota.acquire(&client, latest, check, busy).await?;
+    // After the queue, because a call that waits for the provider has no connection.
+    let connection = shared.upstream.slots.acquire(&client, caller.has_others, latest).await;
+    let connection = connection.map_err(|no_slot| match no_slot {
+        NoSlot::Total(limit) => NotAdmitted::TooManyConnections { limit },
+        NoSlot::Share(limit) => NotAdmitted::ConnectionShare { limit },
+    })?;
+    Ok(Places { _at_provider: at_provider, _of_client: of_client, _connection: connection })
 }
 
 /// Returns whether a call may send its request once more: there is no pause, the breaker is not open, and the quota has a
@@ -261,9 +364,10 @@ pub(crate) fn admit_retry(guards: &CallGuards, now: Time) -> bool {
 }
 
 /// Updates the breakers and the pause from how a request ended. Call it before the permit is dropped, so that the next
-/// call sees the new state.
-pub(crate) fn record_result(guards: &CallGuards, error: Option<&ProviderError>, now: Time) {
-    match outcome(error) {
+/// call sees the new state. `had_whole_timeout`: no other wait took from the time that the provider had. Otherwise a timeout
+/// says nothing about it.
+pub(crate) fn record_result(guards: &CallGuards, error: Option<&ProviderError>, had_whole_timeout: bool, now: Time) {
+    match outcome(error).filter(|_| had_whole_timeout || !error.is_some_and(is_timeout)) {
         None => {}
         Some(CallOutcome::Success) => {
             let change = guards.record(CallOutcome::Success, now);
@@ -307,6 +411,10 @@ fn cause(error: &ProviderError) -> String {
             format!("status {status}")
         }
     }
+}
+
+fn is_timeout(error: &ProviderError) -> bool {
+    matches!(&error.cause, ProviderErrorCause::Failure(failure) if failure.kind == FailureKind::Timeout)
 }
 
 /// Returns what the result says about the provider; `None` if it says nothing.

@@ -2,6 +2,7 @@
 //!
 //! Nothing here sends a request.
 
+use crate::base::client_use::ClientUse;
 use crate::base::ids::{ClientId, ProviderId};
 use crate::base::memory_budget::{MemoryShare, Reservation};
 use crate::base::metrics::Metrics;
@@ -12,13 +13,13 @@ use crate::base::request_reply::Request;
 use crate::base::trace_context::Spans;
 use crate::engine::breaker::{Breaker, CallSubject};
 use crate::engine::cache::{Cache, Entry, Key, KeyParts};
-use crate::engine::coalesce::{Coalescer, JoinTerms};
+use crate::engine::coalesce::{Coalescer, JoinTerms, Joiners};
 use crate::engine::credential::{ClientCredentialError, Credential};
 use crate::engine::provider_quota::ProviderQuota;
 use crate::engine::request_record::StoreOutcome;
 use crate::engine::upstream::UpstreamClient;
 use crate::fetch::error::{FetchError, NoOperation};
-use crate::fetch::provider_admission::{self, CallGuards, CallInFlight, CallLimits, NotAdmitted};
+use crate::fetch::provider_admission::{self, CallGuards, CallInFlight, CallLimits, Caller, NotAdmitted};
 use crate::rules::provider_body::CompiledOperation;
 use crate::rules::purge::{Mode, Scope, Subject};
 use crate::rules::read_headers::{LongHeaders, SentHeaders};
@@ -27,6 +28,7 @@ use crate::rules::template::{DotSegment, Values};
 use crate::runtime;
 use crate::runtime::snapshot::{Access, Provider, Snapshot};
 use std::sync::Arc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// The result of a call, shared by all requests that wait for it.
@@ -39,6 +41,8 @@ pub(crate) struct CallReply {
     pub result: CallResult,
     /// The memory; `None` if the result comes from the cache.
     pub memory: Option<Arc<Reservation>>,
+    /// The client that started the call; `None` if the result comes from the cache.
+    pub caller: Option<Arc<str>>,
 }
 
 /// The client may not use the provider.
@@ -85,6 +89,8 @@ pub struct SharedState {
     pub metrics: Metrics,
     /// The cache of provider responses.
     pub cache: Cache,
+    /// Counts the admitted requests of all clients, and of those without a key.
+    pub in_flight: Arc<ClientUse>,
     /// Sends requests to providers.
     pub upstream: Arc<UpstreamClient>,
     /// The calls in flight.
@@ -107,6 +113,7 @@ impl SharedState {
         Self {
             metrics,
             cache,
+            in_flight: Arc::default(),
             upstream,
             coalescer: Coalescer::default(),
             spans,
@@ -121,8 +128,8 @@ impl SharedState {
         (self.clock)()
     }
 
-    /// Counts a call to a provider as in flight, on behalf of a client. There are at most `overload.max_in_flight` calls, and
-    /// at most as many as the process can open connections.
+    /// Counts a call to a provider as in flight or waiting, on behalf of a client. There are at most
+    /// `overload.max_in_flight` calls.
     ///
     /// # Errors
     /// The limit is reached, or the client's share of it.
@@ -133,14 +140,15 @@ impl SharedState {
         provider: &str,
     ) -> Result<CallInFlight, NotAdmitted> {
         let usage = &snapshot.clients[client].usage;
-        provider_admission::count_call(&self.metrics.upstream, provider, usage, self.call_limits(snapshot))
+        let total = snapshot.weir.overload.max_in_flight.into();
+        let limit = |limit: u64| i64::try_from(limit).unwrap_or(i64::MAX);
+        let limits = CallLimits { total: limit(total), share: limit(snapshot.client_share(total)) };
+        provider_admission::count_call(&self.metrics.upstream, provider, usage, limits)
     }
 
-    /// Returns how many calls may be in flight.
-    pub(crate) fn call_limits(&self, snapshot: &Snapshot) -> CallLimits {
-        let total = u64::from(snapshot.weir.overload.max_in_flight).min(self.upstream.max_connections as u64);
-        let limit = |limit: u64| i64::try_from(limit).unwrap_or(i64::MAX);
-        CallLimits { total: limit(total), share: limit(snapshot.client_share(total)) }
+    /// Returns how many calls may have a connection at the same time.
+    pub(crate) fn call_limit(&self, snapshot: &Snapshot) -> u64 {
+        u64::from(snapshot.weir.overload.max_in_flight).min(self.upstream.slots.total as u64)
     }
 
     /// Purges the entries in the scope and returns their number. Calls in flight still serve the requests that wait for
@@ -319,6 +327,12 @@ impl ProviderQuery {
         &self.snapshot.clients[self.target.client].id
     }
 
+    /// Returns on whose behalf a call for this query is made.
+    pub(crate) fn caller<'c>(&'c self, joiners: Option<&'c Joiners>, latest: Instant) -> Caller<'c> {
+        let QueryTarget { client, provider, .. } = self.target;
+        Caller { joiners, ..caller(&self.snapshot, client, provider, latest) }
+    }
+
     /// Returns the client's share of the memory budget.
     #[must_use]
     pub fn memory_share(&self, shared: &SharedState) -> MemoryShare {
@@ -372,6 +386,15 @@ fn parts<'k>(
         path_and_query,
         headers: headers.map_or("", |headers| &headers.key),
     }
+}
+
+/// Returns on whose behalf a client's call to a provider is made.
+pub(crate) fn caller(snapshot: &Snapshot, client: ClientId, provider: ProviderId, latest: Instant) -> Caller<'_> {
+    let (has_others, access) = (snapshot.has_several_clients(), &snapshot.clients[client].access[provider]);
+    // A credential that the client sends has a quota of its own.
+    let has_own = access.as_ref().is_some_and(|access| access.is_clients_own || access.credential.is_forwarded());
+    let client = &snapshot.clients[client].id;
+    Caller { client, has_others, shares_quota: has_others && !has_own, joiners: None, latest }
 }
 
 /// Returns a client's access to a provider.

@@ -1,6 +1,6 @@
 //! Authenticates clients and enforces Weir's limits: sizes, requests in flight, invalid keys, rate limits.
 
-use crate::base::client_use::Counted;
+use crate::base::client_use::{CountGuard, Counted};
 use crate::base::endpoints::EXPLAIN;
 use crate::base::ids::ClientId;
 use crate::base::problem::{Code, Outcome, Problem};
@@ -43,31 +43,33 @@ pub(crate) fn check_host(request: &Request) -> Outcome<()> {
     }
 }
 
-/// Refuses the request if more than `overload.max_in_flight` requests are in flight, this one included.
+/// Counts the request among all that are in flight. Requests that are refused do not count: they take no part of the limit
+/// from the others while their responses are delayed or written. Returns the limit, too.
 ///
 /// # Errors
-/// 503.
-fn check_in_flight(context: &RequestContext<'_>) -> Outcome<u32> {
+/// 503 over `overload.max_in_flight`.
+fn count_among_all(context: &RequestContext<'_>) -> Outcome<(CountGuard, u32)> {
     let limit = context.snapshot.weir.overload.max_in_flight;
-    if context.shared.metrics.http.in_flight.get() <= i64::from(limit) {
-        return Ok(limit);
-    }
-    Err(problems::too_many_requests(limit.into()))
+    let (guard, count) = context.shared.in_flight.count(Counted::Requests);
+    if count > i64::from(limit) { Err(problems::too_many_requests(limit.into())) } else { Ok((guard, limit)) }
 }
 
-/// Refuses the request if its client has more than its share of requests in flight, or all clients have more than all.
+/// Counts the request as in flight, unless all requests exceed the limit or those of its client their share.
 ///
 /// # Errors
 /// 503.
 fn count_in_flight(context: &RequestContext<'_>, id: ClientId, record: &mut RequestRecord) -> Outcome<()> {
-    let (guard, count) = context.snapshot.clients[id].usage.count(Counted::Requests);
-    record.in_flight = [Some(guard), None];
-    let limit = check_in_flight(context)?;
+    let (among_all, limit) = count_among_all(context)?;
+    let (of_client, count) = context.snapshot.clients[id].usage.count(Counted::Requests);
     let share = i64::try_from(context.snapshot.client_share(limit.into())).unwrap_or(i64::MAX);
-    if count > share { Err(problems::request_share(share)) } else { Ok(()) }
+    if count > share {
+        return Err(problems::request_share(share));
+    }
+    record.in_flight = [Some(of_client), None, Some(among_all)];
+    Ok(())
 }
 
-/// Refuses a request to a public path if those without a key have more than their share in flight, all of them or those of
+/// Counts a request to a public path as in flight, unless those without a key exceed their share, all of them or those of
 /// one address.
 ///
 /// # Errors
@@ -77,8 +79,10 @@ pub(crate) fn count_public(
     strangers: &Strangers,
     record: &mut RequestRecord,
 ) -> Outcome<()> {
-    let counted = strangers.count_request(client_address(context), check_in_flight(context)?);
-    record.in_flight = counted.map_err(problems::request_share_without_key)?;
+    let (among_all, limit) = count_among_all(context)?;
+    let counted = strangers.count_request(client_address(context), limit);
+    let [of_address, of_strangers] = counted.map_err(problems::request_share_without_key)?;
+    record.in_flight = [of_address, of_strangers, Some(among_all)];
     Ok(())
 }
 

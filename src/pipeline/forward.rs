@@ -17,7 +17,7 @@ use crate::engine::forward_connection::ConnectionState;
 use crate::engine::request_record::RequestRecord;
 use crate::engine::upstream::{ForwardPeer, Peer};
 use crate::fetch::provider_admission::{self, CallGuards, CallInFlight, CallPermit};
-use crate::fetch::provider_query::{ProviderIdentity, ProviderQuery, SharedState};
+use crate::fetch::provider_query::{self, ProviderIdentity, ProviderQuery, SharedState};
 use crate::pipeline::forward_memory::ForwardMemory;
 use crate::pipeline::{problems, respond};
 use crate::rules::purge::Subject;
@@ -166,7 +166,8 @@ impl Forward {
         let guards = identity.guards(config, subject);
         let (id, limits) = (&snapshot.clients[client].id, &snapshot.weir.limits);
         let share = provider_admission::acquire_client_share(metrics, config, &guards.quota, id, latest).await?;
-        let permit = provider_admission::admit(metrics, config, &guards, id, latest, shared.clock).await?;
+        let caller = provider_query::caller(snapshot, client, provider, latest);
+        let permit = provider_admission::admit(shared, config, &guards, caller).await?;
         let credential_header =
             identity.credential.header(&shared.upstream, metrics, deadline).await.inspect_err(|error| {
                 provider_admission::record_token_failure(&guards, error, shared.now());
@@ -276,7 +277,7 @@ impl Forward {
             let reply = ProviderReply { status, headers: headers.clone(), body: Bytes::new() };
             provider.errors.judge(reply, is_forwarded, self.shared.now())
         });
-        provider_admission::record_result(&self.guards, error.as_ref(), self.shared.now());
+        provider_admission::record_result(&self.guards, error.as_ref(), true, self.shared.now());
         // The response may be a stream that never ends.
         self.permit.end_trial();
         self.status = Some(status);
@@ -374,7 +375,7 @@ impl Forward {
         let provider = self.provider();
         self.shared.metrics.upstream.failed(&provider.name, "native", failure.kind);
         let error = provider.errors.judge_failure(failure);
-        provider_admission::record_result(&self.guards, Some(&error), self.shared.now());
+        provider_admission::record_result(&self.guards, Some(&error), true, self.shared.now());
         error.into()
     }
 

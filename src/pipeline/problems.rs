@@ -132,10 +132,13 @@ impl From<NotAdmitted> for Box<Problem> {
             NotAdmitted::Pause { provider, wait }
             | NotAdmitted::Breaker { provider, wait }
             | NotAdmitted::Capacity { provider, wait, .. } => problem = problem.of(provider).retry_in(*wait),
-            NotAdmitted::ClientShare { provider, .. } => problem = problem.of(provider).retry_in(SHORT_RETRY),
-            NotAdmitted::TooManyCalls { .. } | NotAdmitted::CallShare { .. } => {
-                problem = problem.retry_in(SHORT_RETRY);
+            NotAdmitted::ClientShare { provider, .. } | NotAdmitted::CapacityShare { provider, .. } => {
+                problem = problem.of(provider).retry_in(SHORT_RETRY);
             }
+            NotAdmitted::TooManyCalls { .. }
+            | NotAdmitted::CallShare { .. }
+            | NotAdmitted::TooManyConnections { .. }
+            | NotAdmitted::ConnectionShare { .. } => problem = problem.retry_in(SHORT_RETRY),
         }
         Box::new(problem)
     }

@@ -7,7 +7,8 @@ use super::examples;
 use super::quotas::{CredentialQuota, ProviderQuotas};
 use super::snapshot::{Access, BoundListener, Client, Provider, Snapshot};
 use crate::base::endpoints::EXPLAIN;
-use crate::base::ids::{IdVec, ProviderId};
+use crate::base::client_use::ClientUse;
+use crate::base::ids::{ClientId, IdVec, ProviderId};
 use crate::base::model::Time;
 use crate::base::operation::{EveryOperation, PerOperation};
 use crate::config::clients::ClientConfig;
@@ -45,7 +46,7 @@ use http::{HeaderName, HeaderValue};
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroU32;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 impl Snapshot {
@@ -130,6 +131,7 @@ impl<'a> Compiler<'a> {
             failures: self.failures(&config.weir),
             traces: TraceDestination::compile(&config.weir.traces, self.faults).map(Arc::new),
             weir: config.weir,
+            removed: self.removed(&clients),
             clients,
             routes,
             native_routes: NativeRoutes::compile(&config.providers),
@@ -256,6 +258,20 @@ impl<'a> Compiler<'a> {
         weir.policies.iter().map(|policy| previous(policy).unwrap_or_else(|| make(policy))).collect()
     }
 
+    /// Returns what a client still uses that an earlier reload has removed.
+    fn removed_use(&self, id: &str) -> Option<Arc<ClientUse>> {
+        self.previous?.removed.get(id)?.upgrade()
+    }
+
+    /// Returns what the clients still use that are not in the configuration any more.
+    fn removed(&self, clients: &IdVec<ClientId, Client>) -> HashMap<Arc<str>, Weak<ClientUse>> {
+        let Some(previous) = self.previous else { return HashMap::new() };
+        let before = previous.clients.iter().map(|client| (client.id.clone(), Arc::downgrade(&client.usage)));
+        let earlier = previous.removed.iter().map(|(id, usage)| (id.clone(), usage.clone()));
+        let is_removed = |id: &Arc<str>| !clients.iter().any(|client| client.id == *id);
+        earlier.chain(before).filter(|(id, usage)| usage.strong_count() > 0 && is_removed(id)).collect()
+    }
+
     fn client(
         &mut self,
         config: &ClientConfig,
@@ -276,7 +292,7 @@ impl<'a> Compiler<'a> {
             explain: config.explain,
             requested_traces: traces.endpoint.is_some().then(|| per_second(traces.requested)),
             provider_reads: per_second(PROVIDER_READS),
-            usage: previous.map(|client| client.usage.clone()).unwrap_or_default(),
+            usage: previous.map(|client| client.usage.clone()).or_else(|| self.removed_use(id)).unwrap_or_default(),
             admission_lock: previous.map(|client| client.admission_lock.clone()).unwrap_or_default(),
             buckets: config.rate_limits.iter().filter_map(|at| bucket(limiters, &at.value, id)).collect(),
             access,

@@ -35,8 +35,9 @@ use crate::rules::route::RouteTable;
 use crate::rules::swagger_ui::PublicDocument;
 use http::HeaderValue;
 use prometheus::{Histogram, IntCounter};
+use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 
 /// The compiled configuration.
@@ -78,6 +79,8 @@ pub struct Snapshot {
     /// Counts failed authentications; `None` if they are not limited.
     pub failures: Option<Arc<AuthFailures>>,
     pub(super) limiters: Vec<Arc<Limiter>>,
+    /// What removed clients still use. A client that comes back has not started from zero.
+    pub(super) removed: HashMap<Arc<str>, Weak<ClientUse>>,
 }
 
 /// What a bound address requires of connections. A reload never makes it less strict: a requirement that the new
@@ -197,7 +200,13 @@ impl Snapshot {
     /// one client leaves the rest to the others.
     #[must_use]
     pub fn client_share(&self, limit: u64) -> u64 {
-        if self.clients.iter().nth(1).is_some() { limit.div_ceil(2) } else { limit }
+        if self.has_several_clients() { limit.div_ceil(2) } else { limit }
+    }
+
+    /// Returns whether there is more than one client.
+    #[must_use]
+    pub fn has_several_clients(&self) -> bool {
+        self.clients.iter().nth(1).is_some()
     }
 
     /// Returns a client's share of a memory budget.

@@ -195,8 +195,8 @@ impl AdminEndpoints {
         let (snapshot, now) = (self.runtime.snapshot(), runtime::now());
         let connections = self.files.connections(&snapshot.weir.limits).total;
         metrics.edge.connections_limit.set(i64::try_from(connections).unwrap_or(i64::MAX));
-        let calls = self.shared.call_limits(&snapshot).total;
-        metrics.upstream.calls_limit.set(calls);
+        let calls = self.shared.call_limit(&snapshot);
+        metrics.upstream.calls_limit.set(i64::try_from(calls).unwrap_or(i64::MAX));
         let text = metrics.expose(|| {
             admin_gauges::set_providers(metrics, &snapshot, now);
             admin_gauges::set_expiries(metrics, &snapshot, now);

@@ -7,7 +7,7 @@ use crate::base::metrics::EdgeMetrics;
 use crate::base::request_headers::RequestHeaders;
 use crate::base::request_reply::{FormError, Request, Response};
 use crate::config::edge::Limits;
-use crate::engine::request_record::RequestRecord;
+use crate::engine::request_record::{InFlightCounts, RequestRecord};
 use crate::pipeline::watch::WatchStream;
 use crate::pipeline::{Handled, Pipeline};
 use crate::runtime;
@@ -101,7 +101,7 @@ impl Gateway {
             }
             // A watch does not count as in flight: it has limits of its own.
             Handled::Watch(response, events) if request.method != Method::HEAD => {
-                record.in_flight = [None, None];
+                record.in_flight = InFlightCounts::default();
                 NextStep::Watch(response, events, record, started.elapsed())
             }
             Handled::Watch(response, _) => {

@@ -43,10 +43,11 @@ impl GuessDelay {
         let Some(Guess { address, through_proxy }) = guess else { return Some(Duration::ZERO) };
         if let Some(not_logged) = self.log.count(Instant::now().into_std()) {
             let secret = self.secret;
-            warn!(%address, not_logged, "somebody may be guessing {secret}: requests with an invalid one are delayed or dropped; this line comes once a minute at most");
+            warn!(%address, not_logged, "somebody may be guessing {secret}: requests with an invalid one are delayed, and beyond a number dropped (refused at once through a trusted proxy); this line comes once a minute at most");
         }
         let Ok(_delayed) = self.delayed.open(address, CAPS, &self.metrics) else {
             if through_proxy {
+                self.metrics.auth_failures.with_label_values(&["undelayed"]).inc();
                 return Some(Duration::ZERO);
             }
             self.metrics.auth_failures.with_label_values(&["dropped"]).inc();
@@ -79,6 +80,7 @@ mod tests {
         assert_eq!(begun.elapsed(), DELAY);
         let proxied = futures_util::future::join_all((0..20).map(|_| guess_through([10, 0, 0, 2], true))).await;
         assert_eq!(proxied.iter().filter(|waited| **waited == Some(Duration::ZERO)).count(), 20 - CAPS.per_address);
+        assert_eq!(metrics.auth_failures.with_label_values(&["undelayed"]).get(), 4);
         let many = (0..2000_u16).map(|number| guess([10, 1, number.to_be_bytes()[0], number.to_be_bytes()[1]]));
         let many = futures_util::future::join_all(many).await;
         assert_eq!(many.iter().filter(|waited| **waited == Some(DELAY)).count(), CAPS.total);

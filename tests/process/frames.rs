@@ -27,11 +27,16 @@ fn literal(block: &mut Vec<u8>, name: &str, value: &str) {
 
 /// A HEADERS frame with a request. `flags`: 1 is END_STREAM, 4 is END_HEADERS.
 pub fn request(stream: u32, method: &str, path: &str, key: &str, headers: &[(&str, &str)], flags: u8) -> Vec<u8> {
+    let headers = [&[("x-api-key", key)], headers].concat();
+    request_with(stream, method, path, &headers, flags)
+}
+
+/// A request with these headers only.
+pub fn request_with(stream: u32, method: &str, path: &str, headers: &[(&str, &str)], flags: u8) -> Vec<u8> {
     let mut block = vec![0x86];
-    for (name, value) in [(":method", method), (":path", path), (":authority", "a"), ("x-api-key", key)] {
+    for (name, value) in [(":method", method), (":path", path), (":authority", "a")].iter().chain(headers) {
         literal(&mut block, name, value);
     }
-    headers.iter().for_each(|(name, value)| literal(&mut block, name, value));
     frame(HEADERS, flags, stream, &block)
 }
 

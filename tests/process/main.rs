@@ -47,6 +47,7 @@ mod limits;
 mod lists;
 mod mapping;
 mod matrix;
+mod http2_memory;
 mod memory_attacks;
 mod memory_over_tls;
 mod monitoring;
