@@ -10,7 +10,9 @@ use bytes::Bytes;
 use h2::server::Connection;
 use pingora::protocols::http::v2::server::H2Options;
 use pingora::protocols::{Digest, Stream};
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
@@ -90,11 +92,15 @@ async fn serve_streams(
             Err(Rejection::Invalid) => malformed,
             Ok(stream) => {
                 let (gateway_of_stream, stopping, closing) = (gateway.clone(), stopping.clone(), closing.clone());
-                streams.spawn(async move {
+                let mut served = Box::pin(async move {
                     if !gateway_of_stream.serve_stream(stream, &stopping).await {
                         closing.cancel();
                     }
                 });
+                // Most requests wait for nothing. Only one that waits takes the memory of a task.
+                if poll_fn(|cx| Poll::Ready(served.as_mut().poll(cx))).await.is_pending() {
+                    streams.spawn(served);
+                }
                 malformed.saturating_sub(1)
             }
         };
