@@ -5,8 +5,8 @@
 use crate::base::memory_budget::{MemoryBudget, Reservation, without_spare};
 use crate::base::request_reply::{FailureKind, ProviderFailure, ProviderReply, ProviderRequest};
 use crate::engine::checked_stream::CheckedStream;
-use crate::engine::connection_slots::ConnectionSlots;
 use crate::engine::connection_groups::{ConnectionGroup, ConnectionGroups, announces_forbidden_body};
+use crate::engine::connection_slots::ConnectionSlots;
 use crate::engine::forward_connection::{ConnectionState, forward_peer};
 use crate::engine::open_files::OpenFiles;
 use crate::engine::transfer_failure::transfer_failure;

@@ -6,8 +6,8 @@
 use super::examples;
 use super::quotas::{CredentialQuota, ProviderQuotas};
 use super::snapshot::{Access, BoundListener, Client, Provider, Snapshot};
-use crate::base::endpoints::EXPLAIN;
 use crate::base::client_use::ClientUse;
+use crate::base::endpoints::EXPLAIN;
 use crate::base::ids::{ClientId, IdVec, ProviderId};
 use crate::base::model::Time;
 use crate::base::operation::{EveryOperation, PerOperation};

@@ -5,9 +5,10 @@
 
 use crate::base::metrics::EdgeMetrics;
 use crate::base::problem::{Code, Problem};
+use crate::config::edge::Limits;
 use crate::engine::open_files::OpenFiles;
 use crate::runtime::Runtime;
-use crate::server::connections::{ConnectionLimit, Connections};
+use crate::server::connections::{ConnectionGuard, ConnectionLimit, Connections};
 use crate::server::gateway::Gateway;
 use crate::server::http1_response;
 use crate::server::http2;
@@ -63,8 +64,7 @@ pub(crate) async fn accept_clients(
             Ok(guard) => {
                 let (context, signals) = (context.clone(), signals.clone());
                 tasks.spawn(async move {
-                    context.serve(socket, peer, signals).await;
-                    drop(guard);
+                    context.serve(socket, peer, guard, signals).await;
                 });
             }
             Err(limit) => {
@@ -120,7 +120,7 @@ pub(crate) async fn refuse(mut socket: TcpStream, problem: Problem) {
 }
 
 impl ListenerContext {
-    async fn serve(&self, mut socket: TcpStream, peer: SocketAddr, signals: ShutdownSignals) {
+    async fn serve(&self, mut socket: TcpStream, peer: SocketAddr, guard: ConnectionGuard, signals: ShutdownSignals) {
         let snapshot = self.runtime.snapshot();
         let (limits, handshake) = (snapshot.weir.limits.clone(), snapshot.tls_acceptor(self.listener).cloned());
         // A connection may outlive many snapshots, so it must not keep one alive.
@@ -129,8 +129,7 @@ impl ListenerContext {
             match tokio::time::timeout(limits.header_timeout, starts_with_preface(&socket)).await {
                 Ok(true) => {
                     let stream = Box::new(ClientSocket::new(socket, peer));
-                    http2::serve(&self.gateway, stream, &limits, &signals.last_request).await;
-                    return;
+                    return self.serve_http2(stream, guard, &limits, &signals).await;
                 }
                 Ok(false) => {}
                 Err(_) => {
@@ -152,10 +151,26 @@ impl ListenerContext {
             },
         };
         if stream.selected_alpn_proto() == Some(ALPN::H2) {
-            http2::serve(&self.gateway, stream, &limits, &signals.last_request).await;
-            return;
+            return self.serve_http2(stream, guard, &limits, &signals).await;
         }
         self.gateway.serve(stream, peer.ip(), &limits, &signals).await;
+    }
+
+    /// Serves an HTTP/2 connection, if the limits permit one more.
+    async fn serve_http2(
+        &self,
+        mut stream: Stream,
+        mut guard: ConnectionGuard,
+        limits: &Limits,
+        signals: &ShutdownSignals,
+    ) {
+        let caps = self.files.connections(&self.runtime.snapshot().weir.limits);
+        if let Err(limit) = guard.count_as(http2::CONNECTION_PLACES, caps) {
+            self.count_end(limit.name());
+            let _ = tokio::time::timeout(REFUSAL_TIMEOUT, http2::refuse(&mut stream)).await;
+            return;
+        }
+        http2::serve(&self.gateway, stream, limits, &signals.last_request).await;
     }
 
     /// Counts a connection that Weir ended or refused.

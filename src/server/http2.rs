@@ -14,11 +14,17 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+/// As how many connections of HTTP/1 one counts: with all its streams in use, it takes as much memory as they do.
+pub(crate) const CONNECTION_PLACES: usize = 7;
+/// What a connection over the limits receives: an empty SETTINGS frame, and GOAWAY with the reason `ENHANCE_YOUR_CALM` (RFC
+/// 9113, section 6.8).
+const REFUSAL: &[u8] = b"\0\0\0\x04\0\0\0\0\0\0\0\x08\x07\0\0\0\0\0\0\0\0\0\0\0\0\x0b";
 /// How long new streams are accepted after GOAWAY: the client may have sent them before it received the frame.
 const GOAWAY_GRACE: Duration = Duration::from_secs(1);
 /// A connection accepts no further stream after this many more malformed requests than others.
@@ -48,6 +54,19 @@ pub(crate) async fn serve(gateway: &Arc<Gateway>, stream: Stream, limits: &Limit
     }
 }
 
+/// Refuses a connection, and closes it once the client has closed it too.
+///
+/// # Errors
+/// The client has closed the connection already.
+pub(crate) async fn refuse(stream: &mut Stream) -> std::io::Result<()> {
+    stream.write_all(REFUSAL).await?;
+    stream.flush().await?;
+    stream.shutdown().await?;
+    let mut discarded = [0; 1024];
+    while matches!(stream.read(&mut discarded).await, Ok(1..)) {}
+    Ok(())
+}
+
 /// Serves the streams of a connection until it closes. Returns the metric's reason why Weir closed it; `None` if the
 /// client closed it, or if Weir has counted the reason already.
 async fn serve_streams(
@@ -70,12 +89,12 @@ async fn serve_streams(
                 accept_until = Some(Instant::now() + GOAWAY_GRACE);
                 continue;
             }
-            next = connection.accept() => next,
             () = closing.cancelled(), if accept_until.is_none() => {
                 connection.graceful_shutdown();
                 accept_until = Some(Instant::now() + GOAWAY_GRACE);
                 continue;
             }
+            next = connection.accept() => next,
             () = idle(&streams, limits.idle_timeout) => return Some("idle_timeout"),
         };
         let (request, respond) = match next {
