@@ -45,7 +45,7 @@ pub struct RequestRecord {
     /// The value of `Vary` for this client's responses.
     pub vary: HeaderValue,
     /// Counts the request as in flight.
-    pub in_flight: InFlightCounts,
+    pub(crate) in_flight: InFlightCounts,
     /// The memory of the request while it waits for providers.
     pub waiting: Option<Reservation>,
     /// Data for the explanation of the request, if the client wants one.
@@ -54,7 +54,7 @@ pub struct RequestRecord {
 
 /// Counts an admitted request: for its client, or for those without a valid key from its address and from all addresses; and
 /// among all requests.
-pub type InFlightCounts = [Option<CountGuard>; 3];
+pub(crate) type InFlightCounts = [Option<CountGuard>; 3];
 
 /// A request with an invalid key from an address that has sent too many of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -155,7 +155,7 @@ async fn request(
     let guards = query.identity.guards(provider, query.call_subject());
     steps.step("gate");
     let caller = query.caller(joiners, started + provider.target.timeout / 2);
-    let _permit = provider_admission::admit(shared, provider, &guards, caller).await?;
+    let _permit = provider_admission::admit(shared.admission_state(), provider, &guards, caller).await?;
     call_stats.queue_time = started.elapsed();
     // The provider's time begins after the queue, which is no fault of the provider.
     let deadline = Instant::now() + provider.target.timeout;

@@ -10,11 +10,10 @@ use crate::base::problem::Code;
 use crate::base::request_reply::FailureKind;
 use crate::engine::breaker::{AdmittedCall, Breaker, BreakerChange, CallOutcome, CallSubject};
 use crate::engine::coalesce::Joiners;
-use crate::engine::connection_slots::{ConnectionSlot, NoSlot};
+use crate::engine::connection_slots::{ConnectionSlot, ConnectionSlots, NoSlot};
 use crate::engine::provider_health::ProviderHealth;
 use crate::engine::provider_quota::{ProviderQuota, QuotaLimit};
 use crate::engine::token_error::TokenError;
-use crate::fetch::provider_query::SharedState;
 use crate::rules::error_rules::{ProviderError, ProviderErrorCause};
 use crate::runtime::snapshot::Provider;
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -246,6 +245,17 @@ struct Places {
     _connection: ConnectionSlot,
 }
 
+/// What the admission of every call uses.
+#[derive(Clone, Copy)]
+pub(crate) struct AdmissionState<'s> {
+    /// Counts refusals.
+    pub metrics: &'s UpstreamMetrics,
+    /// The connections of the process.
+    pub slots: &'s ConnectionSlots,
+    /// Reads the time.
+    pub clock: fn() -> Time,
+}
+
 /// On whose behalf a call is made, and how long it may wait.
 #[derive(Clone, Copy)]
 pub(crate) struct Caller<'c> {
@@ -266,25 +276,25 @@ pub(crate) struct Caller<'c> {
 /// # Errors
 /// The provider is paused, its breaker is open, or its capacity is used up.
 pub(crate) async fn admit(
-    shared: &SharedState,
+    state: AdmissionState<'_>,
     provider: &Provider,
     guards: &CallGuards,
     caller: Caller<'_>,
 ) -> Result<CallPermit, NotAdmitted> {
-    let admitted = try_admit(shared, provider, guards, caller).await;
-    admitted.map_err(|refusal| refusal.counted(&shared.metrics.upstream, &provider.name))
+    let admitted = try_admit(state, provider, guards, caller).await;
+    admitted.map_err(|refusal| refusal.counted(state.metrics, &provider.name))
 }
 
 async fn try_admit(
-    shared: &SharedState,
+    state: AdmissionState<'_>,
     provider: &Provider,
     guards: &CallGuards,
     caller: Caller<'_>,
 ) -> Result<CallPermit, NotAdmitted> {
     // Checked before the wait, to refuse at once, and after it, because the state may have changed.
-    guards.check(provider, shared.now())?;
-    let places = wait_for_places(shared, provider, guards, caller).await?;
-    let now = shared.now();
+    guards.check(provider, (state.clock)())?;
+    let places = wait_for_places(state, provider, guards, caller).await?;
+    let now = (state.clock)();
     let breaker_open = |until: Time| NotAdmitted::Breaker { provider: provider.name.clone(), wait: until.since(now) };
     let admitted = guards.admit(now).map_err(breaker_open)?;
     Ok(CallPermit { _places: places, admitted: Some(admitted) })
@@ -296,12 +306,12 @@ async fn try_admit(
 /// # Errors
 /// Why the caller itself got no place.
 async fn wait_for_places(
-    shared: &SharedState,
+    state: AdmissionState<'_>,
     provider: &Provider,
     guards: &CallGuards,
     caller: Caller<'_>,
 ) -> Result<Places, NotAdmitted> {
-    let own = acquire_places(shared, provider, guards, caller, caller.client.clone());
+    let own = acquire_places(state, provider, guards, caller, caller.client.clone());
     let Some(joiners) = caller.joiners else { return own.await };
     tokio::pin!(own);
     let (mut others, mut known) = (FuturesUnordered::new(), 0);
@@ -314,7 +324,7 @@ async fn wait_for_places(
             client = joiners.get(known) => {
                 known += 1;
                 if client != *caller.client {
-                    others.push(acquire_places(shared, provider, guards, caller, client));
+                    others.push(acquire_places(state, provider, guards, caller, client));
                 }
             }
         }
@@ -326,7 +336,7 @@ async fn wait_for_places(
 /// # Errors
 /// There was none until `caller.latest`, or the provider may not be called any more.
 async fn acquire_places(
-    shared: &SharedState,
+    state: AdmissionState<'_>,
     provider: &Provider,
     guards: &CallGuards,
     caller: Caller<'_>,
@@ -341,11 +351,11 @@ async fn acquire_places(
     } else {
         None
     };
-    let check = || guards.check(provider, shared.now());
+    let check = || guards.check(provider, (state.clock)());
     let busy = |limit, wait| NotAdmitted::Capacity { provider: name(), limit, wait };
     let at_provider = quota.acquire(&client, latest, check, busy).await?;
     // After the queue, because a call that waits for the provider has no connection.
-    let connection = shared.upstream.slots.acquire(&client, caller.has_others, latest).await;
+    let connection = state.slots.acquire(&client, caller.has_others, latest).await;
     let connection = connection.map_err(|no_slot| match no_slot {
         NoSlot::Total(limit) => NotAdmitted::TooManyConnections { limit },
         NoSlot::Share(limit) => NotAdmitted::ConnectionShare { limit },

@@ -19,7 +19,9 @@ use crate::engine::provider_quota::ProviderQuota;
 use crate::engine::request_record::StoreOutcome;
 use crate::engine::upstream::UpstreamClient;
 use crate::fetch::error::{FetchError, NoOperation};
-use crate::fetch::provider_admission::{self, CallGuards, CallInFlight, CallLimits, Caller, NotAdmitted};
+use crate::fetch::provider_admission::{
+    self, AdmissionState, CallGuards, CallInFlight, CallLimits, Caller, NotAdmitted,
+};
 use crate::rules::provider_body::CompiledOperation;
 use crate::rules::purge::{Mode, Scope, Subject};
 use crate::rules::read_headers::{LongHeaders, SentHeaders};
@@ -144,6 +146,11 @@ impl SharedState {
         let limit = |limit: u64| i64::try_from(limit).unwrap_or(i64::MAX);
         let limits = CallLimits { total: limit(total), share: limit(snapshot.client_share(total)) };
         provider_admission::count_call(&self.metrics.upstream, provider, usage, limits)
+    }
+
+    /// Returns what the admission of calls uses.
+    pub(crate) fn admission_state(&self) -> AdmissionState<'_> {
+        AdmissionState { metrics: &self.metrics.upstream, slots: &self.upstream.slots, clock: self.clock }
     }
 
     /// Returns how many calls may have a connection at the same time.

@@ -167,7 +167,7 @@ impl Forward {
         let (id, limits) = (&snapshot.clients[client].id, &snapshot.weir.limits);
         let share = provider_admission::acquire_client_share(metrics, config, &guards.quota, id, latest).await?;
         let caller = provider_query::caller(snapshot, client, provider, latest);
-        let permit = provider_admission::admit(shared, config, &guards, caller).await?;
+        let permit = provider_admission::admit(shared.admission_state(), config, &guards, caller).await?;
         let credential_header =
             identity.credential.header(&shared.upstream, metrics, deadline).await.inspect_err(|error| {
                 provider_admission::record_token_failure(&guards, error, shared.now());

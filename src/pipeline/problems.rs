@@ -451,6 +451,8 @@ mod tests {
             ),
             (NotAdmitted::TooManyCalls { limit: 1 }, (503, "overloaded", Some(1), false)),
             (NotAdmitted::CallShare { limit: 1 }, (503, "overloaded", Some(1), false)),
+            (NotAdmitted::TooManyConnections { limit: 1 }, (503, "overloaded", Some(1), false)),
+            (NotAdmitted::ConnectionShare { limit: 1 }, (503, "overloaded", Some(1), false)),
         ] {
             assert_eq!(summary(error.clone()), expected, "{error}");
             let fetch: Box<FetchError> = error.into();
@@ -473,8 +475,7 @@ mod tests {
         );
         assert_eq!(
             detail(NotAdmitted::TooManyCalls { limit: 3 }),
-            "3 calls to providers are in flight, which is the limit (overload.max_in_flight, or what the limit of open \
-             files permits)"
+            "3 calls to providers are in flight or wait, which is the limit (overload.max_in_flight)"
         );
     }
 
@@ -489,6 +490,9 @@ mod tests {
             (NotAdmitted::ClientShare { provider: p(), limit: 1 }, "share"),
             (NotAdmitted::TooManyCalls { limit: 1 }, "overload"),
             (NotAdmitted::CallShare { limit: 1 }, "overload"),
+            (NotAdmitted::CapacityShare { provider: p(), limit: 1 }, "share"),
+            (NotAdmitted::TooManyConnections { limit: 1 }, "overload"),
+            (NotAdmitted::ConnectionShare { limit: 1 }, "overload"),
         ] {
             assert_eq!(error.reason(), reason);
         }

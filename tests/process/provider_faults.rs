@@ -189,7 +189,7 @@ fn a_session_that_cannot_be_mapped_does_not_open_the_breaker() {
 }
 
 #[test]
-fn the_deadline_includes_the_wait_in_the_providers_queue() {
+fn the_wait_in_the_providers_queue_is_at_most_half_of_the_timeout() {
     let sim = Sim::start();
     let config = Config::shipped().edit("providers/vectara.yaml", "  timeout: 10s", "  timeout: 3s").edit(
         "providers/vectara.yaml",

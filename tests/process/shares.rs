@@ -296,3 +296,96 @@ fn the_explanation_of_a_watch_is_counted() {
     let response = weir.get_with_key("greedy", &path, &[("Weir-Explain", "1")]);
     assert_eq!(response.status, 503);
 }
+
+/// A configuration with few places at the provider of the slow sessions.
+fn few_places(concurrent: u32, timeout: &str) -> Config {
+    Config::shipped()
+        .clients(CLIENTS)
+        .edit("providers/vectara.yaml", "concurrent: 64", &format!("concurrent: {concurrent}"))
+        .edit("providers/vectara.yaml", "  timeout: 10s", &format!("  timeout: {timeout}"))
+}
+
+#[test]
+fn one_clients_slow_reads_leave_half_of_the_providers_places_to_the_others() {
+    let sim = Sim::start();
+    let weir = few_places(4, "60s").start(&sim);
+    hang(&sim);
+    let held = start_requests(&weir, "greedy", "GET", slow_session, 8);
+    wait_until("its share is taken", || sim.calls() == 2);
+    assert_eq!(weir.get(VECTARA).status, 200, "a miss of the other client");
+    assert_eq!(sim.calls(), 3, "no further call of the first one");
+    drop(held);
+}
+
+#[test]
+fn a_client_that_joins_a_queued_call_brings_its_own_place() {
+    let sim = Sim::start();
+    let weir = few_places(4, "60s").start(&sim);
+    hang(&sim);
+    let held = start_requests(&weir, "greedy", "GET", slow_session, 2);
+    wait_until("its share is taken", || sim.calls() == 2);
+    // The greedy client's call for this session waits in its queue.
+    let queued = start_requests(&weir, "greedy", "GET", |_| VECTARA.to_owned(), 1);
+    wait_until("it waits", || weir.metric("weir_upstream_requests_in_flight") == 3.0);
+    let joined = weir.get(VECTARA);
+    assert_eq!((joined.status, sim.calls()), (200, 3));
+    drop((held, queued));
+}
+
+#[test]
+fn the_time_in_the_queue_is_not_the_providers_and_opens_no_breaker() {
+    let sim = Sim::start();
+    let weir = few_places(2, "8s").edit("providers/vectara.yaml", "failures: 5", "failures: 1").start(&sim);
+    // Longer than what the queue would leave, shorter than the timeout.
+    sim.plan(&json!({ "path": "/v2/", "latency_ms": 6000 }));
+    let mut first = start_requests(&weir, "greedy", "GET", slow_session, 1);
+    let mut other = start_requests(&weir, "open", "GET", |_| slow_session(9), 1);
+    wait_until("both places are taken", || sim.calls() == 2);
+    // Then it waits for three seconds, of at most four.
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    let waited = weir.get(VECTARA);
+    assert_eq!(waited.status, 200, "{}", String::from_utf8_lossy(&waited.body));
+    for socket in first.iter_mut().chain(&mut other) {
+        socket.read_to_end(&mut Vec::new()).unwrap();
+    }
+    assert_eq!(weir.metric("weir_upstream_breaker_open{provider=\"vectara\"}"), 0.0);
+}
+
+#[test]
+fn waiters_of_a_call_whose_client_has_used_its_share_make_one_call_together() {
+    let sim = Sim::start();
+    let weir = few_places(4, "4s").start(&sim);
+    hang(&sim);
+    let held = start_requests(&weir, "greedy", "GET", slow_session, 2);
+    wait_until("its share is taken", || sim.calls() == 2);
+    let queued = start_requests(&weir, "greedy", "GET", |_| "/v1/sessions/vectara:agt_slow:shared".to_owned(), 1);
+    wait_until("it waits", || weir.metric("weir_upstream_requests_in_flight") == 3.0);
+    let waiting = start_requests(&weir, "open", "GET", |_| "/v1/sessions/vectara:agt_slow:shared".to_owned(), 20);
+    wait_until("they share one call", || sim.calls() == 3);
+    wait_until("all wait", || weir.metric(IN_FLIGHT) == 23.0);
+    assert_eq!(sim.calls(), 3);
+    drop((held, queued, waiting));
+}
+
+#[test]
+fn refused_requests_take_nothing_of_max_in_flight_while_their_responses_are_delayed_or_not_read() {
+    let sim = Sim::start();
+    let weir = config()
+        .edit("weir.yaml", "max_in_flight: 20000", "max_in_flight: 12")
+        .edit("weir.yaml", "    requests: 120\n", "    requests: 1\n")
+        .start(&sim);
+    // Each is delayed for a second; sixteen at the same time.
+    let guesses = start_requests(&weir, "wrong", "GET", |_| VECTARA.to_owned(), 17);
+    wait_until("they are delayed", || weir.metric(IN_FLIGHT) >= 13.0);
+    assert_eq!(weir.get(VECTARA).status, 200);
+    drop(guesses);
+    // Streams without a window: six wait for their documents, the others are refused and wait too.
+    let mut socket = TcpStream::connect(weir.http).unwrap();
+    let mut bytes = [frames::PREFACE, &frames::frame(4, 0, 0, &[0, 4, 0, 0, 0, 0])].concat();
+    for n in 0..40 {
+        bytes.extend(frames::request(2 * n + 1, "GET", "/v1/sessions/unknown:1", "greedy", &[], 5));
+    }
+    socket.write_all(&bytes).unwrap();
+    wait_until("more wait than the limit", || weir.metric(IN_FLIGHT) >= 13.0);
+    assert_eq!(weir.get(VECTARA).status, 200);
+}
