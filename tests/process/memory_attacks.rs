@@ -305,7 +305,8 @@ fn slow_readers_of_copied_fields_are_refused_beyond_their_share() {
 
 #[test]
 fn slow_readers_of_sessions_that_the_cache_has_evicted_are_refused_beyond_their_share() {
-    let target = Target::start(LONG_BODIES);
+    // Each entry takes 8 MiB. The memory of an evicted one is free only once no thread reads the cache any more.
+    let target = Target::start(Scale { cache_mib: 32, ..LONG_BODIES });
     let readers = without_reading(&target, SMALL.slow_readers, |n| format!("/v1/sessions/vectara:agt_1:ase_{n}"));
     wait_for_responses(&target, SMALL.slow_readers);
     target.expect_other_client_served();
