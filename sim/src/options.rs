@@ -5,8 +5,30 @@ use clap::{Args, Parser, Subcommand};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+/// The control API, for `--help`. docs/SIMULATOR.md explains it.
+const CONTROL_API: &str = r#"Requests that control it (docs/SIMULATOR.md explains them):
+  POST   /_sim/faults      plan a fault: {"path": PART, "times": N, "if_header": {NAME: VALUE}, "latency_ms": N, "fault": FAULT}
+  DELETE /_sim/faults      remove all plans
+  POST   /_sim/refuse-tls  end new TLS connections (body: {})
+  DELETE /_sim/tokens      revoke all access tokens
+  GET    /_sim/calls       the number of calls; DELETE resets it
+
+FAULT is one of:
+  {"kind": "answer", "status": N, "headers": {NAME: VALUE}, "body": TEXT}
+  {"kind": "reset"}   {"kind": "truncate"}   {"kind": "hang"}
+  {"kind": "drip", "ms": N}   {"kind": "oversize", "bytes": N}
+
+Example: the next three calls for sessions are 503:
+  curl -d '{"path": "/sessions", "times": 3, "fault": {"kind": "answer", "status": 503}}' http://ADDRESS/_sim/faults
+The same object in the request header x-sim-fault holds for that request alone."#;
+
 #[derive(Parser, Debug)]
-#[command(name = "weir-sim", version, about = "Simulates the session APIs of three providers on one address")]
+#[command(
+    name = "weir-sim",
+    version,
+    about = "Simulates the session APIs of three providers on one address",
+    after_help = CONTROL_API
+)]
 pub(crate) struct Options {
     #[command(subcommand)]
     pub(crate) command: Option<Command>,

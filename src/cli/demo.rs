@@ -97,6 +97,8 @@ fn welcome(addresses: &Addresses, simulator: &Simulator) {
     for path in &simulator.paths {
         text += &format!("curl -i -H 'X-API-Key: {KEY}' 'http://{http}{path}'\n");
     }
-    text += &format!("curl -s 'http://{admin}/metrics'\n\nRequests are logged below. Ctrl-C ends the demo.\n");
+    text += &format!("curl -s 'http://{admin}/metrics'\n\n");
+    text += "docs/SIMULATOR.md tells how to make the simulated providers fail.\n";
+    text += "Requests are logged below. Ctrl-C ends the demo.\n";
     print(&text);
 }

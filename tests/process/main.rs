@@ -77,6 +77,7 @@ mod responses_without_body;
 mod scripted_provider;
 mod sdk;
 mod shares;
+mod simulator;
 mod snapshots;
 mod strict_provider;
 mod support;
