@@ -16,7 +16,7 @@ fn documented_faults() -> Vec<Value> {
 }
 
 fn help() -> String {
-    let output = Command::new(env!("CARGO_BIN_EXE_weir-sim")).arg("--help").output().unwrap();
+    let output = Command::new(simulator_program()).arg("--help").output().unwrap();
     String::from_utf8(output.stdout).unwrap()
 }
 
@@ -33,7 +33,7 @@ fn every_documented_fault_has_its_effect() {
         let response = weir.get(VECTARA);
         let expected = match fault["kind"].as_str().unwrap() {
             "answer" => (503, "provider_rate_limited"),
-            "reset" | "truncate" => (502, "provider_unreachable"),
+            "reset" | "truncate" => (502, "provider_error"),
             "oversize" => (502, "provider_invalid_response"),
             _ => (504, "provider_timeout"),
         };
