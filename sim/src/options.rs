@@ -9,6 +9,7 @@ use std::path::PathBuf;
 const CONTROL_API: &str = r#"Requests that control it (docs/SIMULATOR.md explains them):
   POST   /_sim/faults      plan a fault: {"path": PART, "times": N, "if_header": {NAME: VALUE}, "latency_ms": N, "fault": FAULT}
   DELETE /_sim/faults      remove all plans
+  POST   /_sim/sessions    replace the generated sessions: {AGENT: [SESSION, ...]}; {} restores them
   POST   /_sim/refuse-tls  end new TLS connections (body: {})
   DELETE /_sim/tokens      revoke all access tokens
   GET    /_sim/calls       the number of calls; DELETE resets it

@@ -40,6 +40,12 @@ impl CallSubject {
     pub fn counted(self) -> Self {
         if self.is_path { Self { digest: 0, ..self } } else { self }
     }
+
+    /// Returns whether no operation describes the calls.
+    #[must_use]
+    pub fn is_path(self) -> bool {
+        self.is_path
+    }
 }
 
 fn digest(parts: (u8, Option<&str>, Option<&str>)) -> u64 {

@@ -5,8 +5,8 @@
 
 use crate::base::model::Time;
 use crate::base::trace_context::TraceContext;
-use std::collections::HashMap;
 use std::collections::hash_map::{Entry, RandomState};
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, Hash};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::sync::{Notify, watch};
@@ -45,15 +45,22 @@ struct CallToken {
 /// The clients with a share that have joined a call, in this order.
 #[derive(Default)]
 pub struct Joiners {
-    clients: Mutex<Vec<Arc<str>>>,
+    clients: Mutex<JoinedClients>,
     added: Notify,
+}
+
+#[derive(Default)]
+struct JoinedClients {
+    /// Each client once, also if it leaves and joins again.
+    in_order: Vec<Arc<str>>,
+    known: HashSet<Arc<str>>,
 }
 
 impl Joiners {
     fn add(&self, client: &Arc<str>) {
         let mut clients = lock(&self.clients);
-        if !clients.contains(client) {
-            clients.push(client.clone());
+        if clients.known.insert(client.clone()) {
+            clients.in_order.push(client.clone());
             self.added.notify_one();
         }
     }
@@ -61,7 +68,7 @@ impl Joiners {
     /// Waits for the client at this position. Only the call itself may wait.
     pub async fn get(&self, position: usize) -> Arc<str> {
         loop {
-            if let Some(client) = lock(&self.clients).get(position) {
+            if let Some(client) = lock(&self.clients).in_order.get(position) {
                 return client.clone();
             }
             self.added.notified().await;

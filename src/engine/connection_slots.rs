@@ -39,13 +39,18 @@ impl ConnectionSlots {
         Self { total, free: Arc::new(Semaphore::new(total)), shares: ClientShares::half_of(total) }
     }
 
-    /// Waits for a place, at most until `latest`. `shared`: there are other clients, so this one gets half of the places.
+    /// Waits for a place, at most until `latest`. If there are other clients (`has_others`), this one gets half of the places.
     ///
     /// # Errors
     /// There was none.
-    pub async fn acquire(&self, client: &Arc<str>, shared: bool, latest: Instant) -> Result<ConnectionSlot, NoSlot> {
-        let of_client = if shared {
-            let permit = timeout_at(latest, self.shares.acquire(client)).await.ok().flatten();
+    pub async fn acquire(
+        &self,
+        client: &Arc<str>,
+        has_others: bool,
+        latest: Instant,
+    ) -> Result<ConnectionSlot, NoSlot> {
+        let of_client = if has_others {
+            let permit = self.shares.acquire_until(client, latest).await;
             Some(permit.ok_or(NoSlot::Share(self.shares.max_permits))?)
         } else {
             None

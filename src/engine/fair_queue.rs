@@ -6,6 +6,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::time::{Instant, timeout_at};
 
 /// A queue with one permit. It serves clients round-robin, and each client's requests in order.
 #[derive(Debug, Default)]
@@ -41,8 +42,12 @@ impl ClientShares {
         Self { max_permits: total.div_ceil(2), clients: Mutex::default() }
     }
 
-    /// Waits until this client is below its limit, and returns a permit.
-    pub async fn acquire(&self, client: &Arc<str>) -> Option<OwnedSemaphorePermit> {
+    /// Waits until this client is below its limit, at most until `latest`, and returns a permit; `None` if it was too late.
+    pub async fn acquire_until(&self, client: &Arc<str>, latest: Instant) -> Option<OwnedSemaphorePermit> {
+        timeout_at(latest, self.acquire(client)).await.ok().flatten()
+    }
+
+    async fn acquire(&self, client: &Arc<str>) -> Option<OwnedSemaphorePermit> {
         let share = {
             let mut clients = lock(&self.clients);
             if !clients.contains_key(client) {

@@ -83,10 +83,13 @@ impl Pauses {
         *known = until.max(*known);
         self.latest.fetch_max(until.0, Ordering::AcqRel);
         let counted = subjects.keys().map(|subject| subject.counted()).collect::<HashSet<_>>().len();
-        let (first, ends) =
-            subjects.iter().map(|(subject, until)| (*subject, *until)).min_by_key(|(_, until)| *until)?;
+        let ends = subjects.values().copied().min()?;
         if subjects.len() > limit {
-            subjects.remove(&first);
+            // A path before a session: paths never make room for themselves at the expense of sessions.
+            let first = subjects.iter().min_by_key(|(subject, until)| (!subject.is_path(), **until));
+            if let Some(first) = first.map(|(first, _)| *first) {
+                subjects.remove(&first);
+            }
         }
         if counted < limit {
             return None;
@@ -269,6 +272,9 @@ mod tests {
         }
         assert_eq!(pauses.until(path(99), Time(0)), Some(Time(9099)));
         assert_eq!(pauses.until(session, Time(0)), None);
+        assert_eq!(pauses.pause_subject(session, Time(500), 3, Time(0)), None);
+        (0..100).for_each(|n| _ = pauses.pause_subject(path(n), Time(9000), 3, Time(0)));
+        assert_eq!(pauses.until(session, Time(0)), Some(Time(500)), "no path ends the pause of a session");
     }
 
     #[test]

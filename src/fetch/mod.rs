@@ -27,6 +27,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::time::timeout_at;
 
+/// The most calls that one request joins, one after the other.
+const MAX_JOINS: usize = 4;
+
 /// The result of a cache lookup.
 pub(crate) struct CacheLookup {
     entry: Option<Arc<Entry>>,
@@ -307,9 +310,7 @@ async fn join_or_call(
     outcome
 }
 
-/// The most calls that one request joins, one after the other.
-const MAX_JOINS: usize = 4;
-
+/// Joins the call in flight for this key, or starts one.
 async fn join_once(
     shared: &Arc<SharedState>,
     query: &ProviderQuery,

@@ -21,7 +21,7 @@ use prometheus::IntGauge;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 /// Of how many sessions failures say that a provider without `breaker.failures` fails.
 const FAILURES_WITHOUT_BREAKER: usize = 5;
@@ -154,12 +154,9 @@ pub(crate) async fn acquire_client_share(
     client: &Arc<str>,
     latest: Instant,
 ) -> Result<OwnedSemaphorePermit, NotAdmitted> {
-    if let Ok(Some(permit)) = timeout_at(latest, quota.forwarded_shares.acquire(client)).await {
-        return Ok(permit);
-    }
-    let name = &provider.name;
-    let refusal = NotAdmitted::ClientShare { provider: name.clone(), limit: quota.forwarded_shares.max_permits };
-    Err(refusal.counted(metrics, name))
+    let (name, limit) = (&provider.name, quota.forwarded_shares.max_permits);
+    let permit = quota.forwarded_shares.acquire_until(client, latest).await;
+    permit.ok_or_else(|| NotAdmitted::ClientShare { provider: name.clone(), limit }.counted(metrics, name))
 }
 
 /// The quota and the breakers of one call.
@@ -345,7 +342,7 @@ async fn acquire_places(
     let (quota, latest, name) = (&guards.quota, caller.latest, || provider.name.clone());
     // Before the queue, so that a client above its share does not hold up the others there.
     let of_client = if caller.shares_quota {
-        let share = timeout_at(latest, quota.client_shares.acquire(&client)).await.ok().flatten();
+        let share = quota.client_shares.acquire_until(&client, latest).await;
         let limit = quota.client_shares.max_permits;
         Some(share.ok_or_else(|| NotAdmitted::CapacityShare { provider: name(), limit })?)
     } else {

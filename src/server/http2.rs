@@ -7,10 +7,12 @@ use crate::server::gateway::Gateway;
 use crate::server::http2_frames::{FollowedStream, HeaderBlocks, HeaderFaults};
 use crate::server::http2_stream::{Http2Stream, Rejection};
 use bytes::Bytes;
+use futures_util::future::FutureExt;
 use h2::server::Connection;
 use pingora::protocols::http::v2::server::H2Options;
 use pingora::protocols::{Digest, Stream};
 use std::future::poll_fn;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -111,11 +113,13 @@ async fn serve_streams(
             Err(Rejection::Invalid) => malformed,
             Ok(stream) => {
                 let (gateway_of_stream, stopping, closing) = (gateway.clone(), stopping.clone(), closing.clone());
-                let mut served = Box::pin(async move {
+                // A panic ends this stream only: the others of the connection may be of other clients.
+                let served = AssertUnwindSafe(async move {
                     if !gateway_of_stream.serve_stream(stream, &stopping).await {
                         closing.cancel();
                     }
                 });
+                let mut served = Box::pin(served.catch_unwind());
                 // Most requests wait for nothing. Only one that waits takes the memory of a task.
                 if poll_fn(|cx| Poll::Ready(served.as_mut().poll(cx))).await.is_pending() {
                     streams.spawn(served);

@@ -305,6 +305,16 @@ fn few_places(concurrent: u32, timeout: &str) -> Config {
         .edit("providers/vectara.yaml", "  timeout: 10s", &format!("  timeout: {timeout}"))
 }
 
+/// Starts Weir with four places at the provider, of which the greedy client has taken its two.
+fn with_share_taken() -> (Sim, Weir, Vec<TcpStream>) {
+    let sim = Sim::start();
+    let weir = few_places(4, "60s").start(&sim);
+    hang(&sim);
+    let held = start_requests(&weir, "greedy", "GET", slow_session, 2);
+    wait_until("its share is taken", || sim.calls() == 2);
+    (sim, weir, held)
+}
+
 #[test]
 fn one_clients_slow_reads_leave_half_of_the_providers_places_to_the_others() {
     let sim = Sim::start();
@@ -319,11 +329,7 @@ fn one_clients_slow_reads_leave_half_of_the_providers_places_to_the_others() {
 
 #[test]
 fn a_client_that_joins_a_queued_call_brings_its_own_place() {
-    let sim = Sim::start();
-    let weir = few_places(4, "60s").start(&sim);
-    hang(&sim);
-    let held = start_requests(&weir, "greedy", "GET", slow_session, 2);
-    wait_until("its share is taken", || sim.calls() == 2);
+    let (sim, weir, held) = with_share_taken();
     // The greedy client's call for this session waits in its queue.
     let queued = start_requests(&weir, "greedy", "GET", |_| VECTARA.to_owned(), 1);
     wait_until("it waits", || weir.metric("weir_upstream_requests_in_flight") == 3.0);
@@ -352,12 +358,8 @@ fn the_time_in_the_queue_is_not_the_providers_and_opens_no_breaker() {
 }
 
 #[test]
-fn waiters_of_a_call_whose_client_has_used_its_share_make_one_call_together() {
-    let sim = Sim::start();
-    let weir = few_places(4, "4s").start(&sim);
-    hang(&sim);
-    let held = start_requests(&weir, "greedy", "GET", slow_session, 2);
-    wait_until("its share is taken", || sim.calls() == 2);
+fn a_call_that_clients_join_while_it_waits_stays_one_call() {
+    let (sim, weir, held) = with_share_taken();
     let queued = start_requests(&weir, "greedy", "GET", |_| "/v1/sessions/vectara:agt_slow:shared".to_owned(), 1);
     wait_until("it waits", || weir.metric("weir_upstream_requests_in_flight") == 3.0);
     let waiting = start_requests(&weir, "open", "GET", |_| "/v1/sessions/vectara:agt_slow:shared".to_owned(), 20);
@@ -368,6 +370,38 @@ fn waiters_of_a_call_whose_client_has_used_its_share_make_one_call_together() {
 }
 
 #[test]
+fn waiters_of_a_call_whose_client_has_used_its_memory_make_one_call_together() {
+    let sim = Sim::start();
+    let weir = config()
+        .edit("weir.yaml", "max_buffered: 512MiB", "max_buffered: 4MiB")
+        .edit("providers/vectara.yaml", "concurrent: 64", "concurrent: 1000")
+        .start(&sim);
+    let filler = "x".repeat(200_000);
+    let body = format!(r#"{{"key":"ase_1","agent_key":"agt_big","enabled":true,"metadata":{{"filler":"{filler}"}}}}"#);
+    let answer = json!({ "kind": "answer", "status": 200, "body": body });
+    sim.plan(&json!({ "path": "/agt_big/", "latency_ms": 2000, "fault": answer }));
+    hang(&sim);
+    // 2 MiB are the share. 34 times 56 KiB, and 32 KiB for the request that follows, leave too little for the response.
+    let held = start_streams(&weir, "greedy", slow_session, 34);
+    wait_until("they wait", || sim.calls() == 34);
+    let big = |_: usize| "/v1/sessions/vectara:agt_big:ase_1".to_owned();
+    let leading = start_requests(&weir, "greedy", "GET", big, 1);
+    wait_until("its call is in flight", || sim.calls() == 35);
+    for mut socket in start_requests(&weir, "open", "GET", big, 6) {
+        let mut response = Vec::new();
+        socket.read_to_end(&mut response).unwrap();
+        assert!(response.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&response[..200]));
+    }
+    for mut socket in leading {
+        let mut response = Vec::new();
+        socket.read_to_end(&mut response).unwrap();
+        assert!(response.starts_with(b"HTTP/1.1 503 "), "{}", String::from_utf8_lossy(&response));
+    }
+    assert_eq!(sim.calls(), 36, "one more call for all six");
+    drop(held);
+}
+
+#[test]
 fn refused_requests_take_nothing_of_max_in_flight_while_their_responses_are_delayed_or_not_read() {
     let sim = Sim::start();
     let weir = config()
@@ -375,11 +409,14 @@ fn refused_requests_take_nothing_of_max_in_flight_while_their_responses_are_dela
         .edit("weir.yaml", "    requests: 120\n", "    requests: 1\n")
         .start(&sim);
     // Each is delayed for a second; sixteen at the same time.
-    let guesses = start_requests(&weir, "wrong", "GET", |_| VECTARA.to_owned(), 17);
-    wait_until("they are delayed", || weir.metric(IN_FLIGHT) >= 13.0);
+    let mut guesses = Vec::new();
+    wait_until("they are delayed", || {
+        guesses = start_requests(&weir, "wrong", "GET", |_| VECTARA.to_owned(), 17);
+        weir.metric(IN_FLIGHT) >= 13.0
+    });
     assert_eq!(weir.get(VECTARA).status, 200);
     drop(guesses);
-    // Streams without a window: six wait for their documents, the others are refused and wait too.
+    // Streams without a window: the responses of six admitted requests wait, and those of the refused ones too.
     let mut socket = TcpStream::connect(weir.http).unwrap();
     let mut bytes = [frames::PREFACE, &frames::frame(4, 0, 0, &[0, 4, 0, 0, 0, 0])].concat();
     for n in 0..40 {
