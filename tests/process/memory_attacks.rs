@@ -4,6 +4,7 @@
 //! `make memory-attacks` runs them at full size, all at the same time, against a release build.
 
 use crate::frames;
+use crate::http2_memory;
 use crate::support::*;
 use serde_json::json;
 use std::io::{Read, Write};
@@ -29,6 +30,8 @@ pub struct Scale {
     pub http2_connections: usize,
     pub streams: usize,
     pub watchers: usize,
+    /// HTTP/2 connections with a request on each stream, whose responses nobody reads.
+    pub unread: usize,
     pub idle: usize,
 }
 
@@ -41,6 +44,7 @@ pub const SMALL: Scale = Scale {
     http2_connections: 2,
     streams: 60,
     watchers: 100,
+    unread: 50,
     idle: 1500,
 };
 
@@ -54,7 +58,8 @@ const FULL: Scale = Scale {
     http2_connections: 4,
     streams: 95,
     watchers: 300,
-    idle: 4000,
+    unread: 180,
+    idle: 2900,
 };
 
 const CLIENTS: &str = "clients:\n  - { id: open, keys: [ { sha256: SHA(open) } ], reveal_secrets: true }\n  - { id: other, keys: [ { sha256: SHA(other) } ] }\n";
@@ -435,6 +440,7 @@ fn all_attacks_at_once_stay_within_the_bound() {
         let readers = without_reading(&target, scale.slow_readers, |_| format!("{}?fields=metadata", session(1)));
         let watchers = without_reading(&target, scale.watchers, |n| format!("{}/watch", session(n)));
         let streams = zero_window_streams(&target);
+        let unread = http2_memory::unread_connections(&target, scale.unread, "/nothing", Some("open"));
         let batches: Vec<_> = (0..scale.batches)
             .map(|number| {
                 scope.spawn({
@@ -448,7 +454,8 @@ fn all_attacks_at_once_stay_within_the_bound() {
         }
         let repeated = target.batch((0..100).map(|_| "ase_1".to_owned()));
         assert!(matches!(repeated.0, 200 | 503), "{repeated:?}");
-        let connections = idle.len() + readers.len() + watchers.len() + streams.len() + scale.batches;
+        let http2 = http2_memory::PLACES * (streams.len() + unread.len());
+        let connections = idle.len() + readers.len() + watchers.len() + http2 + scale.batches;
         target.expect_bounded("all attacks", connections);
     });
     assert!(answers.load(Ordering::Relaxed) > 0);
