@@ -34,8 +34,8 @@ impl CallSubject {
         Self { digest: digest((1, path_and_query.split('?').next(), None)), is_path: true }
     }
 
-    /// Returns as what the subject counts when failures are counted by subject. All paths that no operation describes count
-    /// as one: a client can make as many of them as it likes.
+    /// Returns the subject under which failures of these calls are counted. All paths that no operation describes have one
+    /// together: a client can make as many of them as it likes.
     #[must_use]
     pub fn counted(self) -> Self {
         if self.is_path { Self { digest: 0, ..self } } else { self }

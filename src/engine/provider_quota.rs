@@ -85,7 +85,7 @@ impl Pauses {
         let counted = subjects.keys().map(|subject| subject.counted()).collect::<HashSet<_>>().len();
         let ends = subjects.values().copied().min()?;
         if subjects.len() > limit {
-            // A path before a session: paths never make room for themselves at the expense of sessions.
+            // A path is removed before a session, so that no number of paths ends the pause of a session.
             let first = subjects.iter().min_by_key(|(subject, until)| (!subject.is_path(), **until));
             if let Some(first) = first.map(|(first, _)| *first) {
                 subjects.remove(&first);

@@ -397,11 +397,10 @@ fn parts<'k>(
 
 /// Returns on whose behalf a client's call to a provider is made.
 pub(crate) fn caller(snapshot: &Snapshot, client: ClientId, provider: ProviderId, latest: Instant) -> Caller<'_> {
-    let (has_others, access) = (snapshot.has_several_clients(), &snapshot.clients[client].access[provider]);
-    // A credential that the client sends has a quota of its own.
-    let has_own = access.as_ref().is_some_and(|access| access.is_clients_own || access.credential.is_forwarded());
-    let client = &snapshot.clients[client].id;
-    Caller { client, has_others, shares_quota: has_others && !has_own, joiners: None, latest }
+    let client = &snapshot.clients[client];
+    let shares_quota = client.access[provider].as_ref().is_some_and(|access| access.shares_quota);
+    let has_others = snapshot.has_several_clients();
+    Caller { client: &client.id, has_others, shares_quota, joiners: None, latest }
 }
 
 /// Returns a client's access to a provider.

@@ -103,7 +103,7 @@ impl<'a> Compiler<'a> {
         let mut providers: IdVec<ProviderId, Provider> =
             config.providers.iter().filter_map(|p| self.provider(p)).collect();
         let limiters = self.limiters(&config.weir);
-        let clients = if providers.len() == config.providers.len() {
+        let mut clients = if providers.len() == config.providers.len() {
             config
                 .clients
                 .iter()
@@ -112,6 +112,7 @@ impl<'a> Compiler<'a> {
         } else {
             IdVec::default()
         };
+        mark_shared_quotas(&mut clients);
         let expiry = |listener: &Listener| Some((listener.address, tls::expiry(listener.tls.as_ref()?)?));
         let certificates = config.weir.listen.iter().filter_map(expiry).collect();
         let listeners = self.listeners(&config.weir.listen);
@@ -317,7 +318,8 @@ impl<'a> Compiler<'a> {
         // have different keys.
         let key = format!("{}\n{name}", config.id.value);
         let buckets = policies.filter_map(|at| bucket(limiters, &at.value, &key)).collect();
-        is_permitted.then_some(Access { credential, is_clients_own: own.is_some(), quota, breaker, buckets })
+        let is_clients_own = own.is_some();
+        is_permitted.then_some(Access { credential, is_clients_own, quota, shares_quota: false, breaker, buckets })
     }
 }
 
@@ -325,6 +327,18 @@ impl<'a> Compiler<'a> {
 /// does not show in it: it would be a fingerprint of the secrets.
 fn revision(files: String, secret_changes: u32) -> String {
     if secret_changes == 0 { files } else { format!("{files}.{secret_changes}") }
+}
+
+/// Notes which accesses use a quota that another client uses too. A credential that a client sends has a quota of its own.
+fn mark_shared_quotas(clients: &mut IdVec<ClientId, Client>) {
+    let mut users = HashMap::<_, usize>::new();
+    for access in clients.iter().flat_map(|client| client.access.iter().flatten()) {
+        *users.entry(Arc::as_ptr(&access.quota)).or_default() += 1;
+    }
+    for access in clients.into_iter().flat_map(|client| (&mut client.access).into_iter().flatten()) {
+        let has_others = users.get(&Arc::as_ptr(&access.quota)).is_some_and(|users| *users > 1);
+        access.shares_quota = has_others && !access.credential.is_forwarded();
+    }
 }
 
 fn bucket(limiters: &[Arc<Limiter>], policy: &str, key: &str) -> Option<Bucket> {

@@ -129,6 +129,8 @@ pub struct Access {
     pub is_clients_own: bool,
     /// The quota of the credential.
     pub quota: Arc<ProviderQuota>,
+    /// Whether other clients use this quota too.
+    pub shares_quota: bool,
     /// The breaker of the credential.
     pub breaker: Arc<Breaker>,
     /// The buckets of the client's policies for requests to this provider.

@@ -43,7 +43,7 @@ impl ConnectionLimit {
 pub(crate) struct ConnectionGuard {
     connections: Arc<Connections>,
     address: IpAddr,
-    /// As how many it counts.
+    /// How many connections it counts as.
     places: usize,
     metrics: EdgeMetrics,
 }

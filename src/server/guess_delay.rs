@@ -43,7 +43,7 @@ impl GuessDelay {
         let Some(Guess { address, through_proxy }) = guess else { return Some(Duration::ZERO) };
         if let Some(not_logged) = self.log.count(Instant::now().into_std()) {
             let secret = self.secret;
-            warn!(%address, not_logged, "somebody may be guessing {secret}: requests with an invalid one are delayed, and beyond a number dropped (refused at once through a trusted proxy); this line comes once a minute at most");
+            warn!(%address, not_logged, "somebody may be guessing {secret}: requests with an invalid one are delayed; if too many are, they get no response, or 429 at once through a trusted proxy; this line comes once a minute at most");
         }
         let Ok(_delayed) = self.delayed.open(address, CAPS, &self.metrics) else {
             if through_proxy {

@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// As how many connections of HTTP/1 one counts: with all its streams in use, it takes as much memory as they do.
+/// How many connections of HTTP/1 one of HTTP/2 counts as: with all its streams in use, it takes as much memory as they do.
 pub(crate) const CONNECTION_PLACES: usize = 8;
 /// What a connection over the limits receives: an empty SETTINGS frame, and GOAWAY with the reason `ENHANCE_YOUR_CALM` (RFC
 /// 9113, section 6.8).

@@ -328,6 +328,32 @@ fn one_clients_slow_reads_leave_half_of_the_providers_places_to_the_others() {
 }
 
 #[test]
+fn only_clients_that_use_one_credential_share_its_places() {
+    let client = |id: &str, more: &str| format!("  - {{ id: {id}, keys: [ {{ sha256: SHA({id}) }} ]{more} }}\n");
+    let own = |key: &str| format!(", credentials: {{ vectara: {{ header: x-api-key, value: {key} }} }}");
+    let other_provider = ", providers: [ palantir ]";
+    for (greedy, open, places) in [
+        (String::new(), String::new(), 2),
+        (String::new(), other_provider.to_owned(), 4),
+        (String::new(), own("b"), 4),
+        (own("a"), own("b"), 4),
+        (own("a"), own("a"), 2),
+        // The same credential as in the provider's file.
+        (own("zut_sim"), String::new(), 2),
+    ] {
+        let sim = Sim::start();
+        let clients = format!("clients:\n{}{}", client("greedy", &greedy), client("open", &open));
+        let weir = few_places(4, "60s").clients(&clients).start(&sim);
+        hang(&sim);
+        let held = start_requests(&weir, "greedy", "GET", slow_session, 8);
+        wait_until("all calls wait or are made", || weir.metric("weir_upstream_requests_in_flight") == 8.0);
+        wait_until("its places are taken", || sim.calls() >= places);
+        assert_eq!(sim.calls(), places, "greedy{greedy}, open{open}");
+        drop(held);
+    }
+}
+
+#[test]
 fn a_client_that_joins_a_queued_call_brings_its_own_place() {
     let (sim, weir, held) = with_share_taken();
     // The greedy client's call for this session waits in its queue.
