@@ -18,6 +18,8 @@ const FAILURE_WINDOW: Duration = Duration::from_secs(600);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct CallSubject {
     digest: u64,
+    /// The digest under which failures are counted.
+    counted: u64,
     is_path: bool,
 }
 
@@ -25,20 +27,30 @@ impl CallSubject {
     /// Makes the subject of calls for one session, or for the lists of one agent.
     #[must_use]
     pub fn of_session(agent: Option<&str>, session: Option<&str>) -> Self {
-        Self { digest: digest((0, agent, session)), is_path: false }
+        let digest = digest((0, agent, session));
+        Self { digest, counted: digest, is_path: false }
     }
 
-    /// Makes the subject of calls to a path that no operation describes. Ignores the query string.
+    /// Makes the subject of calls to a path that no operation describes. Ignores the query string. If several clients use the
+    /// credential, `client` is the one that calls: failures of all its paths count as one, because it can make as many paths
+    /// as it likes.
     #[must_use]
-    pub fn of_path(path_and_query: &str) -> Self {
-        Self { digest: digest((1, path_and_query.split('?').next(), None)), is_path: true }
+    pub fn of_path(path_and_query: &str, client: Option<&str>) -> Self {
+        let path = digest((1, path_and_query.split('?').next(), None));
+        let counted = client.map_or(path, |client| digest((2, Some(client), None)));
+        Self { digest: path, counted, is_path: true }
     }
 
-    /// Returns the subject under which failures of these calls are counted. All paths that no operation describes have one
-    /// together: a client can make as many of them as it likes.
+    /// Returns what identifies the subject.
     #[must_use]
-    pub fn counted(self) -> Self {
-        if self.is_path { Self { digest: 0, ..self } } else { self }
+    pub fn digest(self) -> u64 {
+        self.digest
+    }
+
+    /// Returns under what failures of these calls are counted.
+    #[must_use]
+    pub fn counted(self) -> u64 {
+        self.counted
     }
 
     /// Returns whether no operation describes the calls.
@@ -111,7 +123,7 @@ struct BreakerState {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum CountedFailure {
     Single(u64),
-    Of(CallSubject),
+    Of(u64),
 }
 
 /// A call that the breaker has admitted. If it is the trial and ends without a result, dropping this admits the next
@@ -389,19 +401,29 @@ mod tests {
     }
 
     #[test]
-    fn all_paths_without_an_operation_count_as_one() {
+    fn the_paths_of_one_of_several_clients_count_as_one() {
         let breaker = breaker();
-        (0..100).for_each(|n| _ = breaker.record(CallSubject::of_path(&format!("/odd/{n}")), Failure, Time(n)));
+        let fail = |client: Option<&str>, paths: std::ops::Range<u32>| {
+            paths
+                .for_each(|n| _ = breaker.record(CallSubject::of_path(&format!("/odd/{n}"), client), Failure, Time(0)));
+        };
+        fail(Some("a"), 0..100);
+        fail(Some("b"), 0..100);
         assert!(breaker.is_closed());
-        fail_sessions(&breaker, 0..2, Time(100));
-        assert!(!breaker.is_closed(), "with two sessions they are three");
+        fail(Some("c"), 0..1);
+        assert!(!breaker.is_closed(), "three clients");
+        breaker.record(session(0), Success, Time(0));
+        fail(None, 0..2);
+        assert!(breaker.is_closed());
+        fail(None, 2..3);
+        assert!(!breaker.is_closed(), "three paths of the only client");
     }
 
     #[test]
     fn a_path_counts_without_its_query_string() {
-        assert_eq!(CallSubject::of_path("/a?x=1"), CallSubject::of_path("/a?x=2"));
-        assert_ne!(CallSubject::of_path("/a"), CallSubject::of_path("/b"));
-        assert_ne!(CallSubject::of_session(None, Some("/a")), CallSubject::of_path("/a"));
+        assert_eq!(CallSubject::of_path("/a?x=1", None), CallSubject::of_path("/a?x=2", None));
+        assert_ne!(CallSubject::of_path("/a", None), CallSubject::of_path("/b", None));
+        assert_ne!(CallSubject::of_session(None, Some("/a")), CallSubject::of_path("/a", None));
     }
 
     #[test]

@@ -15,13 +15,6 @@ pub struct ConnectionSlots {
     shares: ClientShares,
 }
 
-/// The place of one call. Dropping it frees the place.
-#[derive(Debug)]
-pub struct ConnectionSlot {
-    _of_all: OwnedSemaphorePermit,
-    _of_client: Option<OwnedSemaphorePermit>,
-}
-
 /// Why a call got no place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NoSlot {
@@ -39,25 +32,22 @@ impl ConnectionSlots {
         Self { total, free: Arc::new(Semaphore::new(total)), shares: ClientShares::half_of(total) }
     }
 
-    /// Waits for a place, at most until `latest`. If there are other clients (`has_others`), this one gets half of the places.
+    /// Waits until one of several clients has fewer than half of the places, at most until `latest`. A call does this before
+    /// it takes anything that others wait for.
+    ///
+    /// # Errors
+    /// It has not.
+    pub async fn acquire_share(&self, client: &Arc<str>, latest: Instant) -> Result<OwnedSemaphorePermit, NoSlot> {
+        self.shares.acquire_until(client, latest).await.ok_or(NoSlot::Share(self.shares.max_permits))
+    }
+
+    /// Waits for a place, at most until `latest`.
     ///
     /// # Errors
     /// There was none.
-    pub async fn acquire(
-        &self,
-        client: &Arc<str>,
-        has_others: bool,
-        latest: Instant,
-    ) -> Result<ConnectionSlot, NoSlot> {
-        let of_client = if has_others {
-            let permit = self.shares.acquire_until(client, latest).await;
-            Some(permit.ok_or(NoSlot::Share(self.shares.max_permits))?)
-        } else {
-            None
-        };
-        let of_all = timeout_at(latest, self.free.clone().acquire_owned()).await;
-        let of_all = of_all.ok().and_then(Result::ok).ok_or(NoSlot::Total(self.total))?;
-        Ok(ConnectionSlot { _of_all: of_all, _of_client: of_client })
+    pub async fn acquire(&self, latest: Instant) -> Result<OwnedSemaphorePermit, NoSlot> {
+        let place = timeout_at(latest, self.free.clone().acquire_owned()).await;
+        place.ok().and_then(Result::ok).ok_or(NoSlot::Total(self.total))
     }
 }
 
@@ -73,20 +63,19 @@ mod tests {
         let (greedy, other): (Arc<str>, Arc<str>) = ("greedy".into(), "other".into());
         let soon = || Instant::now() + Duration::from_secs(1);
         let mut held = vec![];
-        for _ in 0..2 {
-            held.push(slots.acquire(&greedy, true, soon()).await.unwrap());
+        for client in [&greedy, &greedy, &other, &other] {
+            let share = slots.acquire_share(client, soon()).await.unwrap();
+            held.push((share, slots.acquire(soon()).await.unwrap()));
         }
-        assert_eq!(slots.acquire(&greedy, true, soon()).await.err(), Some(NoSlot::Share(2)));
-        for _ in 0..2 {
-            held.push(slots.acquire(&other, true, soon()).await.unwrap());
-        }
-        assert_eq!(slots.acquire(&"third".into(), true, soon()).await.err(), Some(NoSlot::Total(4)));
-        assert_eq!(slots.acquire(&"alone".into(), false, soon()).await.err(), Some(NoSlot::Total(4)));
-        let waiting = slots.acquire(&greedy, true, Instant::now() + Duration::from_secs(9));
-        let (got, ()) = tokio::join!(waiting, async {
+        assert_eq!(slots.acquire_share(&greedy, soon()).await.err(), Some(NoSlot::Share(2)));
+        assert!(slots.acquire_share(&"third".into(), soon()).await.is_ok());
+        assert_eq!(slots.acquire(soon()).await.err(), Some(NoSlot::Total(4)));
+        let later = Instant::now() + Duration::from_secs(9);
+        let waiting = async { (slots.acquire_share(&greedy, later).await, slots.acquire(later).await) };
+        let ((share, place), ()) = tokio::join!(waiting, async {
             tokio::time::sleep(Duration::from_secs(2)).await;
-            held.remove(0);
+            drop(held.remove(0));
         });
-        assert!(got.is_ok(), "a place that becomes free is given to who waits");
+        assert!(share.is_ok() && place.is_ok(), "a place that becomes free is given to who waits");
     }
 }

@@ -64,9 +64,19 @@ pub struct Pauses {
     all: AtomicI64,
     /// The latest time in `subjects`, in milliseconds, so that calls need no lock while nothing pauses.
     latest: AtomicI64,
-    /// Until when the calls for a subject pause. At most as many as pause all calls.
-    subjects: Mutex<HashMap<CallSubject, Time>>,
+    /// The pauses of subjects by their digests.
+    subjects: Mutex<HashMap<u64, SubjectPause>>,
 }
+
+/// The pause of the calls for one subject.
+#[derive(Debug)]
+struct SubjectPause {
+    until: Time,
+    subject: CallSubject,
+}
+
+/// The most pauses of subjects that are kept, besides as many as pause all calls.
+const MAX_FURTHER_PAUSES: usize = 64;
 
 impl Pauses {
     /// Pauses all calls until this time. Never shortens a pause.
@@ -78,16 +88,17 @@ impl Pauses {
     /// shortest of these pauses. Returns the end of that, if all calls pause.
     pub fn pause_subject(&self, subject: CallSubject, until: Time, limit: usize, now: Time) -> Option<Time> {
         let mut subjects = self.subjects.lock().unwrap_or_else(PoisonError::into_inner);
-        subjects.retain(|_, until| *until > now);
-        let known = subjects.entry(subject).or_insert(until);
-        *known = until.max(*known);
+        subjects.retain(|_, pause| pause.until > now);
+        let pause = subjects.entry(subject.digest()).or_insert(SubjectPause { until, subject });
+        pause.until = until.max(pause.until);
         self.latest.fetch_max(until.0, Ordering::AcqRel);
-        let counted = subjects.keys().map(|subject| subject.counted()).collect::<HashSet<_>>().len();
-        let ends = subjects.values().copied().min()?;
-        if subjects.len() > limit {
+        let counted = subjects.values().map(|pause| pause.subject.counted()).collect::<HashSet<_>>().len();
+        let ends = subjects.values().map(|pause| pause.until).min()?;
+        if subjects.len() > limit + MAX_FURTHER_PAUSES {
             // A path is removed before a session, so that no number of paths ends the pause of a session.
-            let first = subjects.iter().min_by_key(|(subject, until)| (!subject.is_path(), **until));
-            if let Some(first) = first.map(|(first, _)| *first) {
+            let others = subjects.values().filter(|pause| pause.subject.digest() != subject.digest());
+            let first = others.min_by_key(|pause| (!pause.subject.is_path(), pause.until));
+            if let Some(first) = first.map(|pause| pause.subject.digest()) {
                 subjects.remove(&first);
             }
         }
@@ -108,7 +119,10 @@ impl Pauses {
     #[must_use]
     pub fn until(&self, subject: CallSubject, now: Time) -> Option<Time> {
         let of_subject = (Time(self.latest.load(Ordering::Acquire)) > now)
-            .then(|| self.subjects.lock().unwrap_or_else(PoisonError::into_inner).get(&subject).copied())
+            .then(|| {
+                let subjects = self.subjects.lock().unwrap_or_else(PoisonError::into_inner);
+                subjects.get(&subject.digest()).map(|pause| pause.until)
+            })
             .flatten();
         of_subject.filter(|until| *until > now).max(self.all_until(now))
     }
@@ -253,7 +267,7 @@ mod tests {
 
     #[test]
     fn a_pause_is_never_shortened() {
-        let (pauses, subject) = (Pauses::default(), CallSubject::of_path("/a"));
+        let (pauses, subject) = (Pauses::default(), CallSubject::of_path("/a", None));
         pauses.pause_all(Time(5000));
         pauses.pause_all(Time(3000));
         assert_eq!((pauses.all_until(Time(4999)), pauses.all_until(Time(5000))), (Some(Time(5000)), None));
@@ -263,23 +277,23 @@ mod tests {
     }
 
     #[test]
-    fn paths_without_an_operation_pause_one_by_one_and_count_as_one() {
+    fn the_paths_of_one_client_pause_one_by_one_and_count_as_one() {
         let (pauses, session) = (Pauses::default(), CallSubject::of_session(None, Some("1")));
-        let path = |n: i64| CallSubject::of_path(&format!("/odd/{n}"));
-        for n in 0..100 {
-            assert_eq!(pauses.pause_subject(path(n), Time(9000 + n), 3, Time(0)), None);
-            assert!(pauses.subjects.lock().unwrap().len() <= 3);
-        }
-        assert_eq!(pauses.until(path(99), Time(0)), Some(Time(9099)));
-        assert_eq!(pauses.until(session, Time(0)), None);
+        let path = |n: i64| CallSubject::of_path(&format!("/odd/{n}"), Some("greedy"));
         assert_eq!(pauses.pause_subject(session, Time(500), 3, Time(0)), None);
-        (0..100).for_each(|n| _ = pauses.pause_subject(path(n), Time(9000), 3, Time(0)));
+        for n in 0..200 {
+            assert_eq!(pauses.pause_subject(path(n), Time(9000 - n), 3, Time(0)), None);
+            assert_eq!(pauses.until(path(n), Time(0)), Some(Time(9000 - n)), "the newest pause is kept");
+            assert!(pauses.subjects.lock().unwrap().len() <= 3 + MAX_FURTHER_PAUSES);
+        }
         assert_eq!(pauses.until(session, Time(0)), Some(Time(500)), "no path ends the pause of a session");
+        let of_other = CallSubject::of_path("/odd/199", Some("other"));
+        assert_eq!(pauses.until(of_other, Time(0)), Some(Time(8801)), "a path pauses for all clients");
     }
 
     #[test]
     fn one_session_pauses_alone_and_several_pause_the_credential_as_long_as_the_shortest_pause() {
-        let (pauses, other) = (Pauses::default(), CallSubject::of_path("/other"));
+        let (pauses, other) = (Pauses::default(), CallSubject::of_path("/other", None));
         let pause = |n: u32, until, now| {
             pauses.pause_subject(CallSubject::of_session(None, Some(&n.to_string())), Time(until), 3, Time(now))
         };
@@ -293,7 +307,7 @@ mod tests {
         assert_eq!((pauses.until(other, Time(5999)), pauses.until(other, Time(6000))), (Some(Time(6000)), None));
         for n in 10..50 {
             assert!(pause(n, 9000, 5500).is_some());
-            assert!(pauses.subjects.lock().unwrap().len() <= 3);
+            assert!(pauses.subjects.lock().unwrap().len() <= 3 + MAX_FURTHER_PAUSES);
         }
     }
 }

@@ -300,14 +300,14 @@ async fn join_or_call(
         }
         _ => false,
     };
-    let mut outcome = join_once(shared, query, directives, steps).await;
-    for _ in 1..MAX_JOINS {
+    for _ in 0..MAX_JOINS {
+        let outcome = join_once(shared, query, directives, steps).await;
         if !is_of_other(&outcome) {
-            break;
+            return outcome;
         }
-        outcome = join_once(shared, query, directives, steps).await;
     }
-    outcome
+    // Whatever the others do, this client has its share.
+    call_alone(shared, query, true, steps).await
 }
 
 /// Joins the call in flight for this key, or starts one.

@@ -10,7 +10,7 @@ use crate::base::problem::Code;
 use crate::base::request_reply::FailureKind;
 use crate::engine::breaker::{AdmittedCall, Breaker, BreakerChange, CallOutcome, CallSubject};
 use crate::engine::coalesce::Joiners;
-use crate::engine::connection_slots::{ConnectionSlot, ConnectionSlots, NoSlot};
+use crate::engine::connection_slots::{ConnectionSlots, NoSlot};
 use crate::engine::provider_health::ProviderHealth;
 use crate::engine::provider_quota::{ProviderQuota, QuotaLimit};
 use crate::engine::token_error::TokenError;
@@ -129,15 +129,16 @@ pub(crate) fn count_call(
     client: &Arc<ClientUse>,
     limits: CallLimits,
 ) -> Result<CallInFlight, NotAdmitted> {
-    metrics.calls.inc();
-    let (of_client, clients_calls) = client.count(Counted::Calls);
-    let call = CallInFlight { all: metrics.calls.clone(), _of_client: of_client };
     let CallLimits { total, share } = limits;
-    if metrics.calls.get() > total {
-        return Err(NotAdmitted::TooManyCalls { limit: total }.counted(metrics, provider));
-    }
+    let (of_client, clients_calls) = client.count(Counted::Calls);
+    // First the share: a call that exceeds it takes nothing of the total, not even for a moment.
     if clients_calls > share {
         return Err(NotAdmitted::CallShare { limit: share }.counted(metrics, provider));
+    }
+    metrics.calls.inc();
+    let call = CallInFlight { all: metrics.calls.clone(), _of_client: of_client };
+    if metrics.calls.get() > total {
+        return Err(NotAdmitted::TooManyCalls { limit: total }.counted(metrics, provider));
     }
     Ok(call)
 }
@@ -238,8 +239,9 @@ impl CallGuards {
 /// The places of a call: at the provider, and among the connections of the process.
 struct Places {
     _at_provider: OwnedSemaphorePermit,
-    _of_client: Option<OwnedSemaphorePermit>,
-    _connection: ConnectionSlot,
+    _connection: OwnedSemaphorePermit,
+    /// The client's shares of both.
+    _of_client: [Option<OwnedSemaphorePermit>; 2],
 }
 
 /// What the admission of every call uses.
@@ -292,6 +294,7 @@ async fn try_admit(
     guards.check(provider, (state.clock)())?;
     let places = wait_for_places(state, provider, guards, caller).await?;
     let now = (state.clock)();
+    guards.check(provider, now)?;
     let breaker_open = |until: Time| NotAdmitted::Breaker { provider: provider.name.clone(), wait: until.since(now) };
     let admitted = guards.admit(now).map_err(breaker_open)?;
     Ok(CallPermit { _places: places, admitted: Some(admitted) })
@@ -340,23 +343,25 @@ async fn acquire_places(
     client: Arc<str>,
 ) -> Result<Places, NotAdmitted> {
     let (quota, latest, name) = (&guards.quota, caller.latest, || provider.name.clone());
-    // Before the queue, so that a client above its share does not hold up the others there.
-    let of_client = if caller.shares_quota {
+    let no_slot = |no_slot| match no_slot {
+        NoSlot::Total(limit) => NotAdmitted::TooManyConnections { limit },
+        NoSlot::Share(limit) => NotAdmitted::ConnectionShare { limit },
+    };
+    // Shares come before the queue, so that a client above one of them holds nothing that others wait for.
+    let mut of_client = [None, None];
+    if caller.has_others {
+        of_client[0] = Some(state.slots.acquire_share(&client, latest).await.map_err(no_slot)?);
+    }
+    if caller.shares_quota {
         let share = quota.client_shares.acquire_until(&client, latest).await;
         let limit = quota.client_shares.max_permits;
-        Some(share.ok_or_else(|| NotAdmitted::CapacityShare { provider: name(), limit })?)
-    } else {
-        None
-    };
+        of_client[1] = Some(share.ok_or_else(|| NotAdmitted::CapacityShare { provider: name(), limit })?);
+    }
     let check = || guards.check(provider, (state.clock)());
     let busy = |limit, wait| NotAdmitted::Capacity { provider: name(), limit, wait };
     let at_provider = quota.acquire(&client, latest, check, busy).await?;
     // After the queue, because a call that waits for the provider has no connection.
-    let connection = state.slots.acquire(&client, caller.has_others, latest).await;
-    let connection = connection.map_err(|no_slot| match no_slot {
-        NoSlot::Total(limit) => NotAdmitted::TooManyConnections { limit },
-        NoSlot::Share(limit) => NotAdmitted::ConnectionShare { limit },
-    })?;
+    let connection = state.slots.acquire(latest).await.map_err(no_slot)?;
     Ok(Places { _at_provider: at_provider, _of_client: of_client, _connection: connection })
 }
 

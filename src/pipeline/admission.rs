@@ -43,15 +43,14 @@ pub(crate) fn check_host(request: &Request) -> Outcome<()> {
     }
 }
 
-/// Counts the request among all that are in flight. Requests that are refused do not count: they take no part of the limit
-/// from the others while their responses are delayed or written. Returns the limit, too.
+/// Counts the request among all that are in flight, after its share was checked. Requests that are refused do not count:
+/// they take no part of the limit from the others, not even while their responses are delayed or written.
 ///
 /// # Errors
 /// 503 over `overload.max_in_flight`.
-fn count_among_all(context: &RequestContext<'_>) -> Outcome<(CountGuard, u32)> {
-    let limit = context.snapshot.weir.overload.max_in_flight;
+fn count_among_all(context: &RequestContext<'_>, limit: u32) -> Outcome<CountGuard> {
     let (guard, count) = context.shared.in_flight.count(Counted::Requests);
-    if count > i64::from(limit) { Err(problems::too_many_requests(limit.into())) } else { Ok((guard, limit)) }
+    if count > i64::from(limit) { Err(problems::too_many_requests(limit.into())) } else { Ok(guard) }
 }
 
 /// Counts the request as in flight, unless all requests exceed the limit or those of its client their share.
@@ -59,13 +58,13 @@ fn count_among_all(context: &RequestContext<'_>) -> Outcome<(CountGuard, u32)> {
 /// # Errors
 /// 503.
 fn count_in_flight(context: &RequestContext<'_>, id: ClientId, record: &mut RequestRecord) -> Outcome<()> {
-    let (among_all, limit) = count_among_all(context)?;
+    let limit = context.snapshot.weir.overload.max_in_flight;
     let (of_client, count) = context.snapshot.clients[id].usage.count(Counted::Requests);
     let share = i64::try_from(context.snapshot.client_share(limit.into())).unwrap_or(i64::MAX);
     if count > share {
         return Err(problems::request_share(share));
     }
-    record.in_flight = [Some(of_client), None, Some(among_all)];
+    record.in_flight = [Some(of_client), None, Some(count_among_all(context, limit)?)];
     Ok(())
 }
 
@@ -79,10 +78,10 @@ pub(crate) fn count_public(
     strangers: &Strangers,
     record: &mut RequestRecord,
 ) -> Outcome<()> {
-    let (among_all, limit) = count_among_all(context)?;
+    let limit = context.snapshot.weir.overload.max_in_flight;
     let counted = strangers.count_request(client_address(context), limit);
     let [of_address, of_strangers] = counted.map_err(problems::request_share_without_key)?;
-    record.in_flight = [of_address, of_strangers, Some(among_all)];
+    record.in_flight = [of_address, of_strangers, Some(count_among_all(context, limit)?)];
     Ok(())
 }
 

@@ -162,11 +162,11 @@ impl Forward {
         let started = Instant::now();
         let deadline = tokio::time::Instant::now() + config.target.timeout;
         let latest = deadline - config.target.timeout / 2;
-        let subject = call_subject(config, &request.path_and_query);
-        let guards = identity.guards(config, subject);
+        let caller = provider_query::caller(snapshot, client, provider, latest);
+        let one_of_several = caller.shares_quota.then_some(&**caller.client);
+        let guards = identity.guards(config, call_subject(config, &request.path_and_query, one_of_several));
         let (id, limits) = (&snapshot.clients[client].id, &snapshot.weir.limits);
         let share = provider_admission::acquire_client_share(metrics, config, &guards.quota, id, latest).await?;
-        let caller = provider_query::caller(snapshot, client, provider, latest);
         let permit = provider_admission::admit(shared.admission_state(), config, &guards, caller).await?;
         let credential_header =
             identity.credential.header(&shared.upstream, metrics, deadline).await.inspect_err(|error| {
@@ -439,8 +439,8 @@ impl Forward {
 }
 
 /// Returns what a forwarded request is about, for the breaker: the session that the path names or is below, the lists
-/// of an agent, or else the path.
-fn call_subject(provider: &Provider, path_and_query: &str) -> CallSubject {
+/// of an agent, or else the path. `client`: the one that calls, if others use the credential too.
+fn call_subject(provider: &Provider, path_and_query: &str, client: Option<&str>) -> CallSubject {
     let (path, query) = path_and_query.split_once('?').unwrap_or((path_and_query, ""));
     for (operation, compiled) in provider.operations.iter() {
         let Some((captured, segments_below)) = compiled.template.read_ids(path, query) else { continue };
@@ -448,7 +448,7 @@ fn call_subject(provider: &Provider, path_and_query: &str) -> CallSubject {
             return CallSubject::of_session(captured.agent.as_deref(), captured.session.as_deref());
         }
     }
-    CallSubject::of_path(path_and_query)
+    CallSubject::of_path(path_and_query, client)
 }
 
 /// Replaces the URLs in a response's headers that lead to the provider with the same places at Weir.
