@@ -4,6 +4,7 @@ import os
 
 from weir_client import AuthenticatedClient
 from weir_client.api.sessions import get_session, list_agent_sessions
+from weir_client.models import GetSessionFieldsItem
 
 AGENT = "agt_customer_support"
 
@@ -37,6 +38,9 @@ assert walked == expected and len(set(walked)) == len(walked) and pages > 2, wal
 session = get_session.sync(expected[0], client=weir)
 assert session.id == expected[0] and session.status.value, session
 assert isinstance(session.metadata.to_dict(), dict), session
+
+part = get_session.sync(expected[0], client=weir, fields=[GetSessionFieldsItem.ID, GetSessionFieldsItem.STATUS])
+assert (part.id, part.status.value) == (session.id, session.status.value) and not part.title, part
 
 missing = get_session.sync("vectara:agt_customer_support:ase_missing", client=weir)
 assert (missing.status, missing.code.value) == (404, "session_not_found"), missing

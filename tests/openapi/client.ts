@@ -25,7 +25,7 @@ const list = async (limit: number, page_token?: string) => {
   return data;
 };
 const walk = async (limit: number) => {
-  const found: (string | undefined)[] = [];
+  const found: string[] = [];
   let pages = 0;
   for (let token: string | null | undefined; pages === 0 || token; pages++) {
     const page = await list(limit, token ?? undefined);
@@ -46,7 +46,14 @@ const read = (from: typeof weir, id: string) =>
   from.GET("/v1/sessions/{id}", { params: { path: { id }, query: { include: "native" } } });
 const { data, error } = await read(weir, id);
 check(data !== undefined, error);
+// These do not compile if a field of a session can be undefined.
+const whole: Pick<Session, "id" | "status" | "modality" | "agent" | "connection" | "metadata"> = data;
+const times: (string | null)[] = [data.created_at, data.ended_at, data.expires_at];
+check(times.every((time) => time !== undefined) && whole.status.length > 0 && data.provider.length > 0, data);
 check(data.id === id && typeof data.metadata === "object" && Object.keys(data.native ?? {}).length > 0, data);
+
+const part = await weir.GET("/v1/sessions/{id}", { params: { path: { id }, query: { fields: ["id", "status"] } } });
+check(Object.keys(part.data ?? {}).join() === "id,status", part.data ?? part.error);
 
 const missing = await read(weir, "vectara:agt_customer_support:ase_missing");
 check(missing.response.status === 404 && missing.error?.code === "session_not_found", missing.error);

@@ -33,8 +33,8 @@ pub(super) fn all(samples: &Samples<'_>) -> Value {
         },
         "PartOfSession": {
             "type": "object",
-            "description": "The fields of a session that `fields` names, and `native` if it is included.",
-            "properties": properties,
+            "description": "The fields of a session that `fields` names, and `native` if it is included. The others are absent; their defaults are what a session has if the provider does not give the field.",
+            "properties": with_defaults(properties),
             "additionalProperties": false,
         },
         "ShownSession": { "anyOf": [reference("Session"), reference("PartOfSession")] },
@@ -104,6 +104,33 @@ fn session(samples: &Samples<'_>) -> Map<String, Value> {
     let mut object = any_object();
     object["description"] = native.into();
     properties.insert("native".into(), object);
+    properties
+}
+
+/// Gives each field a default. Without one, generated types let every field of a session be undefined, because a session
+/// is a `Session` or a `PartOfSession`.
+fn with_defaults(mut properties: Map<String, Value>) -> Map<String, Value> {
+    for (name, schema) in &mut properties {
+        schema["default"] = match name.as_str() {
+            "native" => continue,
+            "status" => Status::Unknown.as_str().into(),
+            "modality" => MODALITIES.last().copied().into(),
+            "metadata" => json!({}),
+            // An enum of the providers' names has no name for a provider that is not shown.
+            "id" | "provider" | "provider_session_id" => {
+                schema["type"] = "string".into();
+                for rule in ["enum", "minLength"] {
+                    schema.as_object_mut().map(|schema| schema.remove(rule));
+                }
+                "".into()
+            }
+            _ if schema["required"].is_array() => {
+                let members = schema["required"].as_array().into_iter().flatten();
+                members.filter_map(|member| Some((member.as_str()?.to_owned(), Value::Null))).collect()
+            }
+            _ => Value::Null,
+        };
+    }
     properties
 }
 
