@@ -176,6 +176,12 @@ impl Reservation {
         }
     }
 
+    /// Returns the number of reserved bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Returns whether the bytes are reserved from this share.
     #[must_use]
     pub fn is_from(&self, share: &MemoryShare) -> bool {

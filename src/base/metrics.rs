@@ -224,6 +224,7 @@ impl Metrics {
             "header_timeout",
             "idle_timeout",
             "malformed",
+            "overloaded",
             "requests_per_connection",
             "stall_timeout",
             "tls",

@@ -48,6 +48,8 @@ pub struct RequestRecord {
     pub(crate) in_flight: InFlightCounts,
     /// The memory of the request while it waits for providers.
     pub waiting: Option<Reservation>,
+    /// The memory of a long head over HTTP/2.
+    pub head: Option<Reservation>,
     /// Data for the explanation of the request, if the client wants one.
     pub explain: Option<Box<ExplainData>>,
 }
@@ -106,6 +108,7 @@ impl RequestRecord {
             vary: HeaderValue::from_static(VARY),
             in_flight: InFlightCounts::default(),
             waiting: None,
+            head: None,
             explain: None,
         }
     }

@@ -8,6 +8,10 @@ use http::{HeaderMap, HeaderValue, Method, header};
 const REQUEST_BYTES: usize = 64 << 10;
 /// The memory of a request with a long body: Pingora buffers up to twelve parts of 64 KiB.
 const LONG_BODY_BYTES: usize = 864 << 10;
+/// The longest head whose copies are part of [`REQUEST_BYTES`], and the number of copies of a longer one: those that Pingora
+/// parses, changes and writes.
+const SHORT_HEAD: usize = 4 << 10;
+const HEAD_COPIES: usize = 3;
 /// The longest body that does not need more than [`REQUEST_BYTES`], and the longest part of a stream.
 const SHORT_BODY: u64 = 16 << 10;
 
@@ -17,6 +21,8 @@ const SHORT_BODY: u64 = 16 << 10;
 /// write that has succeeded for one that has failed.
 pub(crate) struct ForwardMemory {
     reservation: Reservation,
+    /// The copies of the head that Pingora makes, if it is long.
+    _head: Reservation,
     /// The body of the request may be long.
     has_long_request: bool,
     /// The bytes of the request's body so far.
@@ -35,8 +41,14 @@ impl ForwardMemory {
         // Over HTTP/2, any request may have a body without a length: see `add_request_part`.
         let may_have_body = !method.is_safe() || headers.contains("transfer-encoding");
         let has_long_request = length.map_or(may_have_body, |length| length > SHORT_BODY);
-        let mut memory =
-            Self { reservation: share.reserve(REQUEST_BYTES)?, has_long_request, received: 0, is_long: false };
+        let head = if headers.bytes() > SHORT_HEAD { HEAD_COPIES * headers.bytes() } else { 0 };
+        let mut memory = Self {
+            reservation: share.reserve(REQUEST_BYTES)?,
+            _head: share.reserve(head)?,
+            has_long_request,
+            received: 0,
+            is_long: false,
+        };
         if has_long_request || !method.is_safe() {
             memory.add_long_body()?;
         }

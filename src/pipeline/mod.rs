@@ -10,6 +10,7 @@ pub(crate) mod context;
 pub(crate) mod dry_run;
 pub(crate) mod forward;
 pub(crate) mod forward_memory;
+pub(crate) mod head_memory;
 pub(crate) mod held;
 pub(crate) mod merged_list;
 pub(crate) mod native;
@@ -137,6 +138,7 @@ impl Pipeline {
             return self.public(context, record).map(RouteResult::Content);
         }
         let client = admission::authenticate(context, record)?;
+        self.reserve_head(context, record)?;
         record.steps.step("route and permit");
         let RouteMatch { endpoint, route } = context.route(record)?;
         match route {
@@ -168,6 +170,7 @@ impl Pipeline {
         record.steps.step("authenticate");
         admission::check_host(context.request)?;
         admission::count_public(context, &self.strangers, record)?;
+        self.reserve_head(context, record)?;
         record.steps.step("route and permit");
         match context.route(record)?.route {
             Route::Document(kind) => Ok(respond::document(&context.snapshot, kind)),
@@ -185,6 +188,7 @@ impl Pipeline {
         let provider = native_match.provider;
         (record.route, record.provider) = (NATIVE, Some(context.snapshot.providers[provider].name.clone()));
         let client = admission::authenticate(context, record)?;
+        self.reserve_head(context, record)?;
         native::check_permitted(&context.snapshot, client, provider)?;
         context.providers = vec![provider];
         let request = context.request;

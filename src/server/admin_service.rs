@@ -96,7 +96,7 @@ impl AdminService {
         let mut connection = Http1Connection::new(stream, limits, signals);
         let mut idle_since = now();
         for remaining in (0..limits.requests_per_connection).rev() {
-            let head = match connection.next_head(Some(peer.ip()), idle_since).await.into_head() {
+            let head = match connection.next_head(Some(peer.ip()), idle_since, &|| None).await.into_head() {
                 Ok(head) => head,
                 Err(None) => return,
                 Err(Some(end)) => {

@@ -152,12 +152,15 @@ impl Gateway {
     pub(crate) async fn serve(&self, stream: Stream, peer: IpAddr, limits: &Limits, signals: &ShutdownSignals) {
         let mut connection = Http1Connection::new(stream, limits, signals);
         let (mut counters, mut idle_since) = (Counters::default(), now());
+        let pipeline = &self.pass_through.pipeline;
         for remaining in (0..limits.requests_per_connection).rev() {
-            let mut head = match connection.next_head(Some(peer), idle_since).await.into_head() {
+            let share = || Some(pipeline.head_share(peer));
+            let mut head = match connection.next_head(Some(peer), idle_since, &share).await.into_head() {
                 Ok(head) => head,
                 Err(None) => return,
                 Err(Some(end)) => return self.end_without_request(connection, end).await,
             };
+            let _head_memory = connection.take_head_memory().map(|memory| pipeline.charge_head(&head.request, memory));
             let _form_memory = match head.request.method {
                 Method::POST => self.read_form(&mut connection, &mut head, limits).await,
                 _ => None,

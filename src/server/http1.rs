@@ -2,6 +2,7 @@
 //!
 //! Enforces the idle, header and stall timeouts and the size limits of a head. It does not interpret requests.
 
+use crate::base::memory_budget::{BufferLimit, MemoryShare, Reservation};
 use crate::base::model::Time;
 use crate::base::problem::{Code, Problem};
 use crate::base::request_reply::{Body, Request, Response};
@@ -62,7 +63,13 @@ pub(crate) enum NextHead {
     Malformed(Box<Problem>),
     /// The head is over the limit of this name.
     TooLarge(&'static str, Box<Problem>),
+    /// There is no memory for a long head.
+    NoMemory(BufferLimit),
 }
+
+/// Returns the share from which the memory of long heads is reserved while they are read. `None` for a listener that
+/// reserves nothing.
+pub(crate) type HeadShare<'s> = &'s (dyn Fn() -> Option<MemoryShare> + Sync);
 
 /// How Weir ends a connection on which it read no further request.
 pub(crate) struct ConnectionEnd {
@@ -89,8 +96,9 @@ impl NextHead {
             }
             NextHead::Malformed(problem) => ("malformed", None, Some(problem)),
             NextHead::TooLarge(limit, problem) => ("malformed", Some(limit), Some(problem)),
+            NextHead::NoMemory(limit) => ("overloaded", None, Some(limit.into())),
         };
-        Err(Some(ConnectionEnd { reason, limit, problem, unread: reason == "malformed" }))
+        Err(Some(ConnectionEnd { reason, limit, problem, unread: matches!(reason, "malformed" | "overloaded") }))
     }
 }
 
@@ -113,6 +121,8 @@ pub(crate) struct Http1Connection {
     /// Received bytes that are not consumed yet are in front, `filled` of them.
     buffer: Vec<u8>,
     filled: usize,
+    /// The memory of a head that is longer than [`BUFFER_SIZE`], until it is complete.
+    head_memory: Option<Reservation>,
     /// The bytes to write next. Kept so that its memory is used again.
     out: Vec<u8>,
     /// The most bytes that one write sends.
@@ -138,6 +148,7 @@ impl Http1Connection {
         Self {
             buffer: vec![0; BUFFER_SIZE],
             filled: 0,
+            head_memory: None,
             max_piece: if stream.get_ssl_digest().is_some() { TLS_RECORD } else { usize::MAX },
             stream,
             out: Vec::new(),
@@ -160,11 +171,20 @@ impl Http1Connection {
         is_sent(&self.last_request)
     }
 
-    /// Waits for the next request. The idle timeout counts from `idle_since`.
-    pub(crate) async fn next_head(&mut self, peer: Option<IpAddr>, idle_since: std::time::Instant) -> NextHead {
+    /// Waits for the next request. The idle timeout counts from `idle_since`. The memory of a long head is reserved from
+    /// `share`, until [`Http1Connection::take_head_memory`].
+    pub(crate) async fn next_head(
+        &mut self,
+        peer: Option<IpAddr>,
+        idle_since: std::time::Instant,
+        share: HeadShare<'_>,
+    ) -> NextHead {
         if self.filled > 0 {
-            // A pipelined request is in the buffer already. This lets other tasks run between two such requests.
-            tokio::task::consume_budget().await;
+            // A pipelined request is in the buffer already. All other connections have their turn before it.
+            tokio::task::yield_now().await;
+        }
+        if let Err(limit) = self.reserve_buffer(self.buffer.len(), share) {
+            return NextHead::NoMemory(limit);
         }
         if self.filled == 0 {
             self.deadline.set_from(idle_since.into(), self.idle_timeout);
@@ -190,10 +210,35 @@ impl Http1Connection {
             if self.filled >= self.max_head {
                 return self.too_large();
             }
+            if self.filled == self.buffer.len() {
+                let size = (self.filled * 2).min(self.max_head.max(BUFFER_SIZE));
+                if let Err(limit) = self.reserve_buffer(size, share) {
+                    return NextHead::NoMemory(limit);
+                }
+                self.buffer.reserve_exact(size - self.filled);
+                self.buffer.resize(size, 0);
+            }
             if let Err(end) = poll_fn(|cx| self.poll_read(cx)).await {
                 return end;
             }
         }
+    }
+
+    /// Reserves the memory of a buffer of this size, and of the copy that is made of the head in it. The size that every
+    /// connection has is free.
+    fn reserve_buffer(&mut self, size: usize, share: HeadShare<'_>) -> Result<(), BufferLimit> {
+        if size <= BUFFER_SIZE {
+            return Ok(());
+        }
+        if self.head_memory.is_none() {
+            self.head_memory = share().map(|share| share.reservation());
+        }
+        self.head_memory.as_mut().map_or(Ok(()), |memory| memory.resize(2 * size))
+    }
+
+    /// Takes the memory that is reserved for a head, which must live as long as the head.
+    pub(crate) fn take_head_memory(&mut self) -> Option<Reservation> {
+        self.head_memory.take()
     }
 
     /// Returns the result for a head over its limit: either its first line or its header fields are too long.
@@ -217,9 +262,6 @@ impl Http1Connection {
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), NextHead>> {
         if self.filled == 0 && self.out.capacity() > MAX_KEPT_OUT {
             self.out = Vec::new();
-        }
-        if self.filled == self.buffer.len() {
-            self.buffer.resize((self.filled * 2).min(self.max_head.max(BUFFER_SIZE)), 0);
         }
         let mut free = ReadBuf::new(&mut self.buffer[self.filled..]);
         match Pin::new(&mut self.stream).poll_read(cx, &mut free) {

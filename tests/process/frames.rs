@@ -20,7 +20,19 @@ fn literal(block: &mut Vec<u8>, name: &str, value: &str) {
     // Literal field without indexing, new name (RFC 7541, section 6.2.2).
     block.push(0);
     for text in [name, value] {
-        block.push(u8::try_from(text.len()).unwrap());
+        // An integer with a prefix of 7 bits (RFC 7541, section 5.1).
+        let mut length = text.len();
+        if length < 127 {
+            block.push(u8::try_from(length).unwrap());
+        } else {
+            block.push(127);
+            length -= 127;
+            while length >= 128 {
+                block.push(u8::try_from(length % 128).unwrap() | 128);
+                length /= 128;
+            }
+            block.push(u8::try_from(length).unwrap());
+        }
         block.extend_from_slice(text.as_bytes());
     }
 }

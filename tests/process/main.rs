@@ -36,6 +36,7 @@ mod frames;
 mod generated_clients;
 mod h2_uploads;
 mod half_close;
+mod head_memory;
 mod host_values;
 mod http2;
 mod http2_faults;
