@@ -75,6 +75,8 @@ metrics! {
         trace_exports: IntCounterVec("weir_trace_exports_total", ["result"]),
         /// Access log lines that were dropped because the log's reader was too slow.
         access_log_dropped: IntCounter("weir_access_log_dropped_total"),
+        /// Lines of the log on stderr that were dropped because its reader was too slow.
+        log_dropped: IntCounter("weir_log_dropped_total"),
     }
 }
 

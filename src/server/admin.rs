@@ -26,6 +26,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use subtle::ConstantTimeEq;
+use tracing_appender::non_blocking::ErrorCounter;
 
 /// The endpoints of the admin listener.
 pub(crate) struct AdminEndpoints {
@@ -41,6 +42,8 @@ pub(crate) struct AdminEndpoints {
     pub files: OpenFiles,
     /// The token that holds if none is configured.
     pub token: Arc<AdminToken>,
+    /// Counts the lines of the log that were dropped.
+    pub log_dropped: ErrorCounter,
 }
 
 /// An endpoint of the admin listener.
@@ -198,6 +201,8 @@ impl AdminEndpoints {
         let calls = self.shared.call_limit(&snapshot);
         metrics.upstream.calls_limit.set(i64::try_from(calls).unwrap_or(i64::MAX));
         let text = metrics.expose(|| {
+            metrics.http.log_dropped.reset();
+            metrics.http.log_dropped.inc_by(self.log_dropped.dropped_lines() as u64);
             admin_gauges::set_providers(metrics, &snapshot, now);
             admin_gauges::set_expiries(metrics, &snapshot, now);
             admin_gauges::set_memory(metrics, &snapshot, &self.shared.upstream.budget);

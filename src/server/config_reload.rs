@@ -182,7 +182,7 @@ mod tests {
         let runtime = Runtime::start(source, [0; 32], runtime::now()).unwrap();
         let shared = Arc::new(SharedState::new(Metrics::new().unwrap(), 1 << 20, 1 << 20));
         let token = AdminToken::new(([127, 0, 0, 1], 1).into(), Vec::new());
-        Reloader::new(Arc::new(runtime), shared, diagnostics::start(LogLevel::Error), Arc::new(token))
+        Reloader::new(Arc::new(runtime), shared, diagnostics::start(LogLevel::Error).filter, Arc::new(token))
     }
 
     #[tokio::test]

@@ -2,14 +2,30 @@
 //!
 //! Only events of Weir itself are written. Libraries emit events too, some of them for every request. Records of the
 //! `log` crate, which Pingora makes, are not collected.
+//!
+//! A separate thread writes the lines, from a bounded queue: a full pipe, which nobody reads, must not stop requests.
 
 use crate::config::weir::LogLevel;
 use std::io::{self, Write};
 use tracing::Subscriber;
 use tracing::level_filters::LevelFilter;
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::{Registry, fmt, reload};
+
+/// The number of lines that the queue holds.
+const QUEUE_LENGTH: usize = 8192;
+
+/// The log of this process.
+pub(crate) struct Log {
+    /// Changes its level.
+    pub filter: LogFilter,
+    /// Counts the lines that were dropped because the queue was full.
+    pub dropped: ErrorCounter,
+    /// Writes the queued lines when it is dropped, for at most a second.
+    pub writer: WorkerGuard,
+}
 
 /// Changes the level of a log.
 pub(crate) struct LogFilter(reload::Handle<Targets, Registry>);
@@ -22,11 +38,14 @@ impl LogFilter {
 }
 
 /// Starts the log of this process.
-pub(crate) fn start(level: LogLevel) -> LogFilter {
-    let (subscriber, filter) = subscriber(level, io::stderr);
+pub(crate) fn start(level: LogLevel) -> Log {
+    let queue = NonBlockingBuilder::default().buffered_lines_limit(QUEUE_LENGTH).thread_name("log");
+    let (out, writer) = queue.finish(io::stderr());
+    let dropped = out.error_counter();
+    let (subscriber, filter) = subscriber(level, move || out.clone());
     // Fails if the process already has a subscriber, which then receives the events.
     let _ = tracing::subscriber::set_global_default(subscriber);
-    filter
+    Log { filter, dropped, writer }
 }
 
 fn targets(level: LogLevel) -> Targets {

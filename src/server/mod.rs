@@ -50,6 +50,7 @@ use crate::server::admin::AdminEndpoints;
 use crate::server::admin_service::AdminService;
 use crate::server::config_reload::Reloader;
 use crate::server::connections::Connections;
+use crate::server::diagnostics::Log;
 use crate::server::gateway::Gateway;
 use crate::server::shutdown::{Shutdown, ShutdownCause};
 use crate::server::upgrade::{BoundSocket, Handoff, Predecessor};
@@ -195,7 +196,8 @@ impl Server {
     }
 
     async fn serve(self, ready: impl FnOnce()) -> std::io::Result<()> {
-        let log = diagnostics::start(self.runtime.snapshot().weir.log);
+        let Log { filter, dropped: log_dropped, writer: _log_writer } =
+            diagnostics::start(self.runtime.snapshot().weir.log);
         let sockets = self.sockets()?;
         let exporter = start_exporter(&self.runtime, &self.shared);
         let (shutdown, background) = (Shutdown::new(), TaskTracker::new());
@@ -210,7 +212,7 @@ impl Server {
         if let Some((_, token)) = predecessor.as_ref().and_then(|predecessor| predecessor.admin_token.as_ref()) {
             admin_token.inherit(token);
         }
-        let reloader = Reloader::new(runtime.clone(), shared.clone(), log, admin_token.clone());
+        let reloader = Reloader::new(runtime.clone(), shared.clone(), filter, admin_token.clone());
         let admin = AdminEndpoints {
             runtime: runtime.clone(),
             shared: shared.clone(),
@@ -218,6 +220,7 @@ impl Server {
             reloader: reloader.clone(),
             files,
             token: admin_token.clone(),
+            log_dropped,
         };
         background.spawn(AdminService::new(admin).accept(listen(self.admin)?, shutdown.admin_signals()));
         background.spawn(reloader.clone().watch_files());

@@ -3,7 +3,8 @@
 use crate::support::*;
 use crate::tls::write_certificate;
 use serde_json::json;
-use std::net::{SocketAddr, TcpListener};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 fn closed_port() -> SocketAddr {
@@ -305,4 +306,34 @@ fn provider_states_need_the_admin_token_and_show_an_open_breaker() {
         (0..8).for_each(|n| drop(weir.get(&format!("/v1/sessions/vectara:agt_load_{n}:ase_{n}"))));
         state() == true
     });
+}
+
+#[test]
+fn a_stderr_that_nobody_reads_stops_no_request() {
+    let sim = Sim::start();
+    let weir = Config::shipped()
+        .clients("clients:\n  - { id: open, keys: [ { sha256: SHA(open) } ] }\n")
+        .edit("weir.yaml", "log: info", "log: debug")
+        .start(&sim);
+    // The thread that reads stderr waits for this.
+    let unread = weir.process.stderr.lock().unwrap();
+    // More lines than the pipe and the queue hold: each request that fails makes one.
+    let (request, count) = ("HEAD /v1/sessions/unknown:1 HTTP/1.1\r\nHost: a\r\nX-API-Key: open\r\n\r\n", 12_000);
+    let mut socket = TcpStream::connect(weir.http).unwrap();
+    socket.set_read_timeout(Some(MAX_WAIT)).unwrap();
+    let mut writer = socket.try_clone().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(move || writer.write_all(request.repeat(count).as_bytes()).unwrap());
+        let (mut seen, mut end, mut buffer) = (0, Vec::new(), [0; 1 << 16]);
+        while seen < count {
+            let read = socket.read(&mut buffer).unwrap();
+            assert!(read > 0, "the connection ends");
+            end.extend_from_slice(&buffer[..read]);
+            seen += end.windows(4).filter(|four| four == b"\r\n\r\n").count();
+            end.drain(..end.len() - 3.min(end.len()));
+        }
+    });
+    assert_eq!(weir.get(VECTARA).status, 200);
+    assert!(weir.metric("weir_log_dropped_total") > 0.0);
+    drop(unread);
 }
