@@ -30,10 +30,9 @@ fn idle_connections_of_one_address_leave_files_for_hits_misses_reloads_and_monit
     let sim = Sim::start();
     let config = Config::shipped();
     let weir = config.start_with(&sim, |command| under("ulimit -S -n 256 && ulimit -H -n 256", command));
-    assert!(
-        weir.process.stderr.lock().unwrap().iter().any(|line| line.contains("can open only 256 files")),
-        "Weir says so at its start"
-    );
+    wait_until("Weir says so at its start", || {
+        weir.process.stderr.lock().unwrap().iter().any(|line| line.contains("can open only 256 files"))
+    });
     assert_eq!(weir.metric("weir_connections_limit"), 128.0);
     assert_eq!(weir.get(VECTARA).status, 200);
     wait_until("the connection of the request is closed", || weir.metric("weir_connections") == 0.0);

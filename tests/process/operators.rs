@@ -50,11 +50,11 @@ fn the_cause_of_a_failure_is_in_the_log_and_the_metrics_and_not_in_the_response(
             }
             assert!(failures(&weir, provider, reason) > before, "{target}");
         }
+        let is_named =
+            |line: &&String| line.contains("provider fails") && line.contains(&format!("provider=\"{provider}\""));
+        wait_until("the log says why", || log(&weir).iter().any(|line| is_named(&line)));
         let lines = log(&weir);
-        let of_provider: Vec<&String> = lines
-            .iter()
-            .filter(|line| line.contains("provider fails") && line.contains(&format!("provider=\"{provider}\"")))
-            .collect();
+        let of_provider: Vec<&String> = lines.iter().filter(is_named).collect();
         assert_eq!(of_provider.len(), 1, "{lines:?}");
         assert!(is_log_line(of_provider[0], "WARN", "provider fails"), "{of_provider:?}");
         assert!(of_provider[0].contains(reason) && of_provider[0].contains(&cause), "{of_provider:?}");

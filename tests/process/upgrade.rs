@@ -154,8 +154,7 @@ fn a_connection_that_is_idle_during_an_upgrade_can_send_one_more_request() {
     assert_eq!(idle.send(&get_request(VECTARA, "")).unwrap(), 200);
     assert!(idle.connection.is_none(), "the response has Connection: close");
     assert_eq!(weir.process.wait().code(), Some(0));
-    let log = weir.process.stderr.lock().unwrap().join("\n");
-    assert!(log.contains("connections drained connections=1 took_ms="), "{log}");
+    wait_for_log(&weir.process.stderr, "INFO", "connections drained connections=1 took_ms=");
     assert_eq!(idle.send(&get_request(VECTARA, "")).unwrap(), 200, "the new process serves it");
     drop(process);
 }
