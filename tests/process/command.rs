@@ -100,7 +100,7 @@ fn sigterm_waits_for_requests_in_flight_and_not_for_idle_connections() {
     });
     weir.process.signal("TERM");
     assert_eq!(weir.process.wait().code(), Some(0));
-    wait_for_log(&weir.process.stderr, "INFO", "took_ms=");
+    wait_for_log(&weir.process.stderr, "INFO", "connections drained");
     let stderr = weir.process.stderr.lock().unwrap().join("\n");
     let took: u64 = stderr
         .split(" took_ms=")

@@ -192,7 +192,7 @@ fn guesses_over_the_limit_take_time_and_a_valid_key_does_not() {
         weir.metric("weir_connections") == 0.0
     });
     wait_until("no response is delayed", || weir.metric("weir_auth_failures_delayed") == 0.0);
-    wait_for_log(&weir.process.stderr, "WARN", "guessing a key:");
+    wait_for_log(&weir.process.stderr, "WARN", "somebody may be guessing a key:");
     let lines = weir.process.stderr.lock().unwrap().iter().filter(|line| line.contains("guessing a key:")).count();
     assert!((1..=2).contains(&lines), "one line a minute, not {lines}");
 }
