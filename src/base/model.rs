@@ -37,7 +37,11 @@ impl Time {
 #[must_use]
 pub(crate) fn parse_time(text: &str) -> Option<(String, Time)> {
     const SHAPE: &[u8; 19] = b"dddd-dd-ddTdd:dd:dd";
-    let upper = text.to_ascii_uppercase();
+    let mut upper = text.to_ascii_uppercase();
+    // RFC 3339, section 5.6, allows a space between date and time.
+    if upper.as_bytes().get(10) == Some(&b' ') {
+        upper.replace_range(10..11, "T");
+    }
     let (head, rest) = upper.split_at_checked(19)?;
     let fits = |(byte, shape): (u8, &u8)| if *shape == b'd' { byte.is_ascii_digit() } else { byte == *shape };
     if !head.bytes().zip(SHAPE).all(fits) {
@@ -361,6 +365,7 @@ mod tests {
         let utc = |text| parse_time(text).map(|(text, _)| text);
         assert_eq!(utc("2024-10-01T22:04:24.962583055Z").as_deref(), Some("2024-10-01T22:04:24.962583055Z"));
         assert_eq!(utc("2024-10-01T22:04:24Z").as_deref(), Some("2024-10-01T22:04:24Z"));
+        assert_eq!(utc("2024-10-01 22:04:24.5+02:00").as_deref(), Some("2024-10-01T20:04:24.5Z"));
         assert_eq!(utc("2024-10-01T22:04:24.500+02:00").as_deref(), Some("2024-10-01T20:04:24.500Z"));
         assert_eq!(utc("2024-10-01T22:04:24+02:00").as_deref(), Some("2024-10-01T20:04:24Z"));
         assert_eq!(utc("2024-10-01t22:04:24.10z").as_deref(), Some("2024-10-01T22:04:24.10Z"));

@@ -7,6 +7,7 @@
 mod check;
 pub(crate) mod clients;
 pub(crate) mod content;
+pub(crate) mod conversion;
 pub(crate) mod credentials;
 pub(crate) mod decode;
 pub(crate) mod edge;

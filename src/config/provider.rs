@@ -2,6 +2,7 @@
 //!
 //! Patterns, JSONPaths and templates stay text; `rules` compiles them.
 
+use super::conversion::{self, Conversion};
 use super::credentials::{self, CredentialConfig};
 use super::decode::{self, DecodeContext, Fields};
 use super::faults::{Located, Location};
@@ -86,6 +87,10 @@ pub struct MappingRule {
     pub location: Location,
     /// JSONPaths; the first one that finds a value is used.
     pub from: Vec<Located<String>>,
+    /// How the value is converted.
+    pub conversion: Conversion,
+    /// Values, as text, that count as missing.
+    pub absent: Vec<Located<String>>,
     /// A fixed value, in place of `from`.
     pub constant: Option<Located<String>>,
     /// The provider's values, each with the unified value.
@@ -98,8 +103,16 @@ pub struct MappingRule {
 
 impl MappingRule {
     fn at(location: &Location) -> Self {
-        let (from, values) = (Vec::new(), Vec::new());
-        Self { location: location.clone(), from, constant: None, values, default: None, secret: false }
+        Self {
+            location: location.clone(),
+            from: Vec::new(),
+            conversion: Conversion::None,
+            absent: Vec::new(),
+            constant: None,
+            values: Vec::new(),
+            default: None,
+            secret: false,
+        }
     }
 }
 
@@ -283,6 +296,8 @@ fn rule_mapping(field: Field, node: &Node, cx: &mut DecodeContext<'_>) -> Option
     let before = cx.faults.count();
     let mut fields = Fields::of(node, "a rule", cx)?;
     let from = fields.optional("from", cx, |node, cx| decode::list(node, cx, decode::at_text));
+    let (conversion, count) = conversion::decode(field, &mut fields, cx);
+    let absent = fields.optional("absent", cx, |node, cx| decode::list(node, cx, decode::at_text));
     let constant = fields.optional("const", cx, |node, cx| unified_value(field, node, cx));
     let values = fields.optional("values", cx, |node, cx| {
         decode::entries(node, "values", &[], cx, |key, node, cx| {
@@ -292,16 +307,25 @@ fn rule_mapping(field: Field, node: &Node, cx: &mut DecodeContext<'_>) -> Option
     let default = fields.optional("default", cx, |node, cx| unified_value(field, node, cx));
     let secret = fields.optional("secret", cx, decode::boolean).unwrap_or(false);
     fields.end(cx);
-    let (from, values) = (from.unwrap_or_default(), values.unwrap_or_default());
-    let rule = MappingRule { from, constant, values, default, secret, ..MappingRule::at(&node.location) };
-    if rule.from.is_empty() == rule.constant.is_none() {
-        if cx.faults.count() > before {
-            return None;
-        }
-        cx.faults.add(&node.location, "a rule must have either from (one or several JSONPaths) or const");
-        return None;
+    let sources = [from.is_some(), count.is_some(), constant.is_some()];
+    let from = from.or(count).unwrap_or_default();
+    let (absent, values) = (absent.unwrap_or_default(), values.unwrap_or_default());
+    let rule =
+        MappingRule { from, conversion, absent, constant, values, default, secret, ..MappingRule::at(&node.location) };
+    if cx.faults.count() > before {
+        return (!rule.from.is_empty() || rule.constant.is_some()).then_some(rule);
     }
-    Some(rule)
+    let fault = if sources.iter().filter(|is_given| **is_given).count() != 1 {
+        "a rule must have either from (one or several JSONPaths), count (the same) or const"
+    } else if rule.conversion != Conversion::None && (rule.constant.is_some() || !rule.values.is_empty()) {
+        "unit, format and as convert what from finds; they do not go with const or values"
+    } else if !rule.absent.is_empty() && rule.constant.is_some() {
+        "absent is for values that from finds; it does not go with const"
+    } else {
+        return Some(rule);
+    };
+    cx.faults.add(&node.location, fault);
+    None
 }
 
 /// Reads a value of a unified field, for `const`, `values` or `default`. It must be one that the field can have.

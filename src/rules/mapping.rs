@@ -4,8 +4,10 @@
 
 use crate::base::jsonpath::JsonPath;
 use crate::base::model::{FIELDS, Field, FieldType, MODALITIES, Session, Status, Time, parse_time};
+use crate::config::conversion::Conversion;
 use crate::config::faults::{Faults, Located};
 use crate::config::provider;
+use crate::rules::conversion;
 use crate::rules::field_trace::{FailureReason, FieldSource, FieldTrace, PathResult, RuleValues};
 use crate::rules::secrets::SecretPaths;
 use crate::rules::unified_id::{AcceptedIds, NotAddressable};
@@ -30,6 +32,9 @@ pub struct Mapping {
 struct FieldRule {
     field: Field,
     from: Vec<JsonPath>,
+    conversion: Conversion,
+    /// Values, as text, that count as missing.
+    absent: Vec<String>,
     constant: Option<String>,
     values: Vec<(String, String)>,
     default: Option<String>,
@@ -87,6 +92,8 @@ impl Mapping {
             rules.push(FieldRule {
                 field: *field,
                 from,
+                conversion: rule.conversion,
+                absent: rule.absent.iter().map(|at| at.value.clone()).collect(),
                 constant: rule.constant.as_ref().map(|at| at.value.clone()),
                 values: rule.values.iter().map(|(native, unified)| (native.clone(), unified.value.clone())).collect(),
                 default: rule.default.as_ref().map(|at| at.value.clone()),
@@ -255,11 +262,7 @@ impl Mapping {
         }
         rule.from.iter().find_map(|path| {
             let value = path.first(native)?;
-            let text = match value {
-                Value::String(text) => text.clone(),
-                Value::Bool(_) | Value::Number(_) => value.to_string(),
-                _ => return None,
-            };
+            let text = word(value)?;
             let hidden = self.secret_fields.contains(&rule.field)
                 || self.secrets.are_in_value_at(&path.names().unwrap_or_default(), value);
             (!hidden).then(|| text.chars().take(MAX_WORD).collect())
@@ -347,6 +350,7 @@ impl FieldRule {
         for path in &self.from {
             match path.first(native) {
                 found @ (None | Some(Value::Null)) => report(path, PathResult::Nothing { null: found.is_some() }),
+                Some(value) if self.is_absent(value) => report(path, PathResult::Nothing { null: true }),
                 Some(value) => match self.convert(value) {
                     Ok(converted) => {
                         report(path, PathResult::Used(type_of(value)));
@@ -367,18 +371,33 @@ impl FieldRule {
         }
     }
 
-    /// Converts a provider's value to the field's type, by the table `values` if the rule has one.
+    /// Returns whether the file says that this value counts as missing.
+    fn is_absent(&self, value: &Value) -> bool {
+        !self.absent.is_empty() && word(value).is_some_and(|word| self.absent.iter().any(|absent| *absent == word))
+    }
+
+    /// Converts a provider's value to the field's type, as the rule says or by the table `values` if the rule has one.
     fn convert(&self, value: &Value) -> Result<TypedValue, FailureReason> {
+        if self.conversion != Conversion::None {
+            let (value, time) = conversion::convert(self.conversion, value).ok_or(FailureReason::WrongType)?;
+            let kept = time.map(|time| TypedValue { value: value.clone(), time: Some(time) });
+            return kept.or_else(|| typed(self.field.field_type(), &value)).ok_or(FailureReason::WrongType);
+        }
         if self.values.is_empty() {
             return typed(self.field.field_type(), value).ok_or(FailureReason::WrongType);
         }
-        let word = match value {
-            Value::String(text) => text.clone(),
-            Value::Bool(_) | Value::Number(_) => value.to_string(),
-            _ => return Err(FailureReason::WrongType),
-        };
+        let word = word(value).ok_or(FailureReason::WrongType)?;
         let (_, unified) = self.values.iter().find(|(native, _)| *native == word).ok_or(FailureReason::UnknownValue)?;
         Ok(TypedValue::text(self.field, unified))
+    }
+}
+
+/// Returns a text, a number, `true` or `false` as text.
+fn word(value: &Value) -> Option<Cow<'_, str>> {
+    match value {
+        Value::String(text) => Some(text.into()),
+        Value::Bool(_) | Value::Number(_) => Some(value.to_string().into()),
+        _ => None,
     }
 }
 
@@ -443,7 +462,15 @@ mod tests {
 
     fn rule(field: Field, from: &[&str]) -> FieldRule {
         let from = from.iter().map(|path| JsonPath::compile(path).unwrap()).collect();
-        FieldRule { field, from, constant: None, values: Vec::new(), default: None }
+        FieldRule {
+            field,
+            from,
+            conversion: Conversion::None,
+            absent: Vec::new(),
+            constant: None,
+            values: Vec::new(),
+            default: None,
+        }
     }
 
     fn mapping() -> Mapping {

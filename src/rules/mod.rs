@@ -5,6 +5,7 @@ pub(crate) mod auth;
 pub(crate) mod authority;
 pub(crate) mod cache_control;
 pub(crate) mod chunked;
+pub(crate) mod conversion;
 pub(crate) mod cors;
 pub(crate) mod cursor_history;
 pub(crate) mod error_rules;
