@@ -9,6 +9,7 @@ pub(crate) mod provider_admission;
 pub(crate) mod provider_query;
 pub(crate) mod rate_limit_cost;
 
+use crate::base::content_coding::EncodedForms;
 use crate::base::memory_budget::Reservation;
 use crate::base::model::{Form, Show, Time, View};
 use crate::base::trace_context::{TraceContext, TraceSteps};
@@ -429,7 +430,7 @@ fn native_view(
         false => visible_body(&provider.operations, Some(query.operation()?), &provider.mapping, &entry.body)
             .ok_or_else(|| UnreadableBody { provider: provider.name.clone(), fault: BodyFault::NoSessions })?,
     };
-    let view = Arc::new(View { etag: etag(&body), body, items: Vec::new() });
+    let view = Arc::new(View { etag: etag(&body), body, items: Vec::new(), encoded: EncodedForms::default() });
     store_view(shared, query, entry, CachedView { show, view: view.clone() }, now);
     Ok(view)
 }

@@ -2,12 +2,14 @@
 //!
 //! Nothing here decides how a request is handled. CORS headers come from `rules::cors`.
 
+use crate::base::content_coding::ContentCoding;
 use crate::base::ids::ClientId;
-use crate::base::model::Time;
+use crate::base::model::{Time, View};
 use crate::base::problem::{Code, Problem};
 use crate::base::request_reply::{Body, ProviderReply, Request, Response};
 use crate::base::response_headers::ResponseHeaders;
 use crate::config::provider::IdPatterns;
+use crate::engine::cache::Key;
 use crate::engine::rate_limit::Bucket;
 use crate::engine::request_record::{CacheOutcome, RequestRecord};
 use crate::rules::cache_control;
@@ -20,6 +22,7 @@ use crate::runtime::snapshot::{Provider, Snapshot};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, header};
 use serde_json::{Value, json};
+use std::sync::Arc;
 
 /// The usual size of a response's header fields, in bytes.
 const HEADER_CAPACITY: usize = 640;
@@ -32,6 +35,24 @@ pub(crate) struct Content {
     pub etag: Option<HeaderValue>,
     /// Its media type, and who may cache it.
     pub media: Media,
+    /// Whether it may be compressed.
+    pub compressible: Compressible,
+    /// The content coding of the body; `None` without one.
+    pub coding: Option<ContentCoding>,
+    /// Whether the response depends on `Accept-Encoding`.
+    pub varies_by_coding: bool,
+}
+
+/// Whether a body may be compressed, and what keeps its compressed forms.
+pub(crate) enum Compressible {
+    /// It may not.
+    No,
+    /// It may, and nothing keeps its forms.
+    Once,
+    /// It is this view of the cache entry with this key.
+    View(Arc<View>, Key),
+    /// It is this document.
+    Document(DocumentKind),
 }
 
 /// The media type of a body, and who may cache it.
@@ -44,10 +65,20 @@ pub(crate) enum Media {
 }
 
 impl Content {
-    /// Returns JSON for one client.
+    /// Returns JSON for one client, which is never compressed.
     #[must_use]
     pub(crate) fn json(body: impl Into<Body>, etag: Option<HeaderValue>) -> Self {
-        Self { body: body.into(), etag, media: Media::Json }
+        let (compressible, coding) = (Compressible::No, None);
+        Self { body: body.into(), etag, media: Media::Json, compressible, coding, varies_by_coding: false }
+    }
+
+    /// Lets the body be compressed, unless it can show secrets: the length of a compressed body says something about them.
+    #[must_use]
+    pub(crate) fn compressible(mut self, how: Compressible, shows_secrets: bool) -> Self {
+        if !shows_secrets {
+            self.compressible = how;
+        }
+        self
     }
 }
 
@@ -72,6 +103,12 @@ pub(crate) fn content(
     if !unchanged {
         headers.push("content-type", media);
         headers.number("content-length", content.body.len() as u64);
+        if let Some(coding) = content.coding {
+            headers.push("content-encoding", coding.as_str());
+        }
+    }
+    if content.varies_by_coding {
+        headers.push("vary", "Accept-Encoding");
     }
     if let Some(tag) = content.etag {
         headers.push("etag", tag);
@@ -335,13 +372,19 @@ fn add_common_headers(
 /// Returns a public document.
 #[must_use]
 pub(crate) fn document(snapshot: &Snapshot, kind: DocumentKind) -> Content {
-    let document: &PublicDocument = match kind {
+    let PublicDocument { media, body, etag, .. } = public_document(snapshot, kind);
+    let content = Content::json(body.clone(), Some(etag.clone()));
+    Content { media: Media::Public(media), ..content }.compressible(Compressible::Document(kind), false)
+}
+
+/// Returns a public document, with its compressed forms.
+#[must_use]
+pub(crate) fn public_document(snapshot: &Snapshot, kind: DocumentKind) -> &PublicDocument {
+    match kind {
         DocumentKind::OpenApi => &snapshot.description,
         DocumentKind::DocsPage => swagger_ui::page(),
         DocumentKind::DocsFile(name) => swagger_ui::file(name),
-    };
-    let media = Media::Public(document.media);
-    Content { body: document.body.clone().into(), etag: Some(document.etag.clone()), media }
+    }
 }
 
 /// Returns the body of `GET /v1/providers`: the providers that this client may use, and their states.
@@ -374,7 +417,7 @@ pub(crate) fn providers(snapshot: &Snapshot, client: ClientId, now: Time) -> Con
         })
         .collect();
     let body = Bytes::from(json!({ "providers": rows }).to_string());
-    Content::json(body.clone(), Some(etag(&body)))
+    Content::json(body.clone(), Some(etag(&body))).compressible(Compressible::Once, false)
 }
 
 fn operations(provider: &Provider) -> Vec<&'static str> {

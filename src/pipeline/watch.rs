@@ -372,7 +372,7 @@ impl WatchStream {
     fn add_session_event(&mut self, entry: &Arc<Entry>) -> Outcome<()> {
         let served = ServedEntry { entry, memory: None };
         let session = representation::session_body(&self.shared, &self.query, served, self.show, &self.shape)?;
-        let SessionBody { body, etag, status } = session;
+        let SessionBody { body, etag, status, .. } = session;
         if self.last_sent.as_ref() != Some(&etag) {
             let http2 = self.request.version == http::Version::HTTP_2;
             let body = held::reserve_response(body, http2, || self.query.memory_share(&self.shared))?;
