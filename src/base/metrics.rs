@@ -7,8 +7,8 @@ use crate::base::content_coding::ContentCoding;
 use crate::base::request_reply::FailureKind;
 use prometheus::core::Collector;
 use prometheus::{
-    CounterVec, Encoder, Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder, Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 use std::sync::{Mutex, PoisonError};
 
@@ -134,8 +134,8 @@ metrics! {
         responses: IntCounterVec("weir_compressed_responses_total", ["encoding"]),
         /// Bytes that compressed responses did not need, by content coding.
         saved: IntCounterVec("weir_compression_saved_bytes_total", ["encoding"]),
-        /// Time that compressing took, by content coding. A form that is kept is made once.
-        seconds: CounterVec("weir_compression_seconds_total", ["encoding"]),
+        /// Time that compressing a body took, by content coding. A compressed body that is kept is made once.
+        duration: HistogramVec("weir_compression_duration_seconds", ["encoding"]; LATENCY),
         /// Responses that could not be compressed: no memory was left, the result was longer, or the encoder failed.
         skipped: IntCounterVec("weir_compression_skipped_total", ["reason"]),
     }
@@ -237,7 +237,7 @@ impl Metrics {
         for coding in ContentCoding::ALL.map(ContentCoding::as_str) {
             compression.responses.with_label_values(&[coding]);
             compression.saved.with_label_values(&[coding]);
-            compression.seconds.with_label_values(&[coding]);
+            compression.duration.with_label_values(&[coding]);
         }
         for reason in ["failed", "longer", "memory"] {
             compression.skipped.with_label_values(&[reason]);

@@ -86,7 +86,7 @@ impl Compressor {
             #[allow(clippy::disallowed_methods)] // measures the work
             let started = Instant::now();
             let encoded = encode(&parts, coding, length);
-            metrics.seconds.with_label_values(&[coding.as_str()]).inc_by(started.elapsed().as_secs_f64());
+            metrics.duration.with_label_values(&[coding.as_str()]).observe(started.elapsed().as_secs_f64());
             (encoded, memory)
         };
         let (encoded, mut memory) = match is_long {
@@ -158,4 +158,69 @@ fn write_pieces(parts: &[Bytes], encoder: &mut impl Write) -> io::Result<()> {
         }
     }
     encoder.write_all(&piece)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::memory_budget::MemoryBudget;
+    use crate::base::metrics::Metrics;
+    use std::io::Read;
+
+    fn decoded(coding: ContentCoding, encoded: &[u8]) -> Vec<u8> {
+        let mut plain = Vec::new();
+        match coding {
+            ContentCoding::Zstd => zstd::Decoder::new(encoded).unwrap().read_to_end(&mut plain),
+            ContentCoding::Br => brotli::Decompressor::new(encoded, 4096).read_to_end(&mut plain),
+            ContentCoding::Gzip => flate2::read::GzDecoder::new(encoded).read_to_end(&mut plain),
+        }
+        .unwrap();
+        plain
+    }
+
+    /// Returns bytes that compress as well as JSON, without being periodic.
+    fn text(length: usize) -> Vec<u8> {
+        let mut state = 1_u32;
+        let next = std::iter::from_fn(|| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            Some(b"abcdefgh"[(state >> 29) as usize])
+        });
+        next.take(length).collect()
+    }
+
+    #[tokio::test]
+    async fn a_body_of_any_length_and_of_any_parts_is_encoded_to_the_same_bytes() {
+        let compressor = Compressor::new(Metrics::new().unwrap().compression);
+        let share = MemoryBudget::new(1 << 30).own_share();
+        for length in [1, 1000, PIECE - 1, PIECE, 3 * PIECE + 7, MAX_INLINE + 1, 1 << 20] {
+            let plain = Bytes::from(text(length));
+            let cut = |at: usize| plain.slice(at.min(length)..(at + PIECE / 3).min(length));
+            let parts = (0..length.div_ceil(PIECE / 3)).map(|part| cut(part * (PIECE / 3))).collect();
+            for coding in ContentCoding::ALL {
+                let whole =
+                    compressor.encode(&plain.clone().into(), coding, &share).await.map_err(|e| format!("{e:?}"));
+                let bytes = whole.unwrap().bytes;
+                assert_eq!(decoded(coding, &bytes), plain, "{coding:?} {length}");
+                let of_parts = compressor.encode(&Body::of(Vec::clone(&parts)), coding, &share).await;
+                assert!(of_parts.is_ok_and(|encoded| encoded.bytes == bytes), "{coding:?} {length}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn memory_is_reserved_for_the_work_and_then_for_the_result() {
+        let compressor = Compressor::new(Metrics::new().unwrap().compression);
+        let plain = Body::from(Bytes::from(text(50_000)));
+        for coding in ContentCoding::ALL {
+            let needed = working_memory(coding, plain.len());
+            let small = MemoryBudget::new(needed as u64 - 1);
+            let refused = compressor.encode(&plain, coding, &small.own_share()).await;
+            assert_eq!((refused.err(), small.used()), (Some(NotEncoded::Memory), 0));
+            let enough = MemoryBudget::new(needed as u64);
+            let encoded = compressor.encode(&plain, coding, &enough.own_share()).await.ok().unwrap();
+            assert_eq!(enough.used(), encoded.bytes.len() as u64);
+            drop(encoded);
+            assert_eq!(enough.used(), 0);
+        }
+    }
 }

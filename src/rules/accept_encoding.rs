@@ -103,6 +103,12 @@ pub(crate) fn tag(plain: &HeaderValue, coding: Option<ContentCoding>) -> HeaderV
     encoded.unwrap_or_else(|| plain.clone())
 }
 
+/// Returns whether a tag is that of a body in any coding or without one, given the latter.
+#[must_use]
+pub(crate) fn is_tag_of(tag: &HeaderValue, plain: &HeaderValue) -> bool {
+    tag == plain || ContentCoding::ALL.into_iter().any(|coding| self::tag(plain, Some(coding)) == *tag)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -203,5 +209,7 @@ mod tests {
             ContentCoding::ALL.map(|coding| tag(&plain, Some(coding))),
             ["\"abc-zstd\"", "\"abc-br\"", "\"abc-gzip\""]
         );
+        let is = |tag: &'static str| is_tag_of(&HeaderValue::from_static(tag), &plain);
+        assert!(is("\"abc\"") && is("\"abc-br\"") && !is("\"abc-\"") && !is("\"abc-deflate\"") && !is("\"ab-br\""));
     }
 }

@@ -168,10 +168,9 @@ impl Entry {
     pub fn size(&self, key: &Key) -> u32 {
         // A native view may share the bytes of the body.
         let body_size = |view: &View| if view.body.as_ptr() == self.body.as_ptr() { 0 } else { view.body.len() };
-        let views = self
-            .views
-            .iter()
-            .map(|CachedView { view, .. }| body_size(view) + view.items.len() * size_of::<Item>() + view.encoded.bytes());
+        let views = self.views.iter().map(|CachedView { view, .. }| {
+            body_size(view) + view.items.len() * size_of::<Item>() + view.encoded.bytes()
+        });
         let conditions = self.conditions.iter().map(|(_, value)| value.len());
         let error = match &self.kind {
             EntryKind::NotFound(error) => {
