@@ -404,6 +404,9 @@ pub(crate) fn view(
     if let Some(view) = entry.view(show) {
         return Ok(view.clone());
     }
+    if let Some(view) = stored_view(shared, query, entry, show) {
+        return Ok(view);
+    }
     let provider = query.provider();
     if show.form == Form::Native {
         return native_view(shared, query, entry, show, now);
@@ -412,8 +415,7 @@ pub(crate) fn view(
     // Mapped with the time of its arrival, so that all views of an entry agree.
     let parsed = query.operation()?.read(&provider.name, &provider.mapping, &native, entry.life.stored_at)?;
     let view = Arc::new(parsed.view(&provider.mapping, show));
-    store_view(shared, query, entry, CachedView { show, view: view.clone() }, now);
-    Ok(view)
+    Ok(store_view(shared, query, entry, CachedView { show, view }, now))
 }
 
 /// Returns the provider's body, without secret fields unless `show` includes them.
@@ -431,16 +433,34 @@ fn native_view(
             .ok_or_else(|| UnreadableBody { provider: provider.name.clone(), fault: BodyFault::NoSessions })?,
     };
     let view = Arc::new(View { etag: etag(&body), body, items: Vec::new(), encoded: EncodedForms::default() });
-    store_view(shared, query, entry, CachedView { show, view: view.clone() }, now);
-    Ok(view)
+    Ok(store_view(shared, query, entry, CachedView { show, view }, now))
 }
 
-/// Adds a view to the stored entry, if the cache still has this entry and the current rules made it.
-fn store_view(shared: &SharedState, query: &ProviderQuery, entry: &Arc<Entry>, view: CachedView, now: Time) {
+/// Returns the view that the stored entry of this response has. Requests that waited for one call have the entry without
+/// the views that others made of it since.
+fn stored_view(shared: &SharedState, query: &ProviderQuery, entry: &Entry, show: Show) -> Option<Arc<View>> {
+    let stored = shared.cache.get(&query.key)?;
+    let is_same = stored.rules == entry.rules
+        && stored.life.stored_at == entry.life.stored_at
+        && stored.body.as_ptr() == entry.body.as_ptr();
+    stored.view(show).filter(|_| is_same).cloned()
+}
+
+/// Adds a view to the stored entry, if the cache still has this entry and the current rules made it. Returns the view of
+/// the stored entry if another request has added it first, so that its compressed forms are made once.
+fn store_view(
+    shared: &SharedState,
+    query: &ProviderQuery,
+    entry: &Arc<Entry>,
+    view: CachedView,
+    now: Time,
+) -> Arc<View> {
+    let CachedView { show, view: made } = view.clone();
     if entry.rules == query.provider().rules {
         let mut views = entry.views.clone();
         views.push(view);
         let extended = Entry { views, ..Entry::clone(entry) };
         shared.cache.replace(query.key.clone(), entry, Arc::new(extended), now);
     }
+    stored_view(shared, query, entry, show).unwrap_or(made)
 }
