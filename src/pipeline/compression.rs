@@ -29,13 +29,13 @@ pub(crate) struct SelectedCoding {
 pub(crate) fn select(
     context: &RequestContext<'_>,
     content: &mut Content,
-    record: &RequestRecord,
+    record: &mut RequestRecord,
 ) -> Option<SelectedCoding> {
     let config = context.snapshot.weir.compression.as_ref()?;
     if matches!(content.compressible, Compressible::No) || record.explain.is_some() {
         return None;
     }
-    content.varies_by_coding = true;
+    record.varies_by_coding = true;
     let headers = &context.request.headers;
     let accepted = accepted(headers.get_all("accept-encoding"))?;
     let may_stay_plain = accepted.accepts_identity();

@@ -130,7 +130,7 @@ impl Pipeline {
             (Ok(()), Some(native_match)) => self.native(&mut context, native_match, &mut record).await,
         };
         if let Ok(RouteResult::Content(content)) = &mut result
-            && let Some(selected) = compression::select(&context, content, &record)
+            && let Some(selected) = compression::select(&context, content, &mut record)
         {
             record.steps.step("compress");
             let share = self.share(&context);

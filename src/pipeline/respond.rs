@@ -39,8 +39,6 @@ pub(crate) struct Content {
     pub compressible: Compressible,
     /// The content coding of the body; `None` without one.
     pub coding: Option<ContentCoding>,
-    /// Whether the response depends on `Accept-Encoding`.
-    pub varies_by_coding: bool,
 }
 
 /// Whether a body may be compressed, and what keeps its compressed forms.
@@ -68,8 +66,7 @@ impl Content {
     /// Returns JSON for one client, which is never compressed.
     #[must_use]
     pub(crate) fn json(body: impl Into<Body>, etag: Option<HeaderValue>) -> Self {
-        let (compressible, coding) = (Compressible::No, None);
-        Self { body: body.into(), etag, media: Media::Json, compressible, coding, varies_by_coding: false }
+        Self { body: body.into(), etag, media: Media::Json, compressible: Compressible::No, coding: None }
     }
 
     /// Lets the body be compressed, unless it can show secrets: the length of a compressed body says something about them.
@@ -107,9 +104,6 @@ pub(crate) fn content(
             headers.push("content-encoding", coding.as_str());
         }
     }
-    if content.varies_by_coding {
-        headers.push("vary", "Accept-Encoding");
-    }
     if let Some(tag) = content.etag {
         headers.push("etag", tag);
     }
@@ -144,6 +138,7 @@ pub(crate) fn explained(mut response: Response, body: Body, record: &mut Request
 #[must_use]
 pub(crate) fn problem(problem: &Problem, buckets: &[&Bucket], record: &mut RequestRecord, now: Time) -> Response {
     let body = Bytes::from(problem.to_value(Some(&record.request_id)).to_string());
+    record.varies_by_coding = false;
     let mut headers = ResponseHeaders::with_capacity(HEADER_CAPACITY);
     headers.push("content-type", "application/problem+json");
     headers.number("content-length", body.len() as u64);
@@ -296,6 +291,9 @@ pub(crate) fn forwarded_headers(
 /// Adds the headers of a public document. Every cache may store it. A page may load resources from this host only.
 fn add_public_headers(headers: &mut ResponseHeaders, media: &str, record: &RequestRecord) {
     headers.push("cache-control", "public, max-age=300");
+    if record.varies_by_coding {
+        headers.push("vary", "Accept-Encoding");
+    }
     headers.push("x-content-type-options", "nosniff");
     headers.push("x-request-id", &record.request_id);
     if media.starts_with("text/html") {
@@ -341,7 +339,10 @@ fn add_common_headers(
     record: &RequestRecord,
     refused: Option<&RefusedPolicy<'_>>,
 ) {
-    headers.push("vary", &record.vary);
+    headers.field("vary", |value| {
+        value.extend_from_slice(record.vary.as_bytes());
+        value.extend_from_slice(if record.varies_by_coding { b", Accept-Encoding" } else { b"" });
+    });
     headers.push("x-content-type-options", "nosniff");
     headers.push("x-request-id", &record.request_id);
     if buckets.is_empty() {
