@@ -165,7 +165,9 @@ fn each_fault_has_its_own_message_and_place() {
     assert_fault(weir, encodings, "[zstd, brr]", "brr]", "unknown encoding \"brr\"; did you mean \"br\"?");
     assert_fault(weir, encodings, "[br, gzip, br]", "br]", "\"br\" is there twice; write each encoding once");
     assert_fault(weir, encodings, "[]", "[]", "encodings is empty; write at least one of zstd, br and gzip");
-    assert_fault(weir, "access_log: on", "access_log: on\ncompression: of", "of\n", "is not true or false");
+    let shipped = Config::shipped().read(weir);
+    let section = shipped.split("compression: ").nth(1).and_then(|rest| rest.split("\n\n").next()).unwrap();
+    assert_fault(weir, section, "of", "of\n\nlimits", "\"of\" is not true or false (or on, off)");
     assert_fault(weir, "${WEIR_LISTEN:-127.0.0.1:8080}", "localhost", "localhost", "is not a valid address");
     assert_fault(
         weir,
