@@ -2,6 +2,7 @@
 //!
 //! All other items except `main` are private to the crate, so that the compiler finds dead code.
 
+pub use crate::base::content_coding::EncodedForms;
 pub use crate::base::ids::{ClientId, ProviderId};
 pub use crate::base::json::{ParsedJson, parse as parse_json};
 pub use crate::base::metrics::Metrics;

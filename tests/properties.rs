@@ -254,7 +254,12 @@ fn debug_output_contains_no_secret() {
     let mut headers = weir::testing::ResponseHeaders::default();
     headers.extend([header]);
     let response = weir::testing::Response { status: 200, headers, body: bytes.clone().into() };
-    let view = weir::testing::View { body: bytes, items: Vec::new(), etag: http::HeaderValue::from_static("canary") };
+    let view = weir::testing::View {
+        body: bytes,
+        items: Vec::new(),
+        etag: http::HeaderValue::from_static("canary"),
+        encoded: weir::testing::EncodedForms::default(),
+    };
     printed.push(format!("{reply:?} {request:?} {response:?} {view:?}"));
     for text in printed {
         assert!(!text.contains("canary"), "{text}");

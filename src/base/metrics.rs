@@ -3,6 +3,7 @@
 //! The doc comment of a metric's field is its help text. Label values come from the configuration and the code, never
 //! from traffic.
 
+use crate::base::content_coding::ContentCoding;
 use crate::base::request_reply::FailureKind;
 use prometheus::core::Collector;
 use prometheus::{
@@ -129,6 +130,20 @@ metrics! {
 }
 
 metrics! {
+    /// Metrics of the compression of responses.
+    CompressionMetrics {
+        /// Responses that were sent compressed, by content coding.
+        responses: IntCounterVec("weir_compressed_responses_total", ["encoding"]),
+        /// Bytes that compressed responses did not need, by content coding.
+        saved: IntCounterVec("weir_compression_saved_bytes_total", ["encoding"]),
+        /// Time that compressing a body took, by content coding. A compressed body that is kept is made once.
+        duration: HistogramVec("weir_compression_duration_seconds", ["encoding"]; LATENCY),
+        /// Responses that could not be compressed: no memory was left, the result was longer, or the encoder failed.
+        skipped: IntCounterVec("weir_compression_skipped_total", ["reason"]),
+    }
+}
+
+metrics! {
     /// Metrics of calls to providers.
     UpstreamMetrics {
         /// Calls to providers, by HTTP status or the kind of failure.
@@ -193,6 +208,8 @@ pub struct Metrics {
     pub admin: AdminMetrics,
     /// The cache.
     pub cache: CacheMetrics,
+    /// The compression of responses.
+    pub compression: CompressionMetrics,
     /// Calls to providers.
     pub upstream: UpstreamMetrics,
     /// The configuration.
@@ -217,6 +234,15 @@ impl Metrics {
         let cache = CacheMetrics::register(&registry)?;
         for cause in ["expired", "size", "explicit"] {
             cache.evictions.with_label_values(&[cause]);
+        }
+        let compression = CompressionMetrics::register(&registry)?;
+        for coding in ContentCoding::ALL.map(ContentCoding::as_str) {
+            compression.responses.with_label_values(&[coding]);
+            compression.saved.with_label_values(&[coding]);
+            compression.duration.with_label_values(&[coding]);
+        }
+        for reason in ["failed", "longer", "memory"] {
+            compression.skipped.with_label_values(&[reason]);
         }
         let edge = EdgeMetrics::register(&registry)?;
         for reason in [
@@ -257,6 +283,7 @@ impl Metrics {
             edge,
             admin,
             cache,
+            compression,
             upstream: UpstreamMetrics::register(&registry)?,
             config,
             registry,

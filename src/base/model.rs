@@ -2,6 +2,7 @@
 //!
 //! This module knows no provider and no mapping rules.
 
+use crate::base::content_coding::EncodedForms;
 use bytes::Bytes;
 use http::HeaderValue;
 use serde_json::Value;
@@ -321,6 +322,8 @@ pub struct View {
     pub items: Vec<Item>,
     /// The strong entity tag of `body`.
     pub etag: HeaderValue,
+    /// The compressed forms of `body`.
+    pub encoded: EncodedForms,
 }
 
 impl std::fmt::Debug for View {

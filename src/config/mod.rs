@@ -6,6 +6,7 @@
 
 mod check;
 pub(crate) mod clients;
+pub(crate) mod compression;
 pub(crate) mod content;
 pub(crate) mod conversion;
 pub(crate) mod credentials;

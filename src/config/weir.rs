@@ -2,6 +2,7 @@
 //!
 //! It compiles nothing and opens no socket.
 
+use super::compression::{self, Compression};
 use super::decode::{self, DecodeContext, Fields, Secret};
 use super::edge::{self, Cors, Limits, Listener, Network};
 use super::faults::{Located, Location};
@@ -31,6 +32,8 @@ pub struct Weir {
     pub access_log: AccessLog,
     /// The limit of the cache's weighed size, in bytes.
     pub max_bytes: u64,
+    /// What is compressed; `None` disables compression.
+    pub compression: Option<Compression>,
     /// Limits for what clients send.
     pub limits: Limits,
     /// The origins whose pages may read responses; `None` disables CORS.
@@ -221,6 +224,7 @@ pub fn decode(root: &Node, cx: &mut DecodeContext<'_>) -> Option<Weir> {
     let log = fields.optional("log", cx, log_level);
     let access_log = fields.optional("access_log", cx, access_log);
     let max_bytes = section_with_one_key(&mut fields, "cache", "max_bytes", cx, decode::size);
+    let compression = fields.optional("compression", cx, compression::compression);
     let limits = fields.optional("limits", cx, edge::limits);
     let cors = fields.optional("cors", cx, edge::cors);
     let trusted_proxies = fields.optional("trusted_proxies", cx, |node, cx| decode::list(node, cx, edge::network));
@@ -245,6 +249,7 @@ pub fn decode(root: &Node, cx: &mut DecodeContext<'_>) -> Option<Weir> {
         log: log.unwrap_or(LogLevel::Info),
         access_log: access_log.unwrap_or(AccessLog::On),
         max_bytes: max_bytes.unwrap_or(256 << 20),
+        compression: compression.unwrap_or_else(|| Some(Compression::default())),
         limits: limits.unwrap_or_default(),
         cors,
         trusted_proxies: trusted_proxies.unwrap_or_default(),

@@ -7,6 +7,7 @@ pub(crate) mod cache;
 pub(crate) mod checked_stream;
 pub(crate) mod client_address;
 pub(crate) mod coalesce;
+pub(crate) mod compressor;
 pub(crate) mod connection_groups;
 pub(crate) mod connection_slots;
 pub(crate) mod credential;

@@ -44,6 +44,8 @@ pub struct RequestRecord {
     pub steps: TraceSteps,
     /// The value of `Vary` for this client's responses.
     pub vary: HeaderValue,
+    /// Whether the response also depends on `Accept-Encoding`.
+    pub varies_by_coding: bool,
     /// Counts the request as in flight.
     pub(crate) in_flight: InFlightCounts,
     /// The memory of the request while it waits for providers.
@@ -106,6 +108,7 @@ impl RequestRecord {
             bytes: 0,
             steps: TraceSteps::default(),
             vary: HeaderValue::from_static(VARY),
+            varies_by_coding: false,
             in_flight: InFlightCounts::default(),
             waiting: None,
             head: None,

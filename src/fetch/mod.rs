@@ -9,6 +9,7 @@ pub(crate) mod provider_admission;
 pub(crate) mod provider_query;
 pub(crate) mod rate_limit_cost;
 
+use crate::base::content_coding::EncodedForms;
 use crate::base::memory_budget::Reservation;
 use crate::base::model::{Form, Show, Time, View};
 use crate::base::trace_context::{TraceContext, TraceSteps};
@@ -403,6 +404,9 @@ pub(crate) fn view(
     if let Some(view) = entry.view(show) {
         return Ok(view.clone());
     }
+    if let Some(view) = stored_view(shared, query, entry, show) {
+        return Ok(view);
+    }
     let provider = query.provider();
     if show.form == Form::Native {
         return native_view(shared, query, entry, show, now);
@@ -411,8 +415,7 @@ pub(crate) fn view(
     // Mapped with the time of its arrival, so that all views of an entry agree.
     let parsed = query.operation()?.read(&provider.name, &provider.mapping, &native, entry.life.stored_at)?;
     let view = Arc::new(parsed.view(&provider.mapping, show));
-    store_view(shared, query, entry, CachedView { show, view: view.clone() }, now);
-    Ok(view)
+    Ok(store_view(shared, query, entry, CachedView { show, view }, now))
 }
 
 /// Returns the provider's body, without secret fields unless `show` includes them.
@@ -429,17 +432,35 @@ fn native_view(
         false => visible_body(&provider.operations, Some(query.operation()?), &provider.mapping, &entry.body)
             .ok_or_else(|| UnreadableBody { provider: provider.name.clone(), fault: BodyFault::NoSessions })?,
     };
-    let view = Arc::new(View { etag: etag(&body), body, items: Vec::new() });
-    store_view(shared, query, entry, CachedView { show, view: view.clone() }, now);
-    Ok(view)
+    let view = Arc::new(View { etag: etag(&body), body, items: Vec::new(), encoded: EncodedForms::default() });
+    Ok(store_view(shared, query, entry, CachedView { show, view }, now))
 }
 
-/// Adds a view to the stored entry, if the cache still has this entry and the current rules made it.
-fn store_view(shared: &SharedState, query: &ProviderQuery, entry: &Arc<Entry>, view: CachedView, now: Time) {
+/// Returns the view that the stored entry of this response has. Requests that waited for one call have the entry without
+/// the views that others made of it since.
+fn stored_view(shared: &SharedState, query: &ProviderQuery, entry: &Entry, show: Show) -> Option<Arc<View>> {
+    let stored = shared.cache.get(&query.key)?;
+    let is_same = stored.rules == entry.rules
+        && stored.life.stored_at == entry.life.stored_at
+        && stored.body.as_ptr() == entry.body.as_ptr();
+    stored.view(show).filter(|_| is_same).cloned()
+}
+
+/// Adds a view to the stored entry, if the cache still has this entry and the current rules made it. Returns the view of
+/// the stored entry if another request has added it first, so that its compressed forms are made once.
+fn store_view(
+    shared: &SharedState,
+    query: &ProviderQuery,
+    entry: &Arc<Entry>,
+    view: CachedView,
+    now: Time,
+) -> Arc<View> {
+    let CachedView { show, view: made } = view.clone();
     if entry.rules == query.provider().rules {
         let mut views = entry.views.clone();
         views.push(view);
         let extended = Entry { views, ..Entry::clone(entry) };
         shared.cache.replace(query.key.clone(), entry, Arc::new(extended), now);
     }
+    stored_view(shared, query, entry, show).unwrap_or(made)
 }

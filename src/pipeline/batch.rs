@@ -16,7 +16,7 @@ use crate::fetch::CacheLookup;
 use crate::fetch::provider_query::{ProviderIdentity, ProviderQuery, QueryTarget, SharedState};
 use crate::pipeline::held::{self, HeldView};
 use crate::pipeline::obtain::LookedUpQuery;
-use crate::pipeline::respond::Content;
+use crate::pipeline::respond::{Compressible, Content};
 use crate::pipeline::{cache_status, obtain, representation};
 use crate::rules::cache_control::Directives;
 use crate::rules::parameters::Representation;
@@ -256,7 +256,9 @@ impl Batch<'_> {
         tags.extend(self.shape.fields.iter().flat_map(|fields| format!("{fields:?}").into_bytes()));
         let sessions = items.iter().filter_map(|item| item.session.as_ref().ok());
         let held = sessions.map(|session| session.memory.clone()).chain([Arc::new(memory)]);
-        Ok(Content::json(body.finish().holding(held), Some(etag(&tags))))
+        let shows_secrets = representation::show(self.snapshot, self.client, self.shape).secrets;
+        let content = Content::json(body.finish().holding(held), Some(etag(&tags)));
+        Ok(content.compressible(Compressible::Once, shows_secrets))
     }
 }
 

@@ -19,7 +19,7 @@ use crate::fetch::provider_query::{
 };
 use crate::pipeline::held::{self, HeldView};
 use crate::pipeline::obtain::LookedUpQuery;
-use crate::pipeline::respond::Content;
+use crate::pipeline::respond::{Compressible, Content};
 use crate::pipeline::source_reader::{
     NextPage, NextSession, ProviderPage, SourceReader, check_any_succeeded, combined_status, newest,
 };
@@ -184,7 +184,9 @@ impl List<'_> {
         let etag = page_etag(&chosen, self.page.shape.fields.as_ref(), &end);
         // The pages without a chosen session.
         drop(readers);
-        Ok(Content::json(self.body(&chosen, end)?, Some(etag)))
+        let shows_secrets = representation::show(self.snapshot, self.client, &self.page.shape).secrets;
+        let content = Content::json(self.body(&chosen, end)?, Some(etag));
+        Ok(content.compressible(Compressible::Once, shows_secrets))
     }
 
     /// Chooses the page's sessions, newest first, and moves the readers past them. Pages that are needed at the same time

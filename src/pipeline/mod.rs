@@ -6,6 +6,7 @@
 pub(crate) mod admission;
 pub(crate) mod batch;
 pub(crate) mod cache_status;
+pub(crate) mod compression;
 pub(crate) mod context;
 pub(crate) mod dry_run;
 pub(crate) mod forward;
@@ -27,6 +28,7 @@ use crate::base::memory_budget::{MemoryShare, Reservation};
 use crate::base::problem::Outcome;
 use crate::base::request_reply::{FormError, Request, Response};
 use crate::base::trace_context::TraceSteps;
+use crate::engine::compressor::Compressor;
 use crate::engine::request_record::RequestRecord;
 use crate::engine::strangers::Strangers;
 use crate::fetch::explain;
@@ -60,6 +62,8 @@ pub struct Pipeline {
     topics: Arc<WatchTopics>,
     /// What requests without a valid key use.
     strangers: Strangers,
+    /// Compresses responses.
+    compressor: Compressor,
 }
 
 /// What the server must do to respond to a request.
@@ -76,7 +80,8 @@ impl Pipeline {
     /// Creates a pipeline with this configuration and state.
     #[must_use]
     pub fn new(runtime: Arc<Runtime>, shared: Arc<SharedState>) -> Self {
-        Self { runtime, shared, topics: Arc::default(), strangers: Strangers::default() }
+        let compressor = Compressor::new(shared.metrics.compression.clone());
+        Self { runtime, shared, topics: Arc::default(), strangers: Strangers::default(), compressor }
     }
 
     /// Reserves the memory for the body of a request, if it is a form from a client with a valid key: Weir reads only such
@@ -120,11 +125,19 @@ impl Pipeline {
         let sample_rate = snapshot.traces.as_ref().map(|traces| traces.sample);
         record.steps = TraceSteps::begin(&request.headers, sample_rate, &self.shared.spans, runtime::clock);
         let mut context = RequestContext::new(&self.shared, request, snapshot, now);
-        let result = match (size, &native_match) {
+        let mut result = match (size, &native_match) {
             (Err(problem), _) => Err(problem),
             (Ok(()), None) => self.unified(&mut context, &mut record).await,
             (Ok(()), Some(native_match)) => self.native(&mut context, native_match, &mut record).await,
         };
+        if let Ok(RouteResult::Content(content)) = &mut result
+            && let Some(selected) = compression::select(&context, content, &mut record)
+        {
+            record.steps.step("compress");
+            let share = self.share(&context);
+            // Boxed, because few requests need this future.
+            Box::pin(compression::apply(&self.compressor, &context, content, selected, share)).await;
+        }
         let handled = self.respond(&context, native_match.as_ref(), result, &mut record);
         record.waiting = None;
         (handled, record)

@@ -1,7 +1,7 @@
 //! Makes the body of a session: selects its fields, native data and secrets.
 
 use crate::base::ids::ClientId;
-use crate::base::model::{Form, Show, Status};
+use crate::base::model::{Form, Show, Status, View};
 use crate::base::problem::Outcome;
 use crate::base::request_reply::Body;
 use crate::fetch::provider_query::{ProviderQuery, SharedState};
@@ -29,6 +29,8 @@ pub(crate) struct SessionBody {
     pub etag: HeaderValue,
     /// The status of the session.
     pub status: Option<Status>,
+    /// The view, if the body is all of it.
+    pub view: Option<Arc<View>>,
 }
 
 /// Returns the body of a session, with only the selected fields. The memory of what is made for it is reserved.
@@ -53,15 +55,15 @@ pub(crate) fn session_body(
     let status = view.items.first().map(|item| item.status);
     let Some(fields) = &shape.fields else {
         let body = Body::from(view.body.clone()).holding(memory);
-        return Ok(SessionBody { body, etag: view.etag.clone(), status });
+        return Ok(SessionBody { body, etag: view.etag.clone(), status, view: Some(view) });
     };
     if view.body.len() <= CONNECTION_BUFFER {
         let mut copy = Vec::with_capacity(view.body.len());
         fields.write_selected(&view.body, &mut copy)?;
         let etag = etag(&copy);
-        return Ok(SessionBody { body: Bytes::from(copy).into(), etag, status });
+        return Ok(SessionBody { body: Bytes::from(copy).into(), etag, status, view: None });
     }
     let (copy, memory) = held::selected(fields, iter::once(&*view.body), &query.memory_share(shared))?;
     let etag = etag(&copy);
-    Ok(SessionBody { body: Body::from(copy).holding([Arc::new(memory)]), etag, status })
+    Ok(SessionBody { body: Body::from(copy).holding([Arc::new(memory)]), etag, status, view: None })
 }

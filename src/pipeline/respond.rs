@@ -2,12 +2,14 @@
 //!
 //! Nothing here decides how a request is handled. CORS headers come from `rules::cors`.
 
+use crate::base::content_coding::ContentCoding;
 use crate::base::ids::ClientId;
-use crate::base::model::Time;
+use crate::base::model::{Time, View};
 use crate::base::problem::{Code, Problem};
 use crate::base::request_reply::{Body, ProviderReply, Request, Response};
 use crate::base::response_headers::ResponseHeaders;
 use crate::config::provider::IdPatterns;
+use crate::engine::cache::Key;
 use crate::engine::rate_limit::Bucket;
 use crate::engine::request_record::{CacheOutcome, RequestRecord};
 use crate::rules::cache_control;
@@ -20,6 +22,7 @@ use crate::runtime::snapshot::{Provider, Snapshot};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, header};
 use serde_json::{Value, json};
+use std::sync::Arc;
 
 /// The usual size of a response's header fields, in bytes.
 const HEADER_CAPACITY: usize = 640;
@@ -32,6 +35,22 @@ pub(crate) struct Content {
     pub etag: Option<HeaderValue>,
     /// Its media type, and who may cache it.
     pub media: Media,
+    /// Whether it may be compressed.
+    pub compressible: Compressible,
+    /// The content coding of the body; `None` without one.
+    pub coding: Option<ContentCoding>,
+}
+
+/// Whether a body may be compressed, and what keeps its compressed forms.
+pub(crate) enum Compressible {
+    /// It may not.
+    No,
+    /// It may, and nothing keeps its forms.
+    Once,
+    /// It is this view of the cache entry with this key.
+    View(Arc<View>, Key),
+    /// It is this document.
+    Document(DocumentKind),
 }
 
 /// The media type of a body, and who may cache it.
@@ -44,10 +63,19 @@ pub(crate) enum Media {
 }
 
 impl Content {
-    /// Returns JSON for one client.
+    /// Returns JSON for one client, which is never compressed.
     #[must_use]
     pub(crate) fn json(body: impl Into<Body>, etag: Option<HeaderValue>) -> Self {
-        Self { body: body.into(), etag, media: Media::Json }
+        Self { body: body.into(), etag, media: Media::Json, compressible: Compressible::No, coding: None }
+    }
+
+    /// Lets the body be compressed, unless it can show secrets: the length of a compressed body says something about them.
+    #[must_use]
+    pub(crate) fn compressible(mut self, how: Compressible, shows_secrets: bool) -> Self {
+        if !shows_secrets {
+            self.compressible = how;
+        }
+        self
     }
 }
 
@@ -72,6 +100,9 @@ pub(crate) fn content(
     if !unchanged {
         headers.push("content-type", media);
         headers.number("content-length", content.body.len() as u64);
+        if let Some(coding) = content.coding {
+            headers.push("content-encoding", coding.as_str());
+        }
     }
     if let Some(tag) = content.etag {
         headers.push("etag", tag);
@@ -107,6 +138,7 @@ pub(crate) fn explained(mut response: Response, body: Body, record: &mut Request
 #[must_use]
 pub(crate) fn problem(problem: &Problem, buckets: &[&Bucket], record: &mut RequestRecord, now: Time) -> Response {
     let body = Bytes::from(problem.to_value(Some(&record.request_id)).to_string());
+    record.varies_by_coding = false;
     let mut headers = ResponseHeaders::with_capacity(HEADER_CAPACITY);
     headers.push("content-type", "application/problem+json");
     headers.number("content-length", body.len() as u64);
@@ -259,6 +291,9 @@ pub(crate) fn forwarded_headers(
 /// Adds the headers of a public document. Every cache may store it. A page may load resources from this host only.
 fn add_public_headers(headers: &mut ResponseHeaders, media: &str, record: &RequestRecord) {
     headers.push("cache-control", "public, max-age=300");
+    if record.varies_by_coding {
+        headers.push("vary", "Accept-Encoding");
+    }
     headers.push("x-content-type-options", "nosniff");
     headers.push("x-request-id", &record.request_id);
     if media.starts_with("text/html") {
@@ -304,7 +339,10 @@ fn add_common_headers(
     record: &RequestRecord,
     refused: Option<&RefusedPolicy<'_>>,
 ) {
-    headers.push("vary", &record.vary);
+    headers.field("vary", |value| {
+        value.extend_from_slice(record.vary.as_bytes());
+        value.extend_from_slice(if record.varies_by_coding { b", Accept-Encoding" } else { b"" });
+    });
     headers.push("x-content-type-options", "nosniff");
     headers.push("x-request-id", &record.request_id);
     if buckets.is_empty() {
@@ -335,13 +373,19 @@ fn add_common_headers(
 /// Returns a public document.
 #[must_use]
 pub(crate) fn document(snapshot: &Snapshot, kind: DocumentKind) -> Content {
-    let document: &PublicDocument = match kind {
+    let PublicDocument { media, body, etag, .. } = public_document(snapshot, kind);
+    let content = Content::json(body.clone(), Some(etag.clone()));
+    Content { media: Media::Public(media), ..content }.compressible(Compressible::Document(kind), false)
+}
+
+/// Returns a public document, with its compressed forms.
+#[must_use]
+pub(crate) fn public_document(snapshot: &Snapshot, kind: DocumentKind) -> &PublicDocument {
+    match kind {
         DocumentKind::OpenApi => &snapshot.description,
         DocumentKind::DocsPage => swagger_ui::page(),
         DocumentKind::DocsFile(name) => swagger_ui::file(name),
-    };
-    let media = Media::Public(document.media);
-    Content { body: document.body.clone().into(), etag: Some(document.etag.clone()), media }
+    }
 }
 
 /// Returns the body of `GET /v1/providers`: the providers that this client may use, and their states.
@@ -374,7 +418,7 @@ pub(crate) fn providers(snapshot: &Snapshot, client: ClientId, now: Time) -> Con
         })
         .collect();
     let body = Bytes::from(json!({ "providers": rows }).to_string());
-    Content::json(body.clone(), Some(etag(&body)))
+    Content::json(body.clone(), Some(etag(&body))).compressible(Compressible::Once, false)
 }
 
 fn operations(provider: &Provider) -> Vec<&'static str> {

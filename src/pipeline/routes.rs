@@ -13,7 +13,7 @@ use crate::pipeline::forward::{Change, Forward, ForwardRequest};
 use crate::pipeline::forward_memory::ForwardMemory;
 use crate::pipeline::merged_list::{IdentifiedSource, List};
 use crate::pipeline::representation::{self, SessionBody};
-use crate::pipeline::respond::{self, Content};
+use crate::pipeline::respond::{self, Compressible, Content};
 use crate::pipeline::watch::{WatchRequest, WatchStart, WatchStream};
 use crate::pipeline::{native, obtain, problems};
 use crate::rules::native_routes::NativeMatch;
@@ -62,9 +62,10 @@ pub(crate) async fn session(
     record.cache = Some(served.status.clone());
     obtain::check_exists(&served.entry)?;
     let show = representation::show(&context.snapshot, client, shape);
-    let SessionBody { body, etag, .. } =
+    let SessionBody { body, etag, view, .. } =
         representation::session_body(context.shared, &query, (&mut served).into(), show, shape)?;
-    Ok(RouteResult::Content(Content::json(body, Some(etag))))
+    let compressible = view.map_or(Compressible::Once, |view| Compressible::View(view, query.key));
+    Ok(RouteResult::Content(Content::json(body, Some(etag)).compressible(compressible, show.secrets)))
 }
 
 /// A session as it changes.

@@ -15,6 +15,7 @@ use crate::fetch::{self, CacheLookup, Served};
 use crate::pipeline::held::ServedEntry;
 use crate::pipeline::representation::SessionBody;
 use crate::pipeline::{held, obtain, problems, representation};
+use crate::rules::accept_encoding;
 use crate::rules::cache_control::Directives;
 use crate::rules::parameters::Representation;
 use crate::rules::route::{Route, RouteMatch};
@@ -372,8 +373,9 @@ impl WatchStream {
     fn add_session_event(&mut self, entry: &Arc<Entry>) -> Outcome<()> {
         let served = ServedEntry { entry, memory: None };
         let session = representation::session_body(&self.shared, &self.query, served, self.show, &self.shape)?;
-        let SessionBody { body, etag, status } = session;
-        if self.last_sent.as_ref() != Some(&etag) {
+        let SessionBody { body, etag, status, .. } = session;
+        // A client may have the entity tag from a response to GET, which may have been compressed.
+        if !self.last_sent.as_ref().is_some_and(|sent| accept_encoding::is_tag_of(sent, &etag)) {
             let http2 = self.request.version == http::Version::HTTP_2;
             let body = held::reserve_response(body, http2, || self.query.memory_share(&self.shared))?;
             let event = self.event("session", Some(&etag), body);

@@ -13,6 +13,7 @@ use std::time::Duration;
 pub struct Directives {
     pub no_cache: bool,
     pub no_store: bool,
+    pub no_transform: bool,
     pub only_if_cached: bool,
     pub must_revalidate: bool,
     pub max_age: Option<Duration>,
@@ -43,6 +44,7 @@ pub fn directives<'v>(values: impl Iterator<Item = &'v [u8]>) -> Directives {
             match name.to_ascii_lowercase().as_str() {
                 "no-cache" => all.no_cache = true,
                 "no-store" => all.no_store = true,
+                "no-transform" => all.no_transform = true,
                 "must-revalidate" | "proxy-revalidate" => all.must_revalidate = true,
                 "only-if-cached" => all.only_if_cached = true,
                 // Of a directive that is there twice, the first counts (RFC 9111, section 4.2.1).

@@ -1,5 +1,6 @@
 //! Pure rules: routing, ids, mapping, freshness, error rules, page tokens, authentication. They do no IO and take `now`.
 
+pub(crate) mod accept_encoding;
 pub(crate) mod admin_access;
 pub(crate) mod auth;
 pub(crate) mod authority;

@@ -3,6 +3,7 @@
 //! The cache, `weir map` and the check of the examples all read bodies here, so they all get the same sessions. Nothing
 //! here stores or fetches data.
 
+use crate::base::content_coding::EncodedForms;
 use crate::base::endpoints::MAX_ID;
 use crate::base::json::ParsedJson;
 use crate::base::json_text::{JsonText, MAX_DEPTH};
@@ -381,7 +382,7 @@ impl ParsedBody<'_> {
             items.push(Item { start, end, status, created_at });
         }
         let body = without_spare(body);
-        View { etag: etag(&body), body, items }
+        View { etag: etag(&body), body, items, encoded: EncodedForms::default() }
     }
 }
 

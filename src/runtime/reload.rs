@@ -170,6 +170,7 @@ fn restart_settings(started: &Weir, next: &Snapshot) -> [(&'static str, bool); 6
         log: _,
         access_log: _,
         limits: _,
+        compression: _,
         cors: _,
         trusted_proxies: _,
         page_token_key: _,

@@ -119,7 +119,7 @@ fn responses_carry_caching_headers_and_a_matching_tag_gets_304() {
     let miss = weir.get(AGENTHUMAN);
     assert_eq!(miss.header("cache-status"), Some("weir; fwd=miss; stored; detail=status"));
     assert_eq!(miss.header("cache-control"), Some("private, max-age=86400"));
-    assert_eq!(miss.header("vary"), Some("Authorization, X-API-Key, X-Weir-Key"));
+    assert_eq!(miss.header("vary"), Some("Authorization, X-API-Key, X-Weir-Key, Accept-Encoding"));
     let hit = weir.get(AGENTHUMAN);
     let status = hit.header("cache-status").unwrap();
     assert!(status.starts_with("weir; hit; ttl=86") && status.ends_with("; detail=status"), "{status}");

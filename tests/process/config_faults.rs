@@ -159,6 +159,15 @@ fn each_fault_has_its_own_message_and_place() {
         "more than a year to fill",
     );
     assert_fault(weir, "access_log: on", "access_log: maybe", "maybe", "is not true or false");
+    assert_fault(weir, "min_size: 1KiB", "min_size: 1KB", "1KB ", "\"1KB\" is not a size; write one integer above 0");
+    assert_fault(weir, "min_size: 1KiB", "min_sise: 1KiB", "min_sise", "did you mean \"min_size\"?");
+    let encodings = "[zstd, br, gzip]";
+    assert_fault(weir, encodings, "[zstd, brr]", "brr]", "unknown encoding \"brr\"; did you mean \"br\"?");
+    assert_fault(weir, encodings, "[br, gzip, br]", "br]", "\"br\" is there twice; write each encoding once");
+    assert_fault(weir, encodings, "[]", "[]", "encodings is empty; write at least one of zstd, br and gzip");
+    let shipped = Config::shipped().read(weir);
+    let section = shipped.split("compression: ").nth(1).and_then(|rest| rest.split("\n\n").next()).unwrap();
+    assert_fault(weir, section, "of", "of\n\nlimits", "\"of\" is not true or false (or on, off)");
     assert_fault(weir, "${WEIR_LISTEN:-127.0.0.1:8080}", "localhost", "localhost", "is not a valid address");
     assert_fault(
         weir,

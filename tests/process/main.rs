@@ -22,6 +22,7 @@ mod chaos;
 mod chunk_grammar;
 mod command;
 mod compatibility;
+mod compression;
 mod config_faults;
 mod config_files;
 mod connection_limits;

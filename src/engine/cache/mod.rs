@@ -168,8 +168,9 @@ impl Entry {
     pub fn size(&self, key: &Key) -> u32 {
         // A native view may share the bytes of the body.
         let body_size = |view: &View| if view.body.as_ptr() == self.body.as_ptr() { 0 } else { view.body.len() };
-        let views =
-            self.views.iter().map(|CachedView { view, .. }| body_size(view) + view.items.len() * size_of::<Item>());
+        let views = self.views.iter().map(|CachedView { view, .. }| {
+            body_size(view) + view.items.len() * size_of::<Item>() + view.encoded.bytes()
+        });
         let conditions = self.conditions.iter().map(|(_, value)| value.len());
         let error = match &self.kind {
             EntryKind::NotFound(error) => {
@@ -376,6 +377,19 @@ impl Cache {
                 self.put(new, retention, current.value().sequence)
             }
             _ => Op::Nop,
+        });
+        self.evict();
+    }
+
+    /// Weighs the entry of a key again, because one of its views got a compressed form.
+    pub fn weigh_again(&self, key: Key, now: Time) {
+        self.moka.entry(key).and_compute_with(|current| match current {
+            Some(current) => {
+                let StoredEntry { entry, sequence, .. } = current.into_value();
+                let retention = entry.retention(now);
+                if retention.is_zero() { Op::Remove } else { self.put(entry, retention, sequence) }
+            }
+            None => Op::Nop,
         });
         self.evict();
     }

@@ -5,7 +5,7 @@
 use serde_json::{Map, Value, json};
 
 /// Response headers: name, schema type, description, example.
-const RESPONSE_HEADERS: [(&str, &str, &str, &str); 14] = [
+const RESPONSE_HEADERS: [(&str, &str, &str, &str); 15] = [
     (
         "X-Request-Id",
         "string",
@@ -25,8 +25,24 @@ const RESPONSE_HEADERS: [(&str, &str, &str, &str); 14] = [
         "private, max-age=60",
     ),
     ("Age", "integer", "Seconds since the provider's response. The remaining lifetime is `max-age` minus `Age`.", "3"),
-    ("ETag", "string", "A strong entity tag of this body, for `If-None-Match`.", "\"2BDcFbMpJJ_73EG3r-c0Ig\""),
-    ("Vary", "string", "The request headers on which the response depends.", "Authorization, X-API-Key, X-Weir-Key"),
+    (
+        "ETag",
+        "string",
+        "A strong entity tag of this body, for `If-None-Match`. Each content coding has its own.",
+        "\"2BDcFbMpJJ_73EG3r-c0Ig\"",
+    ),
+    (
+        "Vary",
+        "string",
+        "The request headers on which the response depends.",
+        "Authorization, X-API-Key, X-Weir-Key, Accept-Encoding",
+    ),
+    (
+        "Content-Encoding",
+        "string",
+        "The content coding of the body: `zstd`, `br` or `gzip`, if the client accepts it (`Accept-Encoding`), the body is long enough, and it shows no secret. HTTP libraries decode it.",
+        "gzip",
+    ),
     (
         "RateLimit-Policy",
         "string",

@@ -77,6 +77,7 @@ Every request needs a Weir key, in `X-API-Key`, as `Authorization: Bearer` or in
 filter is noticed. A parameter that is given twice is 400 too, except where a path takes several.
 
 Responses are cached for as long as the session's own expiry allows; `Cache-Status` has the result of the cache lookup. `ETag` is strong, and `If-None-Match` gives 304. \
+A client that sends `Accept-Encoding` gets long responses compressed (zstd, Brotli, gzip). \
 `RateLimit` has what is left of the client's policies.
 
 **The providers' own APIs** are under `/{provider}/`, for the providers' own SDKs. An SDK needs only another base URL, and a Weir key as its API key. This description does not \
@@ -302,7 +303,7 @@ impl Description<'_> {
             ]);
             all.insert("204".into(), json!({ "description": description, "headers": headers }));
         } else {
-            let mut headers = self.headers(&["ETag.always", "X-Request-Id.always", "Cache-Control.always"]);
+            let mut headers = self.headers(&["ETag.always", "X-Request-Id.always", "Cache-Control.always", "Vary"]);
             if endpoint.response.needs_provider() {
                 let more =
                     self.headers(&["Cache-Status.always", "Age", "Vary.always", "RateLimit-Policy", "RateLimit"]);
@@ -328,8 +329,13 @@ impl Description<'_> {
     fn success(&mut self, endpoint: &Endpoint, head: bool) -> Value {
         let kind = endpoint.response;
         let mut names = vec!["X-Request-Id.always", "Cache-Control.always", "X-Content-Type-Options.always"];
-        if !kind.is_public() {
+        if kind.is_public() {
+            names.push("Vary");
+        } else {
             names.extend(["Vary.always", "RateLimit-Policy", "RateLimit"]);
+        }
+        if kind != ResponseKind::Events {
+            names.push("Content-Encoding");
         }
         match kind {
             ResponseKind::Events => {}

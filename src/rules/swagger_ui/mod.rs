@@ -3,6 +3,7 @@
 //! `build.rs` takes the files of Swagger UI, unchanged, out of a registry package. The page loads nothing from other
 //! hosts. This module does not know the API description.
 
+use crate::base::content_coding::EncodedForms;
 use crate::rules::provider_body::etag;
 use bytes::Bytes;
 use http::HeaderValue;
@@ -24,13 +25,15 @@ pub struct PublicDocument {
     pub body: Bytes,
     /// The strong entity tag.
     pub etag: HeaderValue,
+    /// The compressed forms of the bytes.
+    pub encoded: EncodedForms,
 }
 
 impl PublicDocument {
     /// Creates a document and computes its entity tag.
     #[must_use]
     pub fn new(media: &'static str, body: Bytes) -> Self {
-        Self { media, etag: etag(&body), body }
+        Self { media, etag: etag(&body), body, encoded: EncodedForms::default() }
     }
 }
 
