@@ -6,6 +6,7 @@ use crate::base::ids::ClientId;
 use crate::base::problem::{Code, Outcome, Problem};
 use crate::base::request_reply::Request;
 use crate::config::edge::counted_address;
+use crate::config::weir::AccessLog;
 use crate::engine::client_address;
 use crate::engine::rate_limit::{self, BucketCharge, Cost, Refusal};
 use crate::engine::request_record::{Guess, ProviderCost, RequestRecord};
@@ -17,6 +18,7 @@ use crate::fetch::{self, CacheLookup};
 use crate::pipeline::context::RequestContext;
 use crate::pipeline::problems;
 use crate::rules::request_limits::LimitExceeded;
+use crate::runtime::snapshot::Snapshot;
 use std::net::IpAddr;
 
 /// Translates the result of a size check, and counts an exceeded limit.
@@ -88,6 +90,12 @@ pub(crate) fn count_public(
 /// Returns the client's address, as it is counted.
 pub(crate) fn client_address(context: &RequestContext<'_>) -> Option<IpAddr> {
     client_address::address(context.request, &context.snapshot.weir.trusted_proxies).map(counted_address)
+}
+
+/// Returns the client's address for the access log; `None` if there is no log.
+pub(crate) fn logged_address(request: &Request, snapshot: &Snapshot) -> Option<IpAddr> {
+    let logged = snapshot.weir.access_log != AccessLog::Off;
+    logged.then(|| client_address::address(request, &snapshot.weir.trusted_proxies)).flatten()
 }
 
 /// Finds the client by its key, and checks that Weir has capacity for the request.

@@ -110,12 +110,14 @@ impl Pipeline {
         let preflight = size.is_ok().then(|| cors::preflight(snapshot.weir.cors.as_ref(), request)).flatten();
         if let Some(headers) = preflight {
             let mut record = RequestRecord::new(request_id, PREFLIGHT);
+            record.address = admission::logged_address(request, &snapshot);
             record.responded_at = now;
             let response = respond::preflight(headers, &mut record);
             return (Handled::Respond(response), record);
         }
         let native_match = snapshot.native_routes.find(&request.headers, &request.path);
         let mut record = RequestRecord::new(request_id, NO_ROUTE);
+        record.address = admission::logged_address(request, &snapshot);
         let sample_rate = snapshot.traces.as_ref().map(|traces| traces.sample);
         record.steps = TraceSteps::begin(&request.headers, sample_rate, &self.shared.spans, runtime::clock);
         let mut context = RequestContext::new(&self.shared, request, snapshot, now);
@@ -249,7 +251,7 @@ impl Pipeline {
             Ok(response) => response,
             Err(problem) => {
                 let response = respond::problem(&problem, &buckets, record, now);
-                self.reserved(context, response).unwrap_or_else(|response| respond::without_body(response, record))
+                self.reserved(context, response).unwrap_or_else(|response| respond::without_body(response))
             }
         };
         response.headers.extend(cors_headers);

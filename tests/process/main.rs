@@ -11,6 +11,7 @@
 )]
 #![allow(unreachable_pub, clippy::needless_pass_by_value)]
 
+mod access_log;
 mod admin;
 mod admin_commands;
 mod api;
@@ -90,3 +91,4 @@ mod transport;
 mod unusable_sessions;
 mod upgrade;
 mod watch;
+mod watch_client;
