@@ -2,6 +2,7 @@
 //! It imports no other folder.
 
 pub(crate) mod client_use;
+pub(crate) mod endpoint;
 pub(crate) mod endpoints;
 pub(crate) mod id_pattern;
 pub(crate) mod ids;

@@ -29,11 +29,16 @@ pub struct Watcher {
 }
 
 impl Watcher {
+    /// Watches with the key `open`, unless another key is in `X-Weir-Key`.
     pub fn start(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Self {
+        Self::start_without_key(address, path, &[&[("X-API-Key", "open")], headers].concat())
+    }
+
+    pub fn start_without_key(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Self {
         let mut stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(MAX_WAIT)).unwrap();
         let mut text = format!("GET {path} HTTP/1.1\r\nHost: test\r\n");
-        for (name, value) in [("X-API-Key", "open")].iter().chain(headers) {
+        for (name, value) in headers {
             text += &format!("{name}: {value}\r\n");
         }
         stream.write_all((text + "\r\n").as_bytes()).unwrap();
