@@ -86,7 +86,7 @@ fn a_token_watches_its_session_without_a_key() {
     assert_eq!((made.header("location"), made.header("etag"), sim.calls()), (None, None, 0));
     let body = made.json();
     let members: Vec<&str> = body.as_object().unwrap().keys().map(String::as_str).collect();
-    assert_eq!(members, ["expires_at", "url", "watch_token"]);
+    assert_eq!(members, ["watch_token", "expires_at", "url"]);
     let url = body["url"].as_str().unwrap();
     assert_eq!(url, format!("{PATH}?watch_token={}", body["watch_token"].as_str().unwrap()));
     let expiry = std::process::Command::new("date").args(["-d", body["expires_at"].as_str().unwrap(), "+%s"]).output();
@@ -247,7 +247,7 @@ fn an_expired_token_begins_no_watch_and_ends_none() {
     let short = format!("{PATH}?watch_token={}", sealed("open", SESSION, now() + 4000));
     let watcher = Watcher::start_without_key(weir.http, &short, &[]);
     watcher.next_session();
-    wait_until("the token has expired", || get(&weir, &short).status == 401);
+    wait_until("the token has expired", || send(weir.http, "HEAD", &short, &[]).status == 401);
     // Longer than the interval at which Weir checks the client's rights.
     std::thread::sleep(Duration::from_millis(2500));
     change_session(&sim, "changed", true);
@@ -454,7 +454,9 @@ fn no_token_appears_in_logs_metrics_explanations_problems_or_requests_to_provide
         let response = send(weir.admin, "GET", path, &[("Authorization", &authorization)]);
         seen.push((path.into(), String::from_utf8_lossy(&response.body).into_owned()));
     }
-    let explained = weir.config.run(&["explain", "--json", "--client", "open", &format!("{PATH}?watch_token={token}")], &sim);
+    let explained = weir
+        .config
+        .run(&["explain", "--json", "--client", "open", "GET", &format!("{PATH}?watch_token={token}")], &sim);
     let (stdout, stderr) = (explained.stdout.clone(), explained.stderr.clone());
     wait_until("weir explain has its result", || stdout.lock().unwrap().len() + stderr.lock().unwrap().len() > 0);
     std::thread::sleep(Duration::from_millis(300));
