@@ -3,133 +3,8 @@
 //! The router, the OpenAPI description and the tests read this table, so they cannot disagree. A path or a parameter
 //! that is not listed here does not exist.
 
-/// One path of the API.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Endpoint {
-    /// The path's template; also its name in metrics and logs.
-    pub path: &'static str,
-    /// The `operationId` of the OpenAPI description.
-    pub operation_id: &'static str,
-    /// One line, without a full stop.
-    pub summary: &'static str,
-    /// Whole sentences.
-    pub description: &'static str,
-    /// Parameters of the path and of the query. Any other parameter is 400.
-    pub parameters: &'static [Parameter],
-    /// The methods that it has.
-    pub methods: Methods,
-    /// The kind of its 200 response.
-    pub response: ResponseKind,
-}
-
-/// The methods of an endpoint. A POST has the parameters of the query in a form, so that they can be longer than a URL.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Methods {
-    /// GET and HEAD.
-    Get,
-    /// GET, HEAD and POST.
-    GetOrForm,
-    /// POST.
-    Form,
-}
-
-impl Methods {
-    /// Returns the value of `Allow`.
-    #[must_use]
-    pub fn allow(self) -> &'static str {
-        match self {
-            Methods::Get => "GET, HEAD",
-            Methods::GetOrForm => "GET, HEAD, POST",
-            Methods::Form => "POST",
-        }
-    }
-
-    /// Returns whether GET and HEAD are among them.
-    #[must_use]
-    pub fn has_get(self) -> bool {
-        self != Methods::Form
-    }
-
-    /// Returns whether POST is among them.
-    #[must_use]
-    pub fn has_form(self) -> bool {
-        self != Methods::Get
-    }
-}
-
-/// The kind of an endpoint's 200 response.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ResponseKind {
-    /// A unified session.
-    Session,
-    /// A page of sessions.
-    Page,
-    /// A session or a problem for each id.
-    Batch,
-    /// Server-sent events.
-    Events,
-    /// The configured providers.
-    Providers,
-    /// The OpenAPI description.
-    Description,
-    /// The HTML page that shows the description.
-    DocsPage,
-    /// A style sheet or script of that page.
-    DocsFile,
-}
-
-impl ResponseKind {
-    /// Returns whether the response is the same for every client and needs no key.
-    #[must_use]
-    pub fn is_public(self) -> bool {
-        matches!(self, ResponseKind::Description | ResponseKind::DocsPage | ResponseKind::DocsFile)
-    }
-
-    /// Returns whether the response is made of provider data.
-    #[must_use]
-    pub fn needs_provider(self) -> bool {
-        matches!(self, ResponseKind::Session | ResponseKind::Page | ResponseKind::Batch | ResponseKind::Events)
-    }
-}
-
-/// A parameter of a path or of a query.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Parameter {
-    /// The parameter's name.
-    pub name: &'static str,
-    /// The type of its value.
-    pub value_type: ParameterType,
-    /// Where it is, and how often it may occur.
-    pub location: ParameterLocation,
-    /// Whole sentences.
-    pub description: &'static str,
-    /// A valid value. Empty if the value depends on the configuration or on an earlier response.
-    pub example: &'static str,
-}
-
-/// Where a parameter is, and how often it may occur.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ParameterLocation {
-    /// In the path.
-    Path,
-    /// In the query, at most once.
-    Query,
-    /// In the query, any number of times.
-    Repeated,
-    /// In the query, once or more.
-    Required,
-}
-
-/// A request header that every path accepts.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct HeaderParameter {
-    /// The name, in lower case.
-    pub name: &'static str,
-    /// The type of its value.
-    pub value_type: ParameterType,
-    /// Whole sentences.
-    pub description: &'static str,
-}
+pub(crate) use crate::base::endpoint::HeaderParameter;
+pub(crate) use crate::base::endpoint::{Endpoint, Methods, Parameter, ParameterLocation, ParameterType, ResponseKind};
 
 /// Requests an explanation. The body is then `{ "explain", "status", "headers", "body" }`.
 pub(crate) const EXPLAIN: HeaderParameter = HeaderParameter {
@@ -137,37 +12,6 @@ pub(crate) const EXPLAIN: HeaderParameter = HeaderParameter {
     value_type: ParameterType::Word(&["1"]),
     description: "`1` returns the response inside an explanation of it, for clients with `explain: true`. Weir ignores the header of other clients.",
 };
-
-/// The type of a parameter's value.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ParameterType {
-    /// A session id: unified, or the provider's own where that identifies the session.
-    Session,
-    /// Any text in place of a session id. An invalid id gets its own problem inside the response.
-    AnyId,
-    /// A provider's own id of a session.
-    OwnSession,
-    /// A provider's own id of an agent.
-    OwnAgent,
-    /// An agent: the provider's own id, or `provider:agent`.
-    Agent,
-    /// The name of a configured provider.
-    Name,
-    /// A whole number from 1 to 100.
-    Limit,
-    /// A page token.
-    Token,
-    /// A session's status.
-    Status,
-    /// `true` or `false`.
-    Flag,
-    /// An RFC 3339 time.
-    Time,
-    /// A name of a session field, or several, separated by commas.
-    Fields,
-    /// One of these words.
-    Word(&'static [&'static str]),
-}
 
 /// The highest `limit` of a page, in sessions.
 pub(crate) const MAX_LIMIT: u32 = 100;
@@ -212,6 +56,9 @@ const TOKEN: Parameter = query(
     "The `next_page_token` of the previous page. It is valid for the same client, path, sources and filters.",
     "",
 );
+/// The parameter with a watch token, in place of a key.
+pub(crate) const WATCH_TOKEN: Parameter =
+    query("watch_token", ParameterType::WatchToken, "A watch token, in place of a key.", "");
 const STATUS: Parameter = query("status", ParameterType::Status, "Only sessions with this status.", "active");
 const ENABLED: Parameter = query(
     "enabled",
@@ -256,9 +103,21 @@ pub(crate) const WATCH: Endpoint = Endpoint {
     summary: "A session as it changes",
     description: "Server-sent events. The stream sends one `session` event at once, unless `Last-Event-ID` already has its entity tag, and one \
             after each change. It ends after the session has ended. A client that reconnects with the last id of an ended session gets 204.",
-    parameters: &[path("id", ParameterType::Session, "As for one session."), INCLUDE, FIELDS],
+    parameters: &[path("id", ParameterType::Session, "As for one session."), INCLUDE, FIELDS, WATCH_TOKEN],
     methods: Methods::Get,
     response: ResponseKind::Events,
+};
+
+/// `POST /v1/sessions/{id}/watch-tokens`
+pub(crate) const WATCH_TOKENS: Endpoint = Endpoint {
+    path: "/v1/sessions/{id}/watch-tokens",
+    operation_id: "createWatchToken",
+    summary: "A token with which a browser watches one session",
+    description: "For `EventSource`, which cannot send a key. Only the watch of this session accepts the token, for five minutes; a watch that has begun \
+            goes on. It ends with the key that made the token. The request has no parameters and no body.",
+    parameters: &[path("id", ParameterType::Session, "As for one session.")],
+    methods: Methods::Post,
+    response: ResponseKind::WatchToken,
 };
 
 /// `GET /v1/agents/{agent}/sessions/{session}`
@@ -410,7 +269,7 @@ pub(crate) const DOCS_FILE: Endpoint = Endpoint {
 pub(crate) const DOCS_FILES: [&str; 3] = ["swagger-ui.css", "swagger-ui-bundle.js", "start.js"];
 
 /// Every endpoint, in the order of the documentation.
-pub(crate) const ALL: [&Endpoint; 11] = [
+pub(crate) const ALL: [&Endpoint; 12] = [
     &SESSION,
     &AGENT_SESSION,
     &AGENT_SESSIONS,
@@ -418,6 +277,7 @@ pub(crate) const ALL: [&Endpoint; 11] = [
     &SESSIONS_BY_FORM,
     &BATCH,
     &WATCH,
+    &WATCH_TOKENS,
     &PROVIDERS,
     &DESCRIPTION,
     &DOCS_PAGE,
@@ -440,6 +300,13 @@ pub(crate) fn has_form(path: &str) -> bool {
     ALL.iter().any(|endpoint| endpoint.methods.has_form() && endpoint.match_path(path).is_some())
 }
 
+/// Returns whether a path is the watch of a session, or the one of its tokens. The URL of a watch can have a token.
+#[must_use]
+pub(crate) fn is_watch(path: &str) -> bool {
+    let is = |endpoint: &Endpoint, end: &str| path.ends_with(end) && endpoint.match_path(path).is_some();
+    is(&WATCH, "/watch") || is(&WATCH_TOKENS, "/watch-tokens")
+}
+
 /// Returns whether a path needs no key.
 #[must_use]
 pub(crate) fn is_public(path: &str) -> bool {
@@ -447,43 +314,10 @@ pub(crate) fn is_public(path: &str) -> bool {
 }
 
 impl Endpoint {
-    /// Returns the values of the template's variables if the path matches the template. They are still percent-encoded
-    /// and never empty.
-    #[must_use]
-    pub fn match_path<'p>(&self, path: &'p str) -> Option<Vec<&'p str>> {
-        let mut values = Vec::new();
-        let (mut template, mut rest) = (self.path, path);
-        loop {
-            match (template.as_bytes(), rest.as_bytes()) {
-                ([], []) => return Some(values),
-                ([b'{', ..], _) => {
-                    let end = rest.bytes().position(|byte| byte == b'/').unwrap_or(rest.len());
-                    values.push(Some(&rest[..end]).filter(|value| !value.is_empty())?);
-                    (template, rest) = (template.split_once('}').map_or("", |(_, after)| after), &rest[end..]);
-                }
-                ([one, ..], [other, ..]) if one == other => (template, rest) = (&template[1..], &rest[1..]),
-                // `%3A` in the path means the same as `:` in the template.
-                ([b':', ..], [b'%', b'3', b'a' | b'A', ..]) => (template, rest) = (&template[1..], &rest[3..]),
-                _ => return None,
-            }
-        }
-    }
-
     /// Returns the path that page tokens belong to: a token of a GET is also valid in a form.
     #[must_use]
     pub fn list_path(&self) -> &'static str {
         if self.path == SESSIONS_BY_FORM.path { SESSIONS.path } else { self.path }
-    }
-
-    /// Returns the query parameter with this name.
-    #[must_use]
-    pub fn parameter(&self, name: &str) -> Option<&'static Parameter> {
-        self.query_parameters().find(|parameter| parameter.name == name)
-    }
-
-    /// Returns the query parameters.
-    pub fn query_parameters(&self) -> impl Iterator<Item = &'static Parameter> + use<> {
-        self.parameters.iter().filter(|parameter| parameter.location != ParameterLocation::Path)
     }
 }
 
@@ -502,6 +336,9 @@ mod tests {
     fn a_path_matches_at_most_one_endpoint() {
         assert_eq!(find("/v1/sessions/a:b"), Some(("getSession", vec!["a:b"])));
         assert_eq!(find("/v1/sessions/a:b/watch"), Some(("watchSession", vec!["a:b"])));
+        assert_eq!(find("/v1/sessions/a:b/watch-tokens"), Some(("createWatchToken", vec!["a:b"])));
+        assert!(is_watch("/v1/sessions/a:b/watch") && is_watch("/v1/sessions/a:b/watch-tokens"));
+        assert!(!is_watch("/v1/sessions/watch") && !is_watch("/v1/agents/a/sessions/watch") && !is_watch("/watch"));
         assert_eq!(find("/v1/agents/a/sessions/b"), Some(("getAgentSession", vec!["a", "b"])));
         assert_eq!(find("/v1/sessions:batchGet"), Some(("batchGetSessions", vec![])));
         assert_eq!(find("/v1/sessions:list"), Some(("listSessions", vec![])));

@@ -3,6 +3,7 @@
 
 pub(crate) mod client_use;
 pub(crate) mod content_coding;
+pub(crate) mod endpoint;
 pub(crate) mod endpoints;
 pub(crate) mod id_pattern;
 pub(crate) mod ids;

@@ -20,6 +20,12 @@ impl Time {
         Time(self.0.saturating_add(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)))
     }
 
+    /// Returns the time a duration before this one.
+    #[must_use]
+    pub(crate) fn minus(self, duration: Duration) -> Time {
+        Time(self.0.saturating_sub(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)))
+    }
+
     /// Returns the duration from `earlier` to this time. Zero if `earlier` is later.
     #[must_use]
     pub fn since(self, earlier: Time) -> Duration {

@@ -64,7 +64,7 @@ pub(crate) const TABLE: &[(Code, u16, &str, &str, &str)] = &[
     (Code::InvalidRequest, 400, "invalid_request", "Invalid request",
      "an id, a parameter, a token or the request itself is malformed; also the provider's own 400 and 422"),
     (Code::Unauthorized, 401, "unauthorized", "Missing or unknown API key",
-     "no key, an unknown key or an expired one"),
+     "no key, an unknown key or an expired one; or a watch token that is not valid for this watch"),
     (Code::Forbidden, 403, "forbidden", "Not permitted",
      "this client may not use this provider, or not its own API; or the provider responds 403"),
     (Code::AgentNotFound, 404, "agent_not_found", "Agent not found",

@@ -24,6 +24,10 @@ pub struct RequestRecord {
     pub route: &'static str,
     /// The id of the client.
     pub client: Option<Arc<str>>,
+    /// The client's address, if there is an access log.
+    pub address: Option<IpAddr>,
+    /// Whether the sample of the access log has the request; `None` if nobody has decided yet.
+    pub sampled: Option<bool>,
     /// The name of the provider.
     pub provider: Option<Arc<str>>,
     /// The result of the cache lookup; `None` if there was none.
@@ -38,8 +42,6 @@ pub struct RequestRecord {
     pub error: Option<&'static str>,
     /// The HTTP status of the response.
     pub status: u16,
-    /// The length of the response body as sent, in bytes.
-    pub bytes: usize,
     /// The request's position in a distributed trace, and its steps.
     pub steps: TraceSteps,
     /// The value of `Vary` for this client's responses.
@@ -98,6 +100,8 @@ impl RequestRecord {
             request_id,
             route,
             client: None,
+            address: None,
+            sampled: None,
             provider: None,
             cache: None,
             provider_wait: Duration::ZERO,
@@ -105,7 +109,6 @@ impl RequestRecord {
             guess: None,
             error: None,
             status: 0,
-            bytes: 0,
             steps: TraceSteps::default(),
             vary: HeaderValue::from_static(VARY),
             varies_by_coding: false,

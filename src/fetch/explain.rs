@@ -21,6 +21,7 @@ use crate::rules::field_trace::{FieldSource, FieldTrace, PathResult};
 use crate::rules::freshness::{self, AppliedRule, FreshnessDecision, Lifetime, TtlSource, UpstreamLimit};
 use crate::rules::mapping::Mapping;
 use crate::rules::provider_body::CompiledOperation;
+use crate::rules::watch_token;
 use crate::runtime::snapshot::Snapshot;
 use bytes::Bytes;
 use serde_json::value::RawValue;
@@ -55,7 +56,8 @@ fn rfc3339(time: Option<Time>) -> Value {
 pub(crate) fn request(snapshot: &Snapshot, client: ClientId, request: &Request) -> Object {
     let client = &snapshot.clients[client];
     let separator = if request.query.is_empty() { "" } else { "?" };
-    let line = format!("{} {}{separator}{}", request.method, request.path, request.query);
+    let query = watch_token::redacted(&request.query);
+    let line = format!("{} {}{separator}{query}", request.method, request.path);
     object(json!({
         "request": line,
         "revision": snapshot.revision,

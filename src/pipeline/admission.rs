@@ -6,6 +6,7 @@ use crate::base::ids::ClientId;
 use crate::base::problem::{Code, Outcome, Problem};
 use crate::base::request_reply::Request;
 use crate::config::edge::counted_address;
+use crate::config::weir::AccessLog;
 use crate::engine::client_address;
 use crate::engine::rate_limit::{self, BucketCharge, Cost, Refusal};
 use crate::engine::request_record::{Guess, ProviderCost, RequestRecord};
@@ -17,6 +18,9 @@ use crate::fetch::{self, CacheLookup};
 use crate::pipeline::context::RequestContext;
 use crate::pipeline::problems;
 use crate::rules::request_limits::LimitExceeded;
+use crate::rules::route::SessionName;
+use crate::rules::watch_token::{self, Authenticated, WatchTokenError};
+use crate::runtime::snapshot::Snapshot;
 use std::net::IpAddr;
 
 /// Translates the result of a size check, and counts an exceeded limit.
@@ -90,25 +94,55 @@ pub(crate) fn client_address(context: &RequestContext<'_>) -> Option<IpAddr> {
     client_address::address(context.request, &context.snapshot.weir.trusted_proxies).map(counted_address)
 }
 
-/// Finds the client by its key, and checks that Weir has capacity for the request.
+/// Returns the client's address for the access log; `None` if there is no log.
+pub(crate) fn logged_address(request: &Request, snapshot: &Snapshot) -> Option<IpAddr> {
+    let logged = snapshot.weir.access_log != AccessLog::Off;
+    logged.then(|| client_address::address(request, &snapshot.weir.trusted_proxies)).flatten()
+}
+
+/// Finds the client by its key, or by the token of a watch, and checks that Weir has capacity for the request.
 ///
 /// # Errors
 /// 401 for a missing, unknown or expired key, 429 for too many failures from one address, 400 for an ambiguous `Host`,
 /// several keys or an invalid `Weir-Explain`, 503 over `overload.max_in_flight` or the client's share of it.
-pub(crate) fn authenticate(context: &mut RequestContext<'_>, record: &mut RequestRecord) -> Outcome<ClientId> {
+pub(crate) fn authenticate(
+    context: &mut RequestContext<'_>,
+    record: &mut RequestRecord,
+    is_native: bool,
+) -> Outcome<Authenticated> {
     record.steps.step("authenticate");
     check_host(context.request)?;
-    let identified = context.snapshot.keys.identify(context.request, context.now);
-    let id = identified.map_err(|error| authentication_failure(context, error.into(), record))?;
-    context.client = Some(id);
+    let snapshot = &context.snapshot;
+    let (keys, tokens) = (&snapshot.keys, &snapshot.watch_tokens);
+    let found = watch_token::authenticate(keys, tokens, context.request, context.now, is_native);
+    let found = found.map_err(|error| authentication_failure(context, error.into(), record))?;
+    (context.client, context.authenticated) = (Some(found.client), Some(found));
+    let id = found.client;
     let client = &context.snapshot.clients[id];
     (record.client, record.vary) = (Some(client.id.clone()), client.vary.clone());
-    if client.explain && wants_explanation(context.request)? {
+    // An explanation shows more than the session.
+    if client.explain && found.session.is_none() && wants_explanation(context.request)? {
         record.explain = Some(Box::default());
     }
     record.steps.decide(|| client.requested_traces.as_ref().is_some_and(TokenBucket::take_one));
     count_in_flight(context, id, record)?;
-    Ok(id)
+    Ok(found)
+}
+
+/// Checks that a request with a watch token is about the session of the token.
+///
+/// # Errors
+/// 401 for another session.
+pub(crate) fn check_watch_token(
+    context: &RequestContext<'_>,
+    name: &SessionName,
+    record: &mut RequestRecord,
+) -> Outcome<()> {
+    let Some(permitted) = context.authenticated.and_then(|authenticated| authenticated.session) else { return Ok(()) };
+    if permitted == context.snapshot.session_tag(name) {
+        return Ok(());
+    }
+    Err(authentication_failure(context, WatchTokenError::OtherSession.into(), record))
 }
 
 /// Counts a failed authentication. Returns its problem, or 429 if the address has had too many failures; the server delays

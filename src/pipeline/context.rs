@@ -11,6 +11,7 @@ use crate::fetch::provider_query::{self, SharedState};
 use crate::fetch::rate_limit_cost::bucket_costs;
 use crate::rules::cache_control::{self, Directives};
 use crate::rules::route::RouteMatch;
+use crate::rules::watch_token::Authenticated;
 use crate::runtime::snapshot::Snapshot;
 use serde_json::{Map, Value};
 use std::sync::Arc;
@@ -28,6 +29,8 @@ pub(crate) struct RequestContext<'r> {
     pub snapshot: Arc<Snapshot>,
     /// The client, after authentication.
     pub client: Option<ClientId>,
+    /// The client, and its key or token.
+    pub authenticated: Option<Authenticated>,
     /// The providers of the request, each once.
     pub providers: Vec<ProviderId>,
     /// The request's `Cache-Control`.
@@ -41,7 +44,7 @@ impl<'r> RequestContext<'r> {
     #[must_use]
     pub(crate) fn new(shared: &'r Arc<SharedState>, request: &'r Request, snapshot: Arc<Snapshot>, now: Time) -> Self {
         let directives = cache_control::directives(request.headers.get_all("cache-control"));
-        Self { shared, request, snapshot, client: None, providers: Vec::new(), directives, now }
+        Self { shared, request, snapshot, client: None, authenticated: None, providers: Vec::new(), directives, now }
     }
 
     /// Finds the route. Checks that the client, if there is one, may use the route's providers.

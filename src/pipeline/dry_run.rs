@@ -141,6 +141,9 @@ impl DryRun<'_> {
         match route {
             // These cost nothing.
             Route::Document(_) | Route::Providers => {}
+            Route::WatchToken(name) => {
+                result.costs.push(ProviderCost { provider: Some(name.provider), cost: Cost::one(true) });
+            }
             Route::Session { name, .. } | Route::Watch { name, .. } => {
                 result.queries.push(Ok(provider_query::session_query(snapshot, client, name, self.request)?));
             }
@@ -206,6 +209,7 @@ fn action(endpoint: &Endpoint) -> &'static str {
         ResponseKind::Events => {
             "unified watch: one provider request per freshness.watch, shared by all watches of the session"
         }
+        ResponseKind::WatchToken => "unified, made by Weir: no provider request",
         ResponseKind::Providers => "unified, from the configuration: no provider request",
         _ => "unified, through the cache",
     }

@@ -44,6 +44,7 @@ use crate::rules::forwarding;
 use crate::rules::native_routes::NativeMatch;
 use crate::rules::request_limits;
 use crate::rules::route::{NO_ROUTE, Route, RouteMatch};
+use crate::rules::watch_token;
 use crate::runtime::{self, Runtime};
 use serde_json::Value;
 use std::sync::Arc;
@@ -74,6 +75,15 @@ pub enum Handled {
     Forward(Box<Forward>),
     /// Write this response, with the events of the stream as its body.
     Watch(Response, Box<WatchStream>),
+}
+
+impl Handled {
+    /// Forbids the browser to tell others the URL of the response, which can have a watch token.
+    fn forbid_referrer(&mut self) {
+        if let Handled::Respond(response) | Handled::Watch(response, _) = self {
+            response.headers.push("referrer-policy", "no-referrer");
+        }
+    }
 }
 
 impl Pipeline {
@@ -116,12 +126,14 @@ impl Pipeline {
         let preflight = size.is_ok().then(|| cors::preflight(snapshot.weir.cors.as_ref(), request)).flatten();
         if let Some(headers) = preflight {
             let mut record = RequestRecord::new(request_id, PREFLIGHT);
+            record.address = admission::logged_address(request, &snapshot);
             record.responded_at = now;
             let response = respond::preflight(headers, &mut record);
             return (Handled::Respond(response), record);
         }
         let native_match = snapshot.native_routes.find(&request.headers, &request.path);
         let mut record = RequestRecord::new(request_id, NO_ROUTE);
+        record.address = admission::logged_address(request, &snapshot);
         let sample_rate = snapshot.traces.as_ref().map(|traces| traces.sample);
         record.steps = TraceSteps::begin(&request.headers, sample_rate, &self.shared.spans, runtime::clock);
         let mut context = RequestContext::new(&self.shared, request, snapshot, now);
@@ -138,7 +150,10 @@ impl Pipeline {
             // Boxed, because few requests need this future.
             Box::pin(compression::apply(&self.compressor, &context, content, selected, share)).await;
         }
-        let handled = self.respond(&context, native_match.as_ref(), result, &mut record);
+        let mut handled = self.respond(&context, native_match.as_ref(), result, &mut record);
+        if native_match.is_none() && endpoints::is_watch(&request.path) {
+            handled.forbid_referrer();
+        }
         record.waiting = None;
         (handled, record)
     }
@@ -150,7 +165,8 @@ impl Pipeline {
         if endpoints::is_public(&request.path) {
             return self.public(context, record).map(RouteResult::Content);
         }
-        let client = admission::authenticate(context, record)?;
+        let authenticated = admission::authenticate(context, record, false)?;
+        let client = authenticated.client;
         self.reserve_head(context, record)?;
         record.steps.step("route and permit");
         let RouteMatch { endpoint, route } = context.route(record)?;
@@ -162,13 +178,15 @@ impl Pipeline {
                 routes::list(context, client, endpoint.list_path(), &sources, &page, record).await
             }
             Route::Batch { ids, shape } => routes::batch(context, client, &ids, &shape, record).await,
+            Route::WatchToken(name) => routes::watch_token(context, &name, record),
             Route::Watch { name, shape } => {
+                admission::check_watch_token(context, &name, record)?;
                 let watch = WatchRequest {
                     runtime: &self.runtime,
                     shared: &self.shared,
                     topics: &self.topics,
                     snapshot: &context.snapshot,
-                    client,
+                    authenticated,
                     request,
                     shape,
                     now: context.now,
@@ -200,13 +218,16 @@ impl Pipeline {
     ) -> Outcome<RouteResult> {
         let provider = native_match.provider;
         (record.route, record.provider) = (NATIVE, Some(context.snapshot.providers[provider].name.clone()));
-        let client = admission::authenticate(context, record)?;
+        let client = admission::authenticate(context, record, true)?.client;
         self.reserve_head(context, record)?;
         native::check_permitted(&context.snapshot, client, provider)?;
         context.providers = vec![provider];
         let request = context.request;
         if forwarding::ends_here(&request.method, request.headers.get_all("max-forwards")) {
             return Ok(RouteResult::Options);
+        }
+        if watch_token::is_in(&request.query) {
+            return Err(problems::forwarded_watch_token());
         }
         let identity = ProviderIdentity::of(&context.snapshot, client, provider, &context.request.headers)?;
         match native::action(&context.snapshot, client, &identity, native_match, context.request)? {
@@ -266,7 +287,7 @@ impl Pipeline {
             Ok(response) => response,
             Err(problem) => {
                 let response = respond::problem(&problem, &buckets, record, now);
-                self.reserved(context, response).unwrap_or_else(|response| respond::without_body(response, record))
+                self.reserved(context, response).unwrap_or_else(|response| respond::without_body(response))
             }
         };
         response.headers.extend(cors_headers);

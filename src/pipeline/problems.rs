@@ -21,6 +21,7 @@ use crate::rules::page_token::InvalidPageToken;
 use crate::rules::provider_body::UnreadableBody;
 use crate::rules::request_limits::LimitExceeded;
 use crate::rules::route_error::RouteError;
+use crate::rules::watch_token::{AuthFailure, WatchTokenError};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -58,6 +59,25 @@ impl From<AuthError> for Box<Problem> {
             AuthError::SeveralWeirKeys | AuthError::SeveralKeys => Code::InvalidRequest,
         };
         problem(code, &error)
+    }
+}
+
+impl From<WatchTokenError> for Box<Problem> {
+    fn from(error: WatchTokenError) -> Self {
+        let code = match error {
+            WatchTokenError::WithKey => Code::InvalidRequest,
+            _ => Code::Unauthorized,
+        };
+        problem(code, &error)
+    }
+}
+
+impl From<AuthFailure> for Box<Problem> {
+    fn from(failure: AuthFailure) -> Self {
+        match failure {
+            AuthFailure::Key(error) => error.into(),
+            AuthFailure::Token(error) => error.into(),
+        }
     }
 }
 
@@ -368,6 +388,21 @@ pub(crate) fn not_watchable() -> Box<Problem> {
 pub(crate) fn native_forbidden(client: &str) -> Box<Problem> {
     let detail = format!("client {client:?} may not use native APIs (native: false in clients.yaml); use /v1/");
     problem(Code::Forbidden, &detail)
+}
+
+/// 400 for a watch token of a client whose requests must have a credential that a token does not have.
+#[must_use]
+pub(crate) fn no_watch_token(client: &str, provider: &Arc<str>) -> Box<Problem> {
+    let detail = format!(
+        "client {client:?} sends its own credential for {provider} with each request, which a browser's EventSource cannot do; watch with a key"
+    );
+    of_provider(provider, Code::InvalidRequest, &detail)
+}
+
+/// 400 for a request to a provider's own API whose query has a watch token.
+#[must_use]
+pub(crate) fn forwarded_watch_token() -> Box<Problem> {
+    problem(Code::InvalidRequest, "the query has a watch token, which a provider must not get; remove it")
 }
 
 /// 400 for a path with a dot segment.

@@ -114,7 +114,7 @@ pub(crate) fn content(
         }
         Media::Public(media) => add_public_headers(&mut headers, media, record),
     }
-    (record.status, record.bytes) = if unchanged { (304, 0) } else { (200, content.body.len()) };
+    record.status = if unchanged { 304 } else { 200 };
     Response { status: record.status, headers, body: if unchanged { Body::default() } else { content.body } }
 }
 
@@ -130,7 +130,7 @@ pub(crate) fn explained(mut response: Response, body: Body, record: &mut Request
     if matches!(response.status, 204 | 304) {
         response.status = 200;
     }
-    (record.status, record.bytes) = (response.status, body.len());
+    record.status = response.status;
     Response { body, ..response }
 }
 
@@ -161,16 +161,15 @@ pub(crate) fn problem(problem: &Problem, buckets: &[&Bucket], record: &mut Reque
         _ => None,
     };
     add_common_headers(&mut headers, buckets, record, refused.as_ref());
-    (record.status, record.bytes, record.error) = (problem.code.status(), body.len(), Some(problem.code.as_str()));
+    (record.status, record.error) = (problem.code.status(), Some(problem.code.as_str()));
     Response { status: record.status, headers, body: body.into() }
 }
 
 /// Removes the body, so that an HTTP/2 response needs no window and no memory.
 #[must_use]
-pub(crate) fn without_body(mut response: Response, record: &mut RequestRecord) -> Response {
+pub(crate) fn without_body(mut response: Response) -> Response {
     response.headers.retain(|name| !matches!(name, "content-type" | "content-length"));
     response.headers.number("content-length", 0);
-    record.bytes = 0;
     Response { body: Body::default(), ..response }
 }
 
@@ -229,7 +228,7 @@ pub(crate) fn native(
     } else {
         response.headers.number("content-length", response.body.len() as u64);
     }
-    (record.status, record.bytes) = (response.status, response.body.len());
+    record.status = response.status;
     response
 }
 

@@ -1,5 +1,6 @@
 //! The steps of each route after authentication: look up → admit → fetch.
 
+use crate::base::endpoints::WATCH_TOKEN;
 use crate::base::ids::ClientId;
 use crate::base::problem::Outcome;
 use crate::engine::client_address;
@@ -19,8 +20,11 @@ use crate::pipeline::{native, obtain, problems};
 use crate::rules::native_routes::NativeMatch;
 use crate::rules::parameters::{Page, Representation};
 use crate::rules::route::{BatchId, ListSource, SessionName};
+use crate::rules::watch_token::{self, Authenticated};
 use crate::runtime::snapshot::Client;
+use bytes::Bytes;
 use http::HeaderValue;
+use serde_json::json;
 use std::num::NonZeroU32;
 use tokio::time::Instant;
 
@@ -68,6 +72,28 @@ pub(crate) async fn session(
     Ok(RouteResult::Content(Content::json(body, Some(etag)).compressible(compressible, show.secrets)))
 }
 
+/// A token for the watch of a session. Weir does not call the provider for it.
+pub(crate) fn watch_token(
+    context: &RequestContext<'_>,
+    name: &SessionName,
+    record: &mut RequestRecord,
+) -> Outcome<RouteResult> {
+    let snapshot = &context.snapshot;
+    let Some(Authenticated { client, key, .. }) = context.authenticated else { return Err(problems::not_public()) };
+    let access = provider_query::permitted(snapshot, client, name.provider)?;
+    if access.credential.is_forwarded() {
+        return Err(problems::no_watch_token(&snapshot.clients[client].id, &snapshot.providers[name.provider].name));
+    }
+    admit(context, client, &[ProviderCost { provider: Some(name.provider), cost: Cost::one(true) }], record)?;
+    let expires_at = context.now.plus(watch_token::LIFETIME);
+    let expires_at = snapshot.keys.expiry(&key).map_or(expires_at, |of_key| of_key.min(expires_at));
+    let token = snapshot.watch_tokens.seal(&key, snapshot.session_tag(name), expires_at);
+    let watch = context.request.path.strip_suffix("-tokens").unwrap_or_default();
+    let url = format!("{watch}?{}={token}", WATCH_TOKEN.name);
+    let body = json!({ "watch_token": token, "expires_at": expires_at.rfc3339(), "url": url });
+    Ok(RouteResult::Content(Content::json(Bytes::from(body.to_string()), None)))
+}
+
 /// A session as it changes.
 pub(crate) async fn watch(
     context: &RequestContext<'_>,
@@ -75,8 +101,8 @@ pub(crate) async fn watch(
     watch: WatchRequest<'_>,
     record: &mut RequestRecord,
 ) -> Outcome<RouteResult> {
-    let query = provider_query::session_query(&context.snapshot, watch.client, name, context.request)?;
-    let lookup = look_up_and_admit(context, watch.client, &query, record)?;
+    let query = provider_query::session_query(&context.snapshot, watch.authenticated.client, name, context.request)?;
+    let lookup = look_up_and_admit(context, watch.authenticated.client, &query, record)?;
     Ok(match watch.start(query, lookup, record).await? {
         WatchStart::Stream(stream) => RouteResult::Watch(stream),
         WatchStart::Ended => RouteResult::NoContent,

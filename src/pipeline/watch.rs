@@ -19,6 +19,7 @@ use crate::rules::accept_encoding;
 use crate::rules::cache_control::Directives;
 use crate::rules::parameters::Representation;
 use crate::rules::route::{Route, RouteMatch};
+use crate::rules::watch_token::Authenticated;
 use crate::runtime::Runtime;
 use crate::runtime::snapshot::Snapshot;
 use bytes::Bytes;
@@ -154,7 +155,7 @@ pub struct WatchStream {
     shared: Arc<SharedState>,
     topics: Arc<WatchTopics>,
     request: Request,
-    client: ClientId,
+    authenticated: Authenticated,
     show: Show,
     shape: Representation,
     query: ProviderQuery,
@@ -194,8 +195,8 @@ pub(crate) struct WatchRequest<'w> {
     pub topics: &'w Arc<WatchTopics>,
     /// The configuration at the start of the request.
     pub snapshot: &'w Arc<Snapshot>,
-    /// The client.
-    pub client: ClientId,
+    /// The client, and its key or token.
+    pub authenticated: Authenticated,
     /// The request.
     pub request: &'w Request,
     /// Which fields of the session the events contain.
@@ -215,7 +216,7 @@ impl WatchRequest<'_> {
         lookup: CacheLookup,
         record: &mut RequestRecord,
     ) -> Outcome<WatchStart> {
-        let permit = WatchPermit::acquire(self.shared, self.topics, self.snapshot, self.client)?;
+        let permit = WatchPermit::acquire(self.shared, self.topics, self.snapshot, self.authenticated.client)?;
         let memory = query.memory_share(self.shared).reserve(WATCH_BYTES)?;
         let served = obtain::obtain(self.shared, &query, lookup, None, self.now, record).await?;
         record.cache = Some(served.status.clone());
@@ -229,8 +230,8 @@ impl WatchRequest<'_> {
             shared: self.shared.clone(),
             topics: self.topics.clone(),
             request: self.request.clone(),
-            client: self.client,
-            show: representation::show(self.snapshot, self.client, &self.shape),
+            show: show(self.snapshot, &self.authenticated, &self.shape),
+            authenticated: self.authenticated,
             shape: self.shape,
             query,
             topic,
@@ -344,16 +345,17 @@ impl WatchStream {
     }
 
     /// Checks under the configuration in force that the client may still watch the session. A reload can remove the key,
-    /// the client or its right to the provider, and a key can expire.
+    /// the client or its right to the provider, and a key can expire. A token only begins a watch: its own expiry does not
+    /// end it.
     fn authorize(&mut self) -> Outcome<()> {
         let snapshot = self.runtime.snapshot();
-        self.client = snapshot.keys.identify(&self.request, self.shared.now())?;
+        self.authenticated.client = snapshot.keys.client_of(&self.authenticated.key, self.shared.now())?;
         let routed = snapshot.routes.route(&self.request);
         let Ok(RouteMatch { route: Route::Watch { name, .. }, .. }) = routed else {
             return Err(routed.err().map_or_else(problems::not_watchable, |(_, error)| error.into()));
         };
-        self.query = session_query(&snapshot, self.client, &name, &self.request)?;
-        self.show.secrets = snapshot.clients[self.client].reveal_secrets;
+        self.query = session_query(&snapshot, self.authenticated.client, &name, &self.request)?;
+        self.show = show(&snapshot, &self.authenticated, &self.shape);
         if self.query.key != self.topic.key {
             self.topic = self.topics.topic(&self.query.key);
         }
@@ -416,6 +418,12 @@ impl WatchStream {
         start.extend_from_slice(format!("event: {name}\ndata: ").as_bytes());
         data.between(start.into(), Bytes::from_static(b"\n\n"))
     }
+}
+
+/// Returns the form of the events. A URL is seen by more people than a key, so a token reveals no secrets.
+fn show(snapshot: &Snapshot, authenticated: &Authenticated, shape: &Representation) -> Show {
+    let show = representation::show(snapshot, authenticated.client, shape);
+    Show { secrets: show.secrets && authenticated.session.is_none(), ..show }
 }
 
 /// Returns the topic's last fetch if it is recent, otherwise fetches the session.

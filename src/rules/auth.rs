@@ -34,6 +34,15 @@ pub enum AuthError {
     SeveralKeys,
 }
 
+/// The SHA-256 of a key.
+pub(crate) type KeyDigest = [u8; 32];
+
+/// Returns the digest of a key.
+#[must_use]
+pub(crate) fn digest(key: &[u8]) -> KeyDigest {
+    Sha256::digest(key).into()
+}
+
 /// The digests of all clients' keys.
 #[derive(Default)]
 pub struct Keys {
@@ -81,13 +90,25 @@ impl Keys {
     /// # Errors
     /// The request has no key, an unknown or expired key, or several different keys.
     pub fn identify(&self, request: &Request, now: Time) -> Result<ClientId, AuthError> {
-        let key = request_key(request)?;
-        let digest: [u8; 32] = Sha256::digest(key).into();
-        let known = self.by_digest.get(&digest).ok_or(AuthError::UnknownKey)?;
+        self.client_of(&digest(request_key(request)?), now)
+    }
+
+    /// Returns the client of a key.
+    ///
+    /// # Errors
+    /// The key is unknown, or has expired.
+    pub(crate) fn client_of(&self, key: &KeyDigest, now: Time) -> Result<ClientId, AuthError> {
+        let known = self.by_digest.get(key).ok_or(AuthError::UnknownKey)?;
         if known.expires_at.is_some_and(|at| at <= now) {
             return Err(AuthError::ExpiredKey);
         }
         Ok(known.client)
+    }
+
+    /// Returns when a key expires; `None` if never.
+    #[must_use]
+    pub(crate) fn expiry(&self, key: &KeyDigest) -> Option<Time> {
+        self.by_digest.get(key)?.expires_at
     }
 
     /// Returns whether a header value is a key of any client, with or without a scheme before it, expired or not.
@@ -110,7 +131,7 @@ pub(crate) fn weir_key(headers: &RequestHeaders) -> Option<&[u8]> {
 ///
 /// # Errors
 /// The request has no key, or several different keys.
-fn request_key(request: &Request) -> Result<&[u8], AuthError> {
+pub(crate) fn request_key(request: &Request) -> Result<&[u8], AuthError> {
     if let Some(key) = weir_key(&request.headers) {
         let differs = request.headers.get_all(WEIR_KEY).any(|other| other != key);
         return if differs { Err(AuthError::SeveralWeirKeys) } else { Ok(key) };

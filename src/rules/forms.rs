@@ -1,6 +1,6 @@
 //! Reads the parameters of a request from its query, or from the form of a POST.
 
-use crate::base::endpoints::Endpoint;
+use crate::base::endpoints::{Endpoint, Methods};
 use crate::base::request_reply::Request;
 use crate::rules::parameters::Parameters;
 use crate::rules::route_error::RouteError;
@@ -14,6 +14,7 @@ pub(crate) fn parameters(endpoint: &'static Endpoint, request: &Request) -> Resu
     let (path, methods) = (endpoint.path, endpoint.methods);
     let text = match &request.method {
         &Method::GET | &Method::HEAD if methods.has_get() => &request.query,
+        &Method::POST if methods == Methods::Post => &request.query,
         &Method::POST if methods.has_form() => match &request.form {
             Some(Ok(_)) if !request.query.is_empty() => return Err(RouteError::QueryAndForm),
             Some(Ok(form)) => form,

@@ -40,3 +40,4 @@ pub(crate) mod swagger_ui;
 pub(crate) mod template;
 pub(crate) mod unified_id;
 pub(crate) mod visible_body;
+pub(crate) mod watch_token;

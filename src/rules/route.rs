@@ -55,6 +55,8 @@ pub enum Route {
         /// How the response represents it.
         shape: Representation,
     },
+    /// A token for the watch of this session.
+    WatchToken(SessionName),
     /// Sessions by their ids.
     Batch {
         /// The ids.
@@ -100,7 +102,7 @@ impl Route {
     #[must_use]
     pub fn providers(&self) -> Vec<ProviderId> {
         match self {
-            Route::Session { name, .. } | Route::Watch { name, .. } => vec![name.provider],
+            Route::Session { name, .. } | Route::Watch { name, .. } | Route::WatchToken(name) => vec![name.provider],
             Route::List { sources, .. } => sources.iter().map(|source| source.provider).collect(),
             Route::Batch { .. } | Route::Providers | Route::Document(_) => Vec::new(),
         }
@@ -199,11 +201,12 @@ impl RouteTable {
 
     fn build(&self, endpoint: &Endpoint, segments: &[&str], parameters: &Parameters) -> Result<Route, RouteError> {
         match (endpoint.response, segments) {
-            (ResponseKind::Session | ResponseKind::Events, [id]) => {
+            (ResponseKind::Session | ResponseKind::Events | ResponseKind::WatchToken, [id]) => {
                 let (name, shape) = (self.parse_session_id(id)?, parameters.representation()?);
                 self.check_operation(name.provider, Operation::GetSession)?;
                 Ok(match endpoint.response {
                     ResponseKind::Events => Route::Watch { name, shape },
+                    ResponseKind::WatchToken => Route::WatchToken(name),
                     _ => Route::Session { name, shape },
                 })
             }

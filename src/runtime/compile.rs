@@ -42,6 +42,7 @@ use crate::rules::provider_links::ProviderAddress;
 use crate::rules::read_headers::ReadHeaderRules;
 use crate::rules::route::RouteTable;
 use crate::rules::swagger_ui::PublicDocument;
+use crate::rules::watch_token::WatchTokens;
 use http::{HeaderName, HeaderValue};
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -118,6 +119,7 @@ impl<'a> Compiler<'a> {
         let listeners = self.listeners(&config.weir.listen);
         self.examples(&config.examples, &providers);
         let description = PublicDocument::new("application/json", openapi::document(&config).into());
+        let digests = config.clients.iter().flat_map(|client| &client.keys).map(|key| key.sha256);
         Snapshot {
             revision: revision(config.revision, secret_changes),
             content,
@@ -129,6 +131,7 @@ impl<'a> Compiler<'a> {
             certificates,
             keys: Keys::compile(&config.clients),
             signer: Signer::new(&config.weir.page_token_key, random),
+            watch_tokens: WatchTokens::new(digests, &config.weir.page_token_key, random),
             failures: self.failures(&config.weir),
             traces: TraceDestination::compile(&config.weir.traces, self.faults).map(Arc::new),
             weir: config.weir,

@@ -31,8 +31,9 @@ use crate::rules::page_token::Signer;
 use crate::rules::provider_body::CompiledOperation;
 use crate::rules::provider_links::ProviderAddress;
 use crate::rules::read_headers::ReadHeaderRules;
-use crate::rules::route::RouteTable;
+use crate::rules::route::{RouteTable, SessionName};
 use crate::rules::swagger_ui::PublicDocument;
+use crate::rules::watch_token::{SessionTag, WatchTokens};
 use http::HeaderValue;
 use prometheus::{Histogram, IntCounter};
 use std::collections::HashMap;
@@ -74,6 +75,8 @@ pub struct Snapshot {
     pub description: PublicDocument,
     /// Signs page tokens.
     pub signer: Signer,
+    /// Seals and opens watch tokens.
+    pub watch_tokens: WatchTokens,
     /// Where traces are sent; `None` disables them.
     pub traces: Option<Arc<TraceDestination>>,
     /// Counts failed authentications; `None` if they are not limited.
@@ -184,6 +187,13 @@ pub struct Provider {
 }
 
 impl Snapshot {
+    /// Returns what a watch token has about a session.
+    #[must_use]
+    pub(crate) fn session_tag(&self, name: &SessionName) -> SessionTag {
+        let provider = &self.providers[name.provider].name;
+        self.watch_tokens.session(provider, name.agent.as_deref(), &name.session)
+    }
+
     /// Returns the provider with this name.
     #[must_use]
     pub fn provider(&self, name: &str) -> Option<&Provider> {

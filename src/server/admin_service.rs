@@ -117,7 +117,8 @@ impl AdminService {
                 return;
             }
             let keep_alive = head.keep_alive && !answered.unread && remaining > 0 && !connection.is_last_request();
-            let written = connection.write_response(&head.request, answered.response, keep_alive, runtime::now()).await;
+            let (request, response) = (&head.request, answered.response);
+            let written = connection.write_response(request, response, keep_alive, runtime::now(), &mut 0).await;
             idle_since = now();
             match written {
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => return self.count_end("stall_timeout"),

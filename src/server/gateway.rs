@@ -11,14 +11,14 @@ use crate::engine::request_record::{InFlightCounts, RequestRecord};
 use crate::pipeline::watch::WatchStream;
 use crate::pipeline::{Handled, Pipeline};
 use crate::runtime;
-use crate::server::access_log::AccessLogger;
+use crate::server::access_log::{AccessLogger, End};
 use crate::server::guess_delay::GuessDelay;
 use crate::server::http1::{BodyEnd, ConnectionEnd, Http1Connection};
 use crate::server::http1_body::RequestBody;
 use crate::server::http1_head::{BodyFraming, RequestHead};
 use crate::server::http2_stream::Http2Stream;
 use crate::server::proxy::{PassThrough, ProxyContext};
-use crate::server::request_log::{Counters, InFlight, RequestLog};
+use crate::server::request_log::{Counters, InFlight, RequestLog, with_begin};
 use crate::server::request_stream::{RequestStream, UnreadStream};
 use crate::server::shutdown::ShutdownSignals;
 use futures_util::stream::StreamExt;
@@ -50,20 +50,60 @@ pub(crate) struct Gateway {
 
 /// What to do with a request that the pipeline has handled.
 #[allow(clippy::large_enum_variant)] // nearly all are of the large variant; a box would cost more than it saves
-enum NextStep {
+enum NextStep<'g> {
     /// Write the response.
-    Respond(Response, ServedRequest),
+    Respond(Response, ServedRequest<'g>),
     /// Forward the request to the provider.
     Forward(ProxyContext),
     /// Write the response and then its events, until they end or the client closes the connection.
-    Watch(Response, Box<WatchStream>, RequestRecord, Duration),
+    Watch(Response, Box<WatchStream>, ServedRequest<'g>),
 }
 
-/// A request whose response is ready to be written.
-struct ServedRequest {
+/// A request whose response is ready to be written. It is recorded at its end, or when it is dropped before that.
+struct ServedRequest<'g> {
+    log: &'g RequestLog,
+    method: Method,
     started: Instant,
+    /// How long it took until its response, if that is not its end.
+    response_took: Option<Duration>,
     record: RequestRecord,
-    _in_flight: InFlight,
+    /// How many bytes of the response's body were sent.
+    sent: usize,
+    recorded: bool,
+    _in_flight: Option<InFlight>,
+}
+
+impl ServedRequest<'_> {
+    /// Returns how to write the line of a request that lasts, and where to count the bytes that were sent.
+    fn parts(&mut self) -> (impl FnOnce(), &mut usize) {
+        let Self { log, method, started, record, sent, .. } = self;
+        let begin = || {
+            let line = log.begin(method, record, started.elapsed());
+            log.write(line);
+        };
+        (begin, sent)
+    }
+
+    /// Records the request after its response was written or could not be written. Returns the time.
+    fn finish(mut self, counters: &mut Counters) -> Instant {
+        self.record(counters)
+    }
+
+    fn record(&mut self, counters: &mut Counters) -> Instant {
+        let ended = now();
+        if !std::mem::replace(&mut self.recorded, true) {
+            let took = ended - self.started;
+            let end = End { response_took: self.response_took.unwrap_or(took), took, sent: self.sent };
+            self.log.record(counters, &self.method, &mut self.record, end);
+        }
+        ended
+    }
+}
+
+impl Drop for ServedRequest<'_> {
+    fn drop(&mut self) {
+        self.record(&mut Counters::default());
+    }
 }
 
 impl Gateway {
@@ -87,25 +127,31 @@ impl Gateway {
     }
 
     /// Has the pipeline handle a request.
-    async fn handle(&self, request: &Request) -> NextStep {
+    async fn handle(&self, request: &Request) -> NextStep<'_> {
         let started = now();
         let pipeline = &self.pass_through.pipeline;
         let in_flight = InFlight::new(&pipeline.shared.metrics.http.in_flight);
         let (handled, mut record) = pipeline.handle(request, self.request_id(&request.headers)).await;
+        let served = |record, in_flight, response_took| ServedRequest {
+            log: &self.pass_through.log,
+            method: request.method.clone(),
+            started,
+            response_took,
+            record,
+            sent: 0,
+            recorded: false,
+            _in_flight: in_flight,
+        };
         match handled {
-            Handled::Respond(response) => {
-                if request.method == Method::HEAD {
-                    record.bytes = 0;
-                }
-                NextStep::Respond(response, ServedRequest { started, record, _in_flight: in_flight })
-            }
             // A watch does not count as in flight: it has limits of its own.
             Handled::Watch(response, events) if request.method != Method::HEAD => {
                 record.in_flight = InFlightCounts::default();
-                NextStep::Watch(response, events, record, started.elapsed())
+                let mut served = served(record, None, Some(started.elapsed()));
+                served.parts().0();
+                NextStep::Watch(response, events, served)
             }
-            Handled::Watch(response, _) => {
-                NextStep::Respond(response, ServedRequest { started, record, _in_flight: in_flight })
+            Handled::Respond(response) | Handled::Watch(response, _) => {
+                NextStep::Respond(response, served(record, Some(in_flight), None))
             }
             Handled::Forward(mut forward) => {
                 forward.record = record;
@@ -114,13 +160,6 @@ impl Gateway {
                 NextStep::Forward(context)
             }
         }
-    }
-
-    /// Records a request after its response was written or could not be written. Returns the time.
-    fn finish(&self, counters: &mut Counters, request: &Request, mut served: ServedRequest) -> Instant {
-        let ended = now();
-        self.pass_through.log.record(counters, &request.method, &mut served.record, ended - served.started);
-        ended
     }
 
     /// Returns the client's own request id if it is valid, otherwise a new one. A valid id has 1 to 128 characters that need
@@ -171,15 +210,14 @@ impl Gateway {
                     // Weir's own routes ignore a body. The next request would begin after it, so the connection closes.
                     let keep_alive =
                         head.keep_alive && !head.has_body() && remaining > 0 && !connection.is_last_request();
-                    let Some(delayed) = self.guess_delay.wait(served.record.guess).await else {
-                        self.finish(&mut counters, request, served);
-                        return;
-                    };
+                    let Some(delayed) = self.guess_delay.wait(served.record.guess).await else { return };
                     // The delay is not time that the request took.
                     served.started += delayed;
                     let now = served.record.responded_at;
-                    let written = connection.write_response(request, response, keep_alive, now).await;
-                    idle_since = self.finish(&mut counters, request, served);
+                    let (begin, sent) = served.parts();
+                    let write = connection.write_response(request, response, keep_alive, now, sent);
+                    let written = with_begin(write, begin).await;
+                    idle_since = served.finish(&mut counters);
                     match written {
                         Err(error) if error.kind() == io::ErrorKind::TimedOut => {
                             return self.count_end("stall_timeout");
@@ -194,9 +232,10 @@ impl Gateway {
                         }
                     }
                 }
-                NextStep::Watch(response, events, mut record, took) => {
-                    record.bytes = connection.write_stream(request, response, events.events(), runtime::now()).await;
-                    self.pass_through.log.record(&mut counters, &request.method, &mut record, took);
+                NextStep::Watch(response, events, mut served) => {
+                    let events = events.events();
+                    connection.write_stream(request, response, events, runtime::now(), &mut served.sent).await;
+                    served.finish(&mut counters);
                     return self.close(connection, head.has_body()).await;
                 }
                 NextStep::Forward(context) => {
@@ -306,20 +345,18 @@ impl Gateway {
         }
         match self.handle(&request).await {
             NextStep::Respond(response, mut served) => {
-                let Some(delayed) = self.guess_delay.wait(served.record.guess).await else {
-                    self.finish(&mut Counters::default(), &request, served);
-                    return false;
-                };
+                let Some(delayed) = self.guess_delay.wait(served.record.guess).await else { return false };
                 served.started += delayed;
-                let written = stream.write_response(&request.method, response).await;
-                self.finish(&mut Counters::default(), &request, served);
+                let (begin, sent) = served.parts();
+                let written = with_begin(stream.write_response(&request.method, response, sent), begin).await;
+                served.finish(&mut Counters::default());
                 if written.is_ok() {
                     let _ = stream.end();
                 }
             }
-            NextStep::Watch(response, events, mut record, took) => {
-                record.bytes = write_events(&mut stream, response, events).await;
-                self.pass_through.log.record(&mut Counters::default(), &request.method, &mut record, took);
+            NextStep::Watch(response, events, mut served) => {
+                write_events(&mut stream, response, events, &mut served.sent).await;
+                served.finish(&mut Counters::default());
                 let _ = stream.end();
             }
             NextStep::Forward(context) => {
@@ -373,25 +410,22 @@ fn now() -> Instant {
     Instant::now()
 }
 
-/// Writes a response and then its events, until they end or the client closes the stream. Returns the number of body
-/// bytes written.
-async fn write_events(stream: &mut Http2Stream, response: Response, events: Box<WatchStream>) -> usize {
+/// Writes a response and then its events, until they end or the client closes the stream. Adds the bytes of its body that
+/// were sent to `sent`.
+async fn write_events(stream: &mut Http2Stream, response: Response, events: Box<WatchStream>, sent: &mut usize) {
     let mut events = events.events();
-    let mut written = 0;
     if stream.write_head(&response).is_err() {
-        return written;
+        return;
     }
     loop {
         let event = tokio::select! {
             event = events.next() => event,
-            _ = stream.reset() => return written,
+            _ = stream.reset() => return,
         };
-        let Some(event) = event else { return written };
-        let bytes = event.len();
-        if stream.write_body_parts(event, false).await.is_err() {
-            return written;
+        let Some(event) = event else { return };
+        if stream.write_body_parts(event, false, sent).await.is_err() {
+            return;
         }
-        written += bytes;
     }
 }
 

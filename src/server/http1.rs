@@ -115,6 +115,16 @@ pub(crate) enum BodyEnd {
     Closed,
 }
 
+/// Which of the bytes of a write belong to a response's body.
+struct Counted<'s> {
+    /// How many bytes come before them.
+    before: usize,
+    /// How many they are.
+    length: usize,
+    /// Counts those that were written.
+    sent: &'s mut usize,
+}
+
 /// An HTTP/1 connection.
 pub(crate) struct Http1Connection {
     stream: Stream,
@@ -312,7 +322,8 @@ impl Http1Connection {
         if expects && head.has_body() && self.filled == 0 && head.request.version == Version::HTTP_11 {
             self.out.clear();
             self.out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
-            self.write(&[]).await.map_err(|_| BodyEnd::Closed)?;
+            let counted = Counted { before: 0, length: 0, sent: &mut 0 };
+            self.write(&[], counted).await.map_err(|_| BodyEnd::Closed)?;
         }
         let latest = Instant::now() + limits.body_timeout;
         loop {
@@ -337,7 +348,8 @@ impl Http1Connection {
         (self.stream, BytesMut::from(&self.buffer[..self.filled]))
     }
 
-    /// Writes a response. `keep_alive` says whether the client may send another request.
+    /// Writes a response. `keep_alive` says whether the client may send another request. Adds the bytes of its body that
+    /// were written to `sent`.
     ///
     /// # Errors
     /// The client closed the connection, or accepts no bytes within the stall timeout (`TimedOut`).
@@ -347,39 +359,41 @@ impl Http1Connection {
         response: Response,
         keep_alive: bool,
         now: Time,
+        sent: &mut usize,
     ) -> io::Result<()> {
         self.write_head(request.version, &response, keep_alive, now);
-        let body = if request.method == Method::HEAD { &[] } else { response.body.parts() };
-        if response.body.len() <= MAX_COPIED_BODY {
-            body.iter().for_each(|part| self.out.extend_from_slice(part));
-            self.write(&[]).await
+        let body = if request.method == Method::HEAD { Body::default() } else { response.body };
+        let counted = Counted { before: self.out.len(), length: body.len(), sent };
+        if body.len() <= MAX_COPIED_BODY {
+            body.parts().iter().for_each(|part| self.out.extend_from_slice(part));
+            self.write(&[], counted).await
         } else {
-            self.write(body).await
+            self.write(body.parts(), counted).await
         }
     }
 
-    /// Writes a response whose body comes in parts, until the last part or until the client closes the connection.
-    /// Returns the number of body bytes written. The connection cannot be used for another request after it.
+    /// Writes a response whose body comes in parts, until the last part or until the client closes the connection. Adds
+    /// the bytes of its body that were written to `sent`. The connection cannot be used for another request after it.
     pub(crate) async fn write_stream(
         &mut self,
         request: &Request,
         mut response: Response,
         mut parts: Pin<Box<dyn BodyParts<Item = Body> + Send>>,
         now: Time,
-    ) -> usize {
+        sent: &mut usize,
+    ) {
         // An HTTP/1.0 client reads the body to the end of the connection.
         let chunked = request.version == Version::HTTP_11;
         if chunked {
             response.headers.push("transfer-encoding", "chunked");
         }
         self.write_head(request.version, &response, false, now);
-        let (mut written, mut length, mut body) = (0, 0, Body::default());
+        let (mut before, mut length, mut body) = (self.out.len(), 0, Body::default());
         let (mut sends_no_more, mut probes) = (false, 0);
         loop {
-            if self.write(body.parts()).await.is_err() {
-                return written;
+            if self.write(body.parts(), Counted { before, length, sent }).await.is_err() {
+                return;
             }
-            written += length;
             // Its memory is free while the stream waits for the next part.
             drop(body);
             let mut unexpected = [0];
@@ -390,7 +404,7 @@ impl Http1Connection {
                     // ends the stream, and so does a broken connection.
                     read = self.stream.read(&mut unexpected), if !sends_no_more => match read {
                         Ok(0) => (sends_no_more, probes) = (true, PROBES),
-                        _ => return written,
+                        _ => return,
                     },
                     // One that is gone looks the same, until Weir writes to it twice.
                     () = tokio::time::sleep(PROBE_INTERVAL), if probes > 0 => {
@@ -402,13 +416,16 @@ impl Http1Connection {
             self.out.clear();
             let Some(part) = part else {
                 self.out.extend_from_slice(if chunked { LAST_CHUNK } else { b"" });
-                let _ = self.write(&[]).await;
-                return written;
+                let _ = self.write(&[], Counted { before: 0, length: 0, sent }).await;
+                return;
             };
             body = part;
             length = body.len();
             if chunked {
                 http1_response::write_chunk_size(&mut self.out, length);
+            }
+            before = self.out.len();
+            if chunked {
                 body = body.between(Bytes::new(), Bytes::from_static(CHUNK_END));
             }
             if length <= MAX_COPIED_BODY {
@@ -424,9 +441,10 @@ impl Http1Connection {
     }
 
     /// Writes the bytes in `out`, then the parts of a body. Flushes each piece, so that TLS never keeps more than one.
-    async fn write(&mut self, body: &[Bytes]) -> io::Result<()> {
+    async fn write(&mut self, body: &[Bytes], counted: Counted<'_>) -> io::Result<()> {
         let Self { stream, deadline, stall_timeout, max_piece, .. } = self;
         let mut unwritten = Unwritten::new(&self.out, body);
+        let (sent_before, mut total) = (*counted.sent, 0_usize);
         while !unwritten.is_empty() {
             let written = unless_stalled(deadline, *stall_timeout, |cx| {
                 let stream = Pin::new(&mut *stream);
@@ -440,6 +458,8 @@ impl Http1Connection {
                 return Err(io::ErrorKind::WriteZero.into());
             }
             unwritten.advance(written);
+            total += written;
+            *counted.sent = sent_before + total.saturating_sub(counted.before).min(counted.length);
             unless_stalled(deadline, *stall_timeout, |cx| Pin::new(&mut *stream).poll_flush(cx)).await?;
         }
         Ok(())
@@ -448,7 +468,7 @@ impl Http1Connection {
     /// Writes a problem that belongs to no request.
     pub(crate) async fn write_problem(&mut self, problem: &Problem) -> io::Result<()> {
         self.out = http1_response::of_problem(problem);
-        self.write(&[]).await
+        self.write(&[], Counted { before: 0, length: 0, sent: &mut 0 }).await
     }
 
     /// Closes the connection. If `unread`, the client may still be sending; what it sends is discarded first. Returns

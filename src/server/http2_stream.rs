@@ -1,8 +1,7 @@
 //! One stream of an HTTP/2 connection: reads the body of its request and writes its response.
 //!
-//! Implements Pingora's trait for sessions of other protocols, because Pingora's own HTTP/2 session drops every interim
-//! response, so that a client with `Expect: 100-continue` would wait for its timeout. This module makes no decision about
-//! a request that is well-formed.
+//! Pingora's own HTTP/2 session drops every interim response, so that a client with `Expect: 100-continue` would wait for
+//! its timeout. This module makes no decision about a request that is well-formed.
 
 use crate::base::problem::Problem;
 use crate::base::request_reply::{Body, FormError, Response};
@@ -10,20 +9,14 @@ use crate::server::http2_frames::{HeaderFault, HeaderFaults};
 use crate::server::http2_head;
 use crate::server::http2_problem;
 use crate::server::proxy::response_header;
-use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
-use futures_util::stream::Stream;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
-use http::{HeaderMap, HeaderName, Method, StatusCode, header};
+use http::{HeaderName, Method, StatusCode, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::Digest;
-use pingora::protocols::http::HttpTask;
-use pingora::protocols::http::custom::CustomMessageWrite;
-use pingora::protocols::http::custom::server::Session;
 use pingora::protocols::http::date::get_cached_date;
 use pingora::protocols::http::v2::write_body;
-use pingora::protocols::l4::socket::SocketAddr;
 use pingora::{Error, ErrorType, OrErr, Result};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -31,6 +24,9 @@ use std::time::Duration;
 
 /// The most bytes of a request body that are stored so that it can be sent again.
 const MAX_RETRY_BUFFER: usize = 64 << 10;
+
+/// The most bytes of a part that are sent at once.
+const MAX_PIECE: usize = 16 << 10;
 
 /// Headers of an HTTP/1 connection, which HTTP/2 does not allow (RFC 9113, section 8.2.2).
 const CONNECTION_HEADERS: [HeaderName; 5] = [
@@ -52,23 +48,23 @@ pub(crate) enum Rejection {
 
 /// A stream with a request.
 pub(crate) struct Http2Stream {
-    request: RequestHeader,
-    body: RecvStream,
-    respond: SendResponse<Bytes>,
+    pub(super) request: RequestHeader,
+    pub(super) body: RecvStream,
+    pub(super) respond: SendResponse<Bytes>,
     /// Writes the body of the response; `None` before its header is written.
-    writer: Option<SendStream<Bytes>>,
-    response: Option<Box<ResponseHeader>>,
+    pub(super) writer: Option<SendStream<Bytes>>,
+    pub(super) response: Option<Box<ResponseHeader>>,
     /// Whether a 100 was sent.
     continued: bool,
     /// Whether END_STREAM was sent.
-    ended: bool,
-    bytes_read: usize,
-    bytes_sent: usize,
+    pub(super) ended: bool,
+    pub(super) bytes_read: usize,
+    pub(super) bytes_sent: usize,
     /// The body so far; `None` inside once it is too large.
-    retry_buffer: Option<Option<BytesMut>>,
-    digest: Arc<Digest>,
+    pub(super) retry_buffer: Option<Option<BytesMut>>,
+    pub(super) digest: Arc<Digest>,
     faults: Arc<HeaderFaults>,
-    write_timeout: Option<Duration>,
+    pub(super) write_timeout: Option<Duration>,
 }
 
 impl Http2Stream {
@@ -119,7 +115,8 @@ impl Http2Stream {
 
     /// Returns the client's address.
     pub(crate) fn peer(&self) -> Option<IpAddr> {
-        self.client_addr().and_then(|address| address.as_inet()).map(std::net::SocketAddr::ip)
+        let address = self.digest.socket_digest.as_ref()?.peer_addr()?;
+        address.as_inet().map(std::net::SocketAddr::ip)
     }
 
     /// Sets how long the client may accept no bytes.
@@ -127,29 +124,35 @@ impl Http2Stream {
         self.write_timeout = Some(timeout);
     }
 
-    /// Writes a response.
+    /// Writes a response. Adds the bytes of its body that were sent to `sent`.
     ///
     /// # Errors
     /// The client reset the stream, or accepts no bytes within the write timeout.
-    pub(crate) async fn write_response(&mut self, method: &Method, mut response: Response) -> Result<()> {
+    pub(crate) async fn write_response(
+        &mut self,
+        method: &Method,
+        mut response: Response,
+        sent: &mut usize,
+    ) -> Result<()> {
         let body = if *method == Method::HEAD { Body::default() } else { std::mem::take(&mut response.body) };
         // A response without a body waits for no window.
         self.write_header(response_header(&response)?, body.len() == 0)?;
-        self.write_body_parts(body, true).await
+        self.write_body_parts(body, true, sent).await
     }
 
-    /// Writes parts of the body, and ends it if `end`. Their memory stays reserved until the connection has sent them.
+    /// Writes parts of the body, and ends it if `end`. Adds the bytes that were sent to `sent`. The memory of the parts stays
+    /// reserved until the connection has sent them.
     ///
     /// # Errors
     /// The client reset the stream, or accepts no bytes within the write timeout.
-    pub(crate) async fn write_body_parts(&mut self, body: Body, end: bool) -> Result<()> {
+    pub(crate) async fn write_body_parts(&mut self, body: Body, end: bool, sent: &mut usize) -> Result<()> {
         let mut parts = body.into_parts().into_iter().filter(|part| !part.is_empty()).peekable();
         if end && parts.peek().is_none() {
             return self.end();
         }
         while let Some(part) = parts.next() {
             let is_last = end && parts.peek().is_none();
-            self.write_part(part, is_last).await?;
+            self.write_part(part, is_last, sent).await?;
         }
         Ok(())
     }
@@ -163,7 +166,7 @@ impl Http2Stream {
     }
 
     /// Writes the header of a final response, or a 100 if the client expects it. Drops other interim responses.
-    fn write_header(&mut self, mut header: Box<ResponseHeader>, end: bool) -> Result<()> {
+    pub(super) fn write_header(&mut self, mut header: Box<ResponseHeader>, end: bool) -> Result<()> {
         if self.ended || self.response.is_some() {
             return Ok(());
         }
@@ -194,22 +197,30 @@ impl Http2Stream {
         self.respond.send_informational(response).or_err(ErrorType::WriteError, "while writing 100 over HTTP/2")
     }
 
-    /// Writes a part of the body.
+    /// Writes a part of the body. Adds the bytes that were sent to `sent`.
     ///
     /// # Errors
     /// The client reset the stream, or accepts no bytes within the write timeout.
-    pub(crate) async fn write_part(&mut self, part: Bytes, end: bool) -> Result<()> {
+    pub(super) async fn write_part(&mut self, part: Bytes, end: bool, sent: &mut usize) -> Result<()> {
         if self.ended {
             return Ok(());
         }
         let Some(writer) = &mut self.writer else {
             return Error::e_explain(ErrorType::H2Error, "a body before its header");
         };
-        let length = part.len();
-        write_body(writer, part, end, self.write_timeout).await.map_err(Error::into_down)?;
-        self.bytes_sent += length;
-        self.ended |= end;
-        Ok(())
+        let mut rest = part;
+        loop {
+            // In pieces, so that the bytes sent of a part that is cut off are known.
+            let piece = rest.split_to(rest.len().min(MAX_PIECE));
+            let (length, ends) = (piece.len(), end && rest.is_empty());
+            write_body(writer, piece, ends, self.write_timeout).await.map_err(Error::into_down)?;
+            self.bytes_sent += length;
+            *sent += length;
+            if rest.is_empty() {
+                self.ended |= end;
+                return Ok(());
+            }
+        }
     }
 
     /// Ends the response, if its header is written. Otherwise the stream is reset when it is dropped.
@@ -224,7 +235,7 @@ impl Http2Stream {
         Ok(())
     }
 
-    async fn read_part(&mut self) -> Result<Option<Bytes>> {
+    pub(super) async fn read_part(&mut self) -> Result<Option<Bytes>> {
         let part = self.body.data().await.transpose();
         let Some(part) = part.or_err(ErrorType::ReadError, "while reading an HTTP/2 request body")? else {
             return self.check_trailers().map(|()| None);
@@ -294,198 +305,5 @@ impl Http2Stream {
 impl Drop for Http2Stream {
     fn drop(&mut self) {
         self.faults.forget(self.respond.stream_id().as_u32());
-    }
-}
-
-#[async_trait]
-impl Session for Http2Stream {
-    fn req_header(&self) -> &RequestHeader {
-        &self.request
-    }
-
-    fn req_header_mut(&mut self) -> &mut RequestHeader {
-        &mut self.request
-    }
-
-    async fn read_body_bytes(&mut self) -> Result<Option<Bytes>> {
-        self.read_part().await
-    }
-
-    async fn drain_request_body(&mut self) -> Result<()> {
-        while !Session::is_body_done(self) && self.read_part().await?.is_some() {}
-        Ok(())
-    }
-
-    async fn write_response_header(&mut self, response: Box<ResponseHeader>, end: bool) -> Result<()> {
-        self.write_header(response, end)
-    }
-
-    async fn write_response_header_ref(&mut self, response: &ResponseHeader, end: bool) -> Result<()> {
-        self.write_header(Box::new(response.clone()), end)
-    }
-
-    async fn write_body(&mut self, part: Bytes, end: bool) -> Result<()> {
-        self.write_part(part, end).await
-    }
-
-    async fn write_trailers(&mut self, trailers: HeaderMap) -> Result<()> {
-        if let Some(writer) = self.writer.as_mut().filter(|_| !self.ended) {
-            writer.send_trailers(trailers).or_err(ErrorType::WriteError, "while writing HTTP/2 trailers")?;
-            self.ended = true;
-        }
-        Ok(())
-    }
-
-    async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
-        let mut ended = false;
-        for task in tasks {
-            ended |= match task {
-                HttpTask::Header(header, end) => {
-                    self.write_header(header, end).map_err(Error::into_down)?;
-                    end
-                }
-                HttpTask::Body(part, end) => {
-                    if let Some(part) = part.filter(|part| !part.is_empty()) {
-                        self.write_part(part, end).await?;
-                    }
-                    end
-                }
-                HttpTask::Trailer(Some(trailers)) => {
-                    self.write_trailers(*trailers).await?;
-                    true
-                }
-                HttpTask::Trailer(None) | HttpTask::Done => true,
-                HttpTask::UpgradedBody(..) => {
-                    return Error::e_explain(ErrorType::InternalError, "an upgraded connection over HTTP/2");
-                }
-                HttpTask::Failed(error) => return Err(error),
-            };
-        }
-        if ended {
-            self.end().map_err(Error::into_down)?;
-        }
-        Ok(ended)
-    }
-
-    /// Has no effect: the deadline of a body is kept by the code that forwards it.
-    fn set_read_timeout(&mut self, _: Option<Duration>) {}
-
-    fn get_read_timeout(&self) -> Option<Duration> {
-        None
-    }
-
-    fn set_write_timeout(&mut self, timeout: Option<Duration>) {
-        self.write_timeout = timeout;
-    }
-
-    fn get_write_timeout(&self) -> Option<Duration> {
-        self.write_timeout
-    }
-
-    /// Has no effect: no body is drained.
-    fn set_total_drain_timeout(&mut self, _: Option<Duration>) {}
-
-    fn get_total_drain_timeout(&self) -> Option<Duration> {
-        None
-    }
-
-    fn request_summary(&self) -> String {
-        format!("{} {}", self.request.method, self.request.uri.path())
-    }
-
-    fn response_written(&self) -> Option<&ResponseHeader> {
-        self.response.as_deref()
-    }
-
-    async fn shutdown(&mut self, _: u32, _: &str) {
-        if !self.ended {
-            self.respond.send_reset(Reason::INTERNAL_ERROR);
-        }
-    }
-
-    fn is_body_done(&mut self) -> bool {
-        self.has_no_body() || self.body.is_end_stream()
-    }
-
-    async fn finish(&mut self) -> Result<()> {
-        self.end()
-    }
-
-    fn is_body_empty(&mut self) -> bool {
-        self.has_no_body()
-    }
-
-    async fn read_body_or_idle(&mut self, no_body_expected: bool) -> Result<Option<Bytes>> {
-        if !no_body_expected && !Session::is_body_done(self) {
-            return self.read_part().await;
-        }
-        let reason = self.reset().await?;
-        Error::e_explain(ErrorType::H2Error, format!("the client reset the stream: {reason}"))
-    }
-
-    fn body_bytes_sent(&self) -> usize {
-        self.bytes_sent
-    }
-
-    fn body_bytes_read(&self) -> usize {
-        self.bytes_read
-    }
-
-    fn digest(&self) -> Option<&Digest> {
-        Some(&self.digest)
-    }
-
-    fn digest_mut(&mut self) -> Option<&mut Digest> {
-        Arc::get_mut(&mut self.digest)
-    }
-
-    fn client_addr(&self) -> Option<&SocketAddr> {
-        self.digest.socket_digest.as_ref()?.peer_addr()
-    }
-
-    fn server_addr(&self) -> Option<&SocketAddr> {
-        self.digest.socket_digest.as_ref()?.local_addr()
-    }
-
-    fn pseudo_raw_h1_request_header(&self) -> Bytes {
-        Bytes::new()
-    }
-
-    fn enable_retry_buffering(&mut self) {
-        self.retry_buffer.get_or_insert_with(|| Some(BytesMut::new()));
-    }
-
-    fn retry_buffer_truncated(&self) -> bool {
-        matches!(self.retry_buffer, Some(None))
-    }
-
-    fn get_retry_buffer(&self) -> Option<Bytes> {
-        let buffer = self.retry_buffer.as_ref()?.as_ref()?;
-        (!buffer.is_empty()).then(|| buffer.clone().freeze())
-    }
-
-    async fn finish_custom(&mut self) -> Result<()> {
-        Ok(())
-    }
-
-    fn take_custom_message_reader(
-        &mut self,
-    ) -> Option<Box<dyn Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>> {
-        None
-    }
-
-    fn restore_custom_message_reader(
-        &mut self,
-        _: Box<dyn Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>,
-    ) -> Result<()> {
-        Ok(())
-    }
-
-    fn take_custom_message_writer(&mut self) -> Option<Box<dyn CustomMessageWrite>> {
-        None
-    }
-
-    fn restore_custom_message_writer(&mut self, _: Box<dyn CustomMessageWrite>) -> Result<()> {
-        Ok(())
     }
 }

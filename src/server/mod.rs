@@ -22,6 +22,7 @@ pub(crate) mod http2;
 pub(crate) mod http2_frames;
 mod http2_head;
 mod http2_problem;
+mod http2_session;
 mod http2_stream;
 pub(crate) mod initial_series;
 pub(crate) mod log_limit;

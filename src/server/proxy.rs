@@ -8,7 +8,8 @@ use crate::engine::body_deadline::{BodyDeadline, BodyTimeout};
 use crate::engine::upstream::forward_failure;
 use crate::pipeline::Pipeline;
 use crate::pipeline::forward::{Forward, ResponseAction};
-use crate::server::request_log::{Counters, InFlight, RequestLog};
+use crate::server::access_log::End;
+use crate::server::request_log::{Counters, InFlight, RequestLog, with_begin};
 use crate::server::request_stream::chunk_fault;
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -63,6 +64,8 @@ struct ActiveRequest {
     method: Method,
     /// Its state in the pipeline.
     forward: Box<Forward>,
+    /// How many bytes of the response's body came from the provider.
+    received: usize,
     /// Records it.
     log: Arc<RequestLog>,
 }
@@ -79,7 +82,13 @@ impl ProxyContext {
     ) -> Self {
         Self {
             _in_flight: Some(in_flight),
-            active: Some(ActiveRequest { started, method: method.clone(), forward, log: pass_through.log.clone() }),
+            active: Some(ActiveRequest {
+                started,
+                method: method.clone(),
+                forward,
+                received: 0,
+                log: pass_through.log.clone(),
+            }),
             refusal: None,
             connected: false,
             retry_with_new_token: false,
@@ -94,27 +103,34 @@ impl ProxyContext {
         self.active.as_ref().map(|active| active.forward.body_deadline.clone())
     }
 
-    /// Records the request, unless it is recorded already. `status` is recorded if no response was started.
-    fn finish(&mut self, status: u16, bytes: usize) {
-        let Some(ActiveRequest { started, method, mut forward, log }) = self.active.take() else { return };
+    /// Records the request, unless it is recorded already. `status` is recorded if no response was started. `sent`: how many
+    /// bytes of the body the client got, if that is known.
+    fn finish(&mut self, status: u16, sent: Option<usize>) {
+        let Some(ActiveRequest { started, method, mut forward, received, log }) = self.active.take() else { return };
         forward.finish();
-        forward.record.bytes = bytes;
         if forward.record.status == 0 {
             forward.record.status = status;
         }
-        log.record(&mut Counters::default(), &method, &mut forward.record, started.elapsed());
+        let (took, sent) = (started.elapsed(), sent.unwrap_or(received));
+        let end = End { response_took: took, took, sent };
+        log.record(&mut Counters::default(), &method, &mut forward.record, end);
     }
 
     /// Runs `process`, in which Pingora forwards the request, with this context.
-    pub(crate) async fn scope<F: Future>(self, process: F) -> F::Output {
-        CONTEXT.scope(Cell::new(Some(self)), process).await
+    pub(crate) async fn scope<F: Future>(mut self, process: F) -> F::Output {
+        let begin = self.active.as_mut().map(|ActiveRequest { started, method, forward, log, .. }| {
+            let line = log.begin(method, &mut forward.record, started.elapsed());
+            (log.clone(), line)
+        });
+        let process = CONTEXT.scope(Cell::new(Some(self)), process);
+        with_begin(process, || begin.into_iter().for_each(|(log, line)| log.write(line))).await
     }
 }
 
 impl Drop for ProxyContext {
     fn drop(&mut self) {
         let code = if self.accepted { Code::RequestTimeout } else { Code::InvalidRequest };
-        self.finish(code.status(), 0);
+        self.finish(code.status(), None);
     }
 }
 
@@ -278,8 +294,10 @@ impl ProxyHttp for PassThrough {
         _: bool,
         context: &mut ProxyContext,
     ) -> pingora::Result<Option<Duration>> {
-        let Some(ActiveRequest { forward, .. }) = &mut context.active else { return no_forward() };
-        let Err(problem) = forward.add_part(part.as_ref().map_or(0, Bytes::len)) else { return Ok(None) };
+        let Some(ActiveRequest { forward, received, .. }) = &mut context.active else { return no_forward() };
+        let length = part.as_ref().map_or(0, Bytes::len);
+        *received += length;
+        let Err(problem) = forward.add_part(length) else { return Ok(None) };
         context.refusal = Some(forward.problem_response(&problem));
         Error::e_explain(ErrorType::InternalError, "the client's share of the memory is used")
     }
@@ -364,7 +382,7 @@ impl ProxyHttp for PassThrough {
 
     async fn logging(&self, session: &mut Session, _: Option<&Error>, context: &mut ProxyContext) {
         // 499 if no response was started: then the client had closed the connection.
-        context.finish(499, session.body_bytes_sent());
+        context.finish(499, Some(session.body_bytes_sent()));
     }
 
     /// Turns Pingora's error log off: Weir counts and logs failures itself.

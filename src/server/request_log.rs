@@ -7,9 +7,11 @@ use crate::config::weir::AccessLog;
 use crate::engine::request_record::RequestRecord;
 use crate::pipeline::Pipeline;
 use crate::runtime;
-use crate::server::access_log::AccessLogger;
+use crate::server::access_log::{AccessLogger, End, Line};
 use http::Method;
 use prometheus::{Histogram, IntCounter, IntGauge};
+use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tracing::{debug, error};
@@ -26,8 +28,23 @@ impl RequestLog {
         Self { pipeline, access_log }
     }
 
+    /// Returns the line of a request that began `ago`, in case it lasts; `None` if the log does not have the request.
+    #[must_use]
+    pub(crate) fn begin(&self, method: &Method, record: &mut RequestRecord, ago: Duration) -> Option<Line> {
+        let mode = self.pipeline.runtime.snapshot().weir.access_log;
+        let selected = self.access_log.selects_begin(mode, record);
+        selected.then(|| Line::begin(method, record, runtime::now().minus(ago)))
+    }
+
+    /// Writes the line of a request that lasts.
+    pub(crate) fn write(&self, line: Option<Line>) {
+        if line.is_some_and(|line| !self.access_log.log(line)) {
+            self.pipeline.shared.metrics.http.access_log_dropped.inc();
+        }
+    }
+
     /// Records a finished request.
-    pub(crate) fn record(&self, counters: &mut Counters, method: &Method, record: &mut RequestRecord, took: Duration) {
+    pub(crate) fn record(&self, counters: &mut Counters, method: &Method, record: &mut RequestRecord, end: End) {
         if let Some(code) = record.error {
             log_failure(code, record);
         }
@@ -41,7 +58,7 @@ impl RequestLog {
             logger: &self.access_log,
             mode: self.pipeline.runtime.snapshot().weir.access_log,
         };
-        targets.record(counters, method, record, took, runtime::now);
+        targets.record(counters, method, record, end, runtime::now);
     }
 }
 
@@ -53,6 +70,21 @@ fn log_failure(code: &'static str, record: &RequestRecord) {
     } else {
         debug!(request_id, route, status, code, "request failed");
     }
+}
+
+/// A request that takes longer has a line at its begin.
+const LASTS: Duration = Duration::from_secs(1);
+
+/// Waits for `work`. If it lasts, calls `begin` once. Reads no clock if `work` is ready at once.
+pub(crate) async fn with_begin<F: Future>(work: F, begin: impl FnOnce()) -> F::Output {
+    let mut work = pin!(work);
+    tokio::select! {
+        biased;
+        result = &mut work => return result,
+        () = async { tokio::time::sleep(LASTS).await } => {}
+    }
+    begin();
+    work.await
 }
 
 /// Counts a request as in flight until it is dropped.
@@ -142,11 +174,12 @@ impl LogTargets<'_> {
         counters: &mut Counters,
         method: &Method,
         record: &RequestRecord,
-        took: Duration,
+        end: End,
         now: impl FnOnce() -> Time,
     ) {
-        counters.count(&self.metrics.http, record, took);
-        if self.logger.selects(self.mode, record.status) && !self.logger.log(method, record, took, now()) {
+        counters.count(&self.metrics.http, record, end.response_took);
+        let selected = self.logger.selects(self.mode, record);
+        if selected && !self.logger.log(Line::end(method, record, end, now())) {
             self.metrics.http.access_log_dropped.inc();
         }
     }
@@ -179,8 +212,9 @@ mod tests {
         for n in 0..100 {
             record.status = if n % 50 == 7 { 502 } else { 200 };
             let took = Duration::from_micros(1500);
+            let end = End { response_took: took, took, sent: 7 };
             let targets = LogTargets { metrics: &metrics, logger: &logger, mode: AccessLog::Sample(49) };
-            targets.record(&mut counters, &http::Method::GET, &record, took, || Time(0));
+            targets.record(&mut counters, &http::Method::GET, &record, end, || Time(0));
         }
         let exposed = metrics.render();
         for (status, count) in [(200, 98), (502, 2)] {

@@ -11,11 +11,13 @@
 )]
 #![allow(unreachable_pub, clippy::needless_pass_by_value)]
 
+mod access_log;
 mod admin;
 mod admin_commands;
 mod api;
 mod audit;
 mod breaker;
+mod browser;
 mod cache;
 mod canary;
 mod chaos;
@@ -92,3 +94,5 @@ mod transport;
 mod unusable_sessions;
 mod upgrade;
 mod watch;
+mod watch_client;
+mod watch_tokens;

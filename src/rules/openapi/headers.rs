@@ -65,7 +65,7 @@ const RESPONSE_HEADERS: [(&str, &str, &str, &str); 15] = [
         "The page loads from this host only, and sends requests to no other host.",
         "default-src 'none'; script-src 'self'",
     ),
-    ("Referrer-Policy", "string", "The page sends no `Referer`.", "no-referrer"),
+    ("Referrer-Policy", "string", "The browser sends the URL of the response to nobody.", "no-referrer"),
 ];
 
 /// Request headers: name, component, description, example.

@@ -10,8 +10,8 @@ mod samples;
 mod schemas;
 
 use crate::base::endpoints::{
-    ALL, DEFAULT_LIMIT, Endpoint, MAX_BATCH, MAX_LIMIT, MAX_SOURCES, Parameter, ParameterLocation, ParameterType,
-    ResponseKind,
+    ALL, DEFAULT_LIMIT, Endpoint, MAX_BATCH, MAX_LIMIT, MAX_SOURCES, Methods, Parameter, ParameterLocation,
+    ParameterType, ResponseKind, WATCH_TOKEN,
 };
 use crate::base::model::Status;
 use crate::base::problem::{Code, TABLE, example};
@@ -36,6 +36,9 @@ pub(crate) fn document(config: &Config) -> Vec<u8> {
         if endpoint.methods.has_form() {
             methods.insert("post".into(), description.form_operation(endpoint));
         }
+        if endpoint.methods == Methods::Post {
+            methods.insert("post".into(), description.operation(endpoint, false));
+        }
         paths.insert(endpoint.path.to_owned(), methods.into());
     }
     let document = json!({
@@ -43,7 +46,7 @@ pub(crate) fn document(config: &Config) -> Vec<u8> {
         "info": info(),
         "servers": [{ "url": "/", "description": "The Weir instance that serves this description." }],
         "tags": tags(),
-        "security": [{ "apiKey": [] }, { "bearer": [] }, { "weirKey": [] }],
+        "security": security(&[]),
         "paths": paths,
         "components": {
             "securitySchemes": security_schemes(),
@@ -105,6 +108,12 @@ fn tags() -> Value {
     ])
 }
 
+/// Returns the security schemes of all operations, and more of one.
+fn security(more: &[&str]) -> Value {
+    let schemes = ["apiKey", "bearer", "weirKey"];
+    schemes.iter().chain(more).map(|scheme| json!({ *scheme: [] })).collect()
+}
+
 fn security_schemes() -> Value {
     json!({
         "apiKey": { "type": "apiKey", "in": "header", "name": "X-API-Key", "description": "A Weir key." },
@@ -112,6 +121,10 @@ fn security_schemes() -> Value {
         "weirKey": {
             "type": "apiKey", "in": "header", "name": "X-Weir-Key",
             "description": "A Weir key, for clients that also send a provider's credential. Weir then reads no key from the other two headers.",
+        },
+        "watchToken": {
+            "type": "apiKey", "in": "query", "name": WATCH_TOKEN.name,
+            "description": "A token of `POST /v1/sessions/{id}/watch-tokens`, for a browser's `EventSource`, which cannot send a key.",
         },
     })
 }
@@ -140,9 +153,9 @@ fn can_return(endpoint: &Endpoint, code: Code) -> bool {
         // An empty path parameter makes it an unknown path.
         Code::NotFound => endpoint.parameters.iter().any(|parameter| parameter.location == ParameterLocation::Path),
         Code::SessionNotFound => one_session,
-        Code::AgentNotFound | Code::ProviderNotFound => provider_failures,
-        Code::Forbidden
-        | Code::ProviderError
+        Code::AgentNotFound => provider_failures,
+        Code::ProviderNotFound | Code::Forbidden => provider_failures || response == ResponseKind::WatchToken,
+        Code::ProviderError
         | Code::ProviderInvalidResponse
         | Code::ProviderAuthFailed
         | Code::ProviderRateLimited
@@ -177,20 +190,23 @@ impl Description<'_> {
             "parameters": self.parameters(endpoint),
             "responses": self.responses(endpoint, head),
         });
-        if endpoint.response.is_public() {
-            operation["security"] = json!([]);
+        match endpoint.response {
+            ResponseKind::Events => operation["security"] = security(&["watchToken"]),
+            response if response.is_public() => operation["security"] = json!([]),
+            _ => {}
         }
         operation
     }
 
     fn parameters(&self, endpoint: &Endpoint) -> Vec<Value> {
-        let mut all: Vec<Value> =
-            endpoint.parameters.iter().map(|parameter| self.parameter(endpoint, parameter)).collect();
+        // The token is a security scheme.
+        let described = endpoint.parameters.iter().filter(|parameter| **parameter != WATCH_TOKEN);
+        let mut all: Vec<Value> = described.map(|parameter| self.parameter(endpoint, parameter)).collect();
         let mut header = |name: &str| all.push(json!({ "$ref": format!("#/components/parameters/{name}") }));
-        if endpoint.response == ResponseKind::Events {
-            header("lastEventId");
-        } else {
-            header("ifNoneMatch");
+        match endpoint.response {
+            ResponseKind::Events => header("lastEventId"),
+            ResponseKind::WatchToken => {}
+            _ => header("ifNoneMatch"),
         }
         if endpoint.response.needs_provider() {
             header("cacheControl");
@@ -255,7 +271,7 @@ impl Description<'_> {
             ParameterType::Limit => {
                 json!({ "type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT })
             }
-            ParameterType::Token => json!({ "type": "string", "minLength": 1 }),
+            ParameterType::Token | ParameterType::WatchToken => json!({ "type": "string", "minLength": 1 }),
             ParameterType::Status => json!({ "type": "string", "enum": Status::ALL.map(Status::as_str) }),
             ParameterType::Flag => json!({ "type": "boolean" }),
             ParameterType::Time => json!({ "type": "string", "format": "date-time" }),
@@ -298,11 +314,12 @@ impl Description<'_> {
                 "X-Request-Id.always",
                 "Cache-Control.always",
                 "Vary.always",
+                "Referrer-Policy.always",
                 "RateLimit-Policy",
                 "RateLimit",
             ]);
             all.insert("204".into(), json!({ "description": description, "headers": headers }));
-        } else {
+        } else if endpoint.response != ResponseKind::WatchToken {
             let mut headers = self.headers(&["ETag.always", "X-Request-Id.always", "Cache-Control.always", "Vary"]);
             if endpoint.response.needs_provider() {
                 let more =
@@ -338,7 +355,7 @@ impl Description<'_> {
             names.push("Content-Encoding");
         }
         match kind {
-            ResponseKind::Events => {}
+            ResponseKind::Events | ResponseKind::WatchToken => names.push("Referrer-Policy.always"),
             ResponseKind::DocsPage => {
                 names.extend(["ETag.always", "Content-Security-Policy.always", "Referrer-Policy.always"]);
             }
@@ -366,6 +383,7 @@ impl Description<'_> {
                 )
             }
             ResponseKind::Events => ("text/event-stream", schemas::reference("Event")),
+            ResponseKind::WatchToken => ("application/json", schemas::reference("WatchToken")),
             ResponseKind::DocsPage => ("text/html; charset=utf-8", text.clone()),
             ResponseKind::DocsFile => ("text/css; charset=utf-8", text.clone()),
         };
@@ -411,6 +429,10 @@ impl Description<'_> {
             }
             ResponseKind::Events => {
                 json!({ "id": "\"2BDcFbMpJJ_73EG3r-c0Ig\"", "event": "session", "data": session.to_string() })
+            }
+            ResponseKind::WatchToken => {
+                let url = format!("/v1/sessions/{}/watch?watch_token=weir_watch_AQ", id.as_str().unwrap_or_default());
+                json!({ "watch_token": "weir_watch_AQ", "expires_at": "2026-01-15T00:05:00.000Z", "url": url })
             }
             ResponseKind::Providers => {
                 let patterns = json!({ "agent": null, "session": "^[0-9]+$" });

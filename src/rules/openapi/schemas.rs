@@ -42,6 +42,7 @@ pub(super) fn all(samples: &Samples<'_>) -> Value {
         "Source": source(samples),
         "Batch": batch(),
         "Event": event(),
+        "WatchToken": watch_token(),
         "Providers": providers(samples),
         "Problem": problem(true),
         "PartialProblem": problem(false),
@@ -207,6 +208,14 @@ fn event() -> Value {
         },
         "required": ["event", "data"],
     })
+}
+
+fn watch_token() -> Value {
+    closed(json!({
+        "watch_token": { "type": "string", "description": "The token. It is as secret as the session." },
+        "expires_at": { "type": "string", "format": "date-time", "description": "From then on, no watch can begin with the token." },
+        "url": { "type": "string", "format": "uri-reference", "description": "The path and query of the watch, with the token." },
+    }))
 }
 
 fn providers(samples: &Samples<'_>) -> Value {
