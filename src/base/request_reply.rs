@@ -238,8 +238,10 @@ impl fmt::Debug for Response {
 pub struct ProviderRequest {
     /// Path and query below the provider's base URL, percent-encoded.
     pub path_and_query: String,
-    /// The header with the credential, if any. Its value is marked as sensitive.
-    pub credential: Option<(HeaderName, HeaderValue)>,
+    /// The identity of the credential. Requests of different owners share no connection.
+    pub owner: Arc<str>,
+    /// The headers of the credential. Their values are marked as sensitive.
+    pub credential: Vec<(HeaderName, HeaderValue)>,
     /// Headers that the provider's file names, conditional headers that revalidate a cache entry (RFC 9110, section 13.1), and
     /// trace headers.
     pub conditions: Vec<(HeaderName, HeaderValue)>,

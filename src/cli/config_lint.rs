@@ -266,6 +266,22 @@ fn credential(credential: &CredentialConfig, location: &Location, warnings: &mut
             warnings
                 .add(&header.location, "the credential is empty, so Weir sends none; set it, or remove credentials");
         }
+        CredentialConfig::Headers(headers) => {
+            for (name, _) in headers.iter().filter(|(_, value)| value.0.is_empty()) {
+                let better = "set it, or remove the header";
+                warnings.add(&name.location, format!("{} is empty, so Weir does not send it; {better}", name.value));
+            }
+        }
+        CredentialConfig::Basic { username, password } => {
+            let better = "set it, or remove credentials";
+            if username.value.is_empty() {
+                warnings.add(&username.location, format!("the user name is empty; {better}"));
+            }
+            if password.as_ref().is_some_and(|password| password.0.is_empty()) {
+                let better = "set it, or remove the key if there is none";
+                warnings.add(&username.location, format!("the password is empty; {better}"));
+            }
+        }
         CredentialConfig::OAuth2(oauth2) if is_cleartext(&oauth2.token_url.value) => {
             let better = "use https:// for token_url";
             warnings.add(

@@ -10,7 +10,7 @@ use crate::base::request_reply::{CallStats, FailureKind, ProviderFailure, Provid
 use crate::base::trace_context::{Side, TraceAttribute, TraceSteps};
 use crate::engine::cache::{CachedView, Entry, EntryKind};
 use crate::engine::coalesce::Joiners;
-use crate::engine::credential::CredentialHeader;
+use crate::engine::credential::SentCredential;
 use crate::engine::request_record::StoreOutcome;
 use crate::fetch::error::{FetchCause, FetchError};
 use crate::fetch::provider_admission::{self, CallGuards};
@@ -163,19 +163,19 @@ async fn request(
     let mut may_renew_token = true;
     loop {
         steps.step("credential");
-        let header = credential.header(&shared.upstream, metrics, deadline).await.inspect_err(|error| {
+        let sent = credential.obtain(&shared.upstream, metrics, deadline).await.inspect_err(|error| {
             provider_admission::record_token_failure(&attempts.guards, error, shared.now());
         })?;
         steps.client_step("upstream");
         attempts.had_whole_timeout = deadline - Instant::now() > provider.target.timeout * 9 / 10;
-        let reply = attempts.send(previous, &header, steps, memory).await;
+        let reply = attempts.send(previous, &sent, steps, memory).await;
         call_stats.tries = attempts.tries.load(Ordering::Relaxed);
         call_stats.response_time = started.elapsed() - call_stats.queue_time;
         let result = attempts.judge(reply, previous, steps);
         // A token may have become invalid before its expiry: send the request once more, with a new token.
         if may_renew_token
             && result.as_ref().is_err_and(|error| error.status() == Some(401))
-            && credential.invalidate(&header)
+            && credential.invalidate(&sent)
             && provider_admission::admit_retry(&attempts.guards, shared.now())
         {
             may_renew_token = false;
@@ -222,7 +222,7 @@ impl<'c> Attempts<'c> {
     async fn send(
         &self,
         previous: Option<&Entry>,
-        header: &CredentialHeader,
+        sent: &SentCredential,
         steps: &TraceSteps,
         memory: &mut Reservation,
     ) -> Result<ProviderReply, ProviderFailure> {
@@ -233,7 +233,8 @@ impl<'c> Attempts<'c> {
         conditions.extend(steps.headers());
         let request = ProviderRequest {
             path_and_query: self.query.path_and_query.clone(),
-            credential: header.header.clone(),
+            owner: self.query.identity.credential.identity.clone(),
+            credential: sent.headers().to_vec(),
             conditions,
             form: None,
         };

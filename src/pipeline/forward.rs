@@ -12,7 +12,7 @@ use crate::engine::body_deadline::BodyDeadline;
 use crate::engine::breaker::CallSubject;
 use crate::engine::cache::WriteScope;
 use crate::engine::connection_groups::{ConnectionGroup, announces_forbidden_body};
-use crate::engine::credential::CredentialHeader;
+use crate::engine::credential::{SecretHeader, SentCredential};
 use crate::engine::forward_connection::ConnectionState;
 use crate::engine::request_record::RequestRecord;
 use crate::engine::upstream::{ForwardPeer, Peer};
@@ -58,7 +58,7 @@ pub struct Forward {
     provider: ProviderId,
     identity: ProviderIdentity,
     request: ForwardRequest,
-    credential_header: CredentialHeader,
+    sent: SentCredential,
     /// How many of the provider's addresses were tried.
     tries: usize,
     /// How many addresses the provider has.
@@ -102,7 +102,7 @@ pub struct ProviderHead {
     /// No other request may use the connection.
     pub close: bool,
     /// The provider's credential.
-    pub credential: Option<(HeaderName, HeaderValue)>,
+    pub credential: Vec<SecretHeader>,
     /// Trace context headers, if the request is traced.
     pub trace: Vec<(HeaderName, HeaderValue)>,
     /// `Via`, in addition to the client's.
@@ -168,10 +168,9 @@ impl Forward {
         let (id, limits) = (&snapshot.clients[client].id, &snapshot.weir.limits);
         let share = provider_admission::acquire_client_share(metrics, config, &guards.quota, id, latest).await?;
         let permit = provider_admission::admit(shared.admission_state(), config, &guards, caller).await?;
-        let credential_header =
-            identity.credential.header(&shared.upstream, metrics, deadline).await.inspect_err(|error| {
-                provider_admission::record_token_failure(&guards, error, shared.now());
-            })?;
+        let sent = identity.credential.obtain(&shared.upstream, metrics, deadline).await.inspect_err(|error| {
+            provider_admission::record_token_failure(&guards, error, shared.now());
+        })?;
         Ok(Box::new(Self {
             record: RequestRecord::new(String::new(), ""),
             cors_headers: Vec::new(),
@@ -181,7 +180,7 @@ impl Forward {
             provider,
             identity,
             request,
-            credential_header,
+            sent,
             tries: 0,
             addresses: 0,
             group: None,
@@ -227,13 +226,13 @@ impl Forward {
         let metrics = &self.shared.metrics.upstream;
         if self.renewed {
             let deadline = tokio::time::Instant::now() + self.provider().target.timeout;
-            self.credential_header = self.identity.credential.header(&self.shared.upstream, metrics, deadline).await?;
+            self.sent = self.identity.credential.obtain(&self.shared.upstream, metrics, deadline).await?;
         }
         let provider = self.provider();
-        let credential = self.credential_header.header.as_ref();
+        let owner = &self.identity.credential.identity;
         let (may_reuse, idle_timeout) = (!self.needs_new_connection, provider.idle_timeout);
         let upstream = &self.shared.upstream;
-        let peer = upstream.peer(&provider.target, self.tries, may_reuse, idle_timeout, credential).await;
+        let peer = upstream.peer(&provider.target, self.tries, may_reuse, idle_timeout, owner).await;
         self.tries += 1;
         let ForwardPeer { peer, group, addresses, connection } =
             peer.map_err(|failure| self.record_failure(failure))?;
@@ -257,7 +256,7 @@ impl Forward {
             drop: hop_by_hop::of_request(headers, self.request.from_trusted_proxy).collect(),
             // Whether a body follows the response to HEAD cannot be known.
             close: self.request.method == http::Method::HEAD,
-            credential: self.credential_header.header.clone(),
+            credential: self.sent.headers().to_vec(),
             trace: if self.record.steps.context().is_some() { self.record.steps.headers() } else { Vec::new() },
             via: forwarding::via(version),
             max_forwards: forwarding::decremented(&self.request.method, headers),
@@ -268,7 +267,7 @@ impl Forward {
     pub fn response_action(&mut self, version: Version, status: u16, headers: &HeaderMap) -> ResponseAction {
         self.retire_doubtful_connection(status, headers);
         self.count(&status.to_string());
-        if status == 401 && !self.renewed && self.identity.credential.invalidate(&self.credential_header) {
+        if status == 401 && !self.renewed && self.identity.credential.invalidate(&self.sent) {
             self.renewed = true;
             return ResponseAction::RetryWithNewToken;
         }

@@ -8,8 +8,8 @@ use crate::base::problem::{Code, Problem, SHORT_RETRY, retry_seconds};
 use crate::base::request_reply::FailureKind;
 use crate::base::request_reply::FormError;
 use crate::engine::credential::ClientCredentialError;
+use crate::engine::credential::token_error::TokenError;
 use crate::engine::rate_limit::{Bucket, Refusal};
-use crate::engine::token_error::TokenError;
 use crate::fetch::error::{FetchCause, FetchError, NoOperation};
 use crate::fetch::provider_admission::NotAdmitted;
 use crate::fetch::provider_query::{IdentityError, NotPermitted, ProviderQueryError};
@@ -415,8 +415,8 @@ mod tests {
     use super::*;
     use crate::base::operation::Operation;
     use crate::base::request_reply::{ProviderFailure, ProviderReply};
+    use crate::engine::credential::token_error::TokenFault;
     use crate::engine::provider_quota::QuotaLimit;
-    use crate::engine::token_error::TokenFault;
     use crate::rules::provider_body::BodyFault;
 
     fn provider() -> Arc<str> {

@@ -1,0 +1,328 @@
+//! Compiles provider credentials and gets the headers for each request; fetches and renews OAuth 2.0 tokens.
+//!
+//! A credential is fixed, forwarded from the client, or an OAuth 2.0 token. Its value is never printed: header values are
+//! marked sensitive, and the identity in cache keys is a digest.
+
+mod sent;
+mod token;
+pub(crate) mod token_error;
+
+use crate::base::metrics::UpstreamMetrics;
+use crate::base::request_headers::RequestHeaders;
+use crate::config::credentials::CredentialConfig as Config;
+use crate::config::decode::Secret;
+use crate::config::faults::{Faults, Located};
+use crate::engine::upstream::UpstreamClient;
+use crate::rules::auth::{self, Keys};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use http::{HeaderName, HeaderValue, header};
+pub(crate) use sent::{SecretHeader, SentCredential};
+use sent::{digest, sensitive};
+use std::sync::Arc;
+use token::TokenClient;
+use token_error::TokenError;
+use tokio::time::Instant;
+
+/// The beginning of the identity of a forwarded credential. Until a request sends the credential, it is the whole identity.
+const FORWARDED_PREFIX: &str = "forwarded:";
+
+/// A compiled credential.
+#[derive(Clone)]
+pub struct Credential {
+    /// A digest of the credential; part of every cache key.
+    pub identity: Arc<str>,
+    /// The form, as explanations show it.
+    kind: &'static str,
+    source: CredentialSource,
+}
+
+#[derive(Clone)]
+enum CredentialSource {
+    /// Requests carry no credential.
+    None,
+    /// The same headers in each request.
+    Fixed(Arc<[SecretHeader]>),
+    /// Each client sends its own in this header.
+    Forwarded(HeaderName),
+    /// A token that Weir fetches.
+    Token(Arc<TokenClient>),
+}
+
+impl std::fmt::Debug for Credential {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Credential({})", self.kind)
+    }
+}
+
+/// Why a client's credential cannot be forwarded.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs)] // the messages describe the variants
+pub enum ClientCredentialError {
+    #[error("this client forwards its own credential: send it in {header}, and the Weir key in X-Weir-Key")]
+    Missing { header: HeaderName },
+    #[error("{header} contains a Weir key, which Weir does not forward; send the provider's credential there")]
+    WeirKey { header: HeaderName },
+    #[error("the value of {header} has bytes that are not allowed in a header")]
+    Invalid { header: HeaderName },
+}
+
+/// What can be printed about a credential.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CredentialDescription<'c> {
+    /// The form: `none`, `fixed`, `headers`, `basic`, `forwarded` or `oauth2`.
+    pub kind: &'static str,
+    /// The headers that carry the credential.
+    pub headers: Vec<&'c HeaderName>,
+}
+
+impl Credential {
+    /// Returns the credential for this request. A forwarded credential is taken from the request's headers.
+    ///
+    /// # Errors
+    /// The client did not send its credential, or sent a Weir key instead.
+    pub fn for_request(&self, headers: &RequestHeaders, keys: &Keys) -> Result<Self, ClientCredentialError> {
+        let CredentialSource::Forwarded(name) = &self.source else { return Ok(self.clone()) };
+        let header = || name.clone();
+        // Without X-Weir-Key, this header may carry the Weir key, which must not be forwarded.
+        let sent = headers.get(name.as_str()).filter(|value| !value.is_empty() && auth::weir_key(headers).is_some());
+        let value = sent.ok_or_else(|| ClientCredentialError::Missing { header: header() })?;
+        if keys.contains(value) {
+            return Err(ClientCredentialError::WeirKey { header: header() });
+        }
+        let identity = format!("{FORWARDED_PREFIX}{}", digest(name.as_str(), &[value]));
+        let Ok(value) = HeaderValue::from_bytes(value) else {
+            return Err(ClientCredentialError::Invalid { header: header() });
+        };
+        let source = CredentialSource::Fixed([(name.clone(), sensitive(value))].into());
+        Ok(Self { identity: identity.into(), kind: self.kind, source })
+    }
+
+    /// Returns the form of the credential and where it is sent, never its value.
+    #[must_use]
+    pub fn describe(&self) -> CredentialDescription<'_> {
+        CredentialDescription { kind: self.kind, headers: self.header_names() }
+    }
+
+    fn header_names(&self) -> Vec<&HeaderName> {
+        match &self.source {
+            CredentialSource::None => Vec::new(),
+            CredentialSource::Fixed(headers) => headers.iter().map(|(name, _)| name).collect(),
+            CredentialSource::Forwarded(name) => vec![name],
+            CredentialSource::Token(_) => vec![&header::AUTHORIZATION],
+        }
+    }
+
+    /// Returns whether each client sends its own credential.
+    #[must_use]
+    pub fn is_forwarded(&self) -> bool {
+        self.identity.starts_with(FORWARDED_PREFIX)
+    }
+
+    /// Returns the header in which each client sends its own credential.
+    #[must_use]
+    pub fn forwarded_header(&self) -> Option<&HeaderName> {
+        if let CredentialSource::Forwarded(name) = &self.source { Some(name) } else { None }
+    }
+
+    /// Returns what to send now. Fetches a token if there is no valid one, and renews it in the background if it expires
+    /// soon.
+    ///
+    /// # Errors
+    /// The token request failed.
+    pub async fn obtain(
+        &self,
+        upstream: &Arc<UpstreamClient>,
+        metrics: &UpstreamMetrics,
+        deadline: Instant,
+    ) -> Result<SentCredential, TokenError> {
+        Ok(match &self.source {
+            CredentialSource::None | CredentialSource::Forwarded(_) => SentCredential::of([].into()),
+            CredentialSource::Fixed(headers) => SentCredential::of(headers.clone()),
+            CredentialSource::Token(client) => client.obtain(upstream, metrics, deadline).await?,
+        })
+    }
+
+    /// Drops the token of a request that the provider rejected. Returns whether a retry gets a different one.
+    pub fn invalidate(&self, rejected: &SentCredential) -> bool {
+        match (&self.source, rejected.token) {
+            (CredentialSource::Token(client), Some(number)) => client.invalidate(number),
+            _ => false,
+        }
+    }
+
+    /// Returns `existing` with its token, if both are the same credential. Forwarded credentials are never reused: until a
+    /// request sends them, all have the same identity, but their headers may differ.
+    #[must_use]
+    pub fn reuse(self, existing: &Self) -> Self {
+        if self.identity == existing.identity && !self.is_forwarded() { existing.clone() } else { self }
+    }
+}
+
+/// Headers that Weir or the connection sets. A credential cannot use them.
+const RESERVED_HEADERS: [&str; 9] = [
+    "host",
+    "content-length",
+    "transfer-encoding",
+    "connection",
+    "accept",
+    "accept-encoding",
+    "user-agent",
+    "te",
+    "x-weir-key",
+];
+
+/// Compiles a provider's credential. Without a configuration, requests carry no credential.
+#[must_use]
+pub(crate) fn compile(provider: &Arc<str>, config: Option<&Config>, faults: &mut Faults) -> Credential {
+    match config {
+        None => none("none"),
+        Some(Config::Header { header, value }) => fixed("fixed", &[(header.clone(), value.clone())], faults),
+        Some(Config::Headers(headers)) => fixed("headers", headers, faults),
+        Some(Config::Basic { username, password }) => {
+            let header = Located { value: "authorization".to_owned(), location: username.location.clone() };
+            fixed("basic", &[(header, basic(&username.value, password.as_ref()))], faults)
+        }
+        Some(Config::Forward { header }) => {
+            let kind = "forwarded";
+            header_name(header, faults).map_or_else(
+                || none(kind),
+                |name| Credential {
+                    identity: FORWARDED_PREFIX.into(),
+                    kind,
+                    source: CredentialSource::Forwarded(name),
+                },
+            )
+        }
+        Some(Config::OAuth2(config)) => of_tokens("oauth2", TokenClient::compile(provider, config, faults)),
+    }
+}
+
+fn of_tokens(kind: &'static str, client: Option<TokenClient>) -> Credential {
+    client.map_or_else(
+        || none(kind),
+        |client| Credential {
+            identity: client.identity.clone(),
+            kind,
+            source: CredentialSource::Token(Arc::new(client)),
+        },
+    )
+}
+
+fn header_name(header: &Located<String>, faults: &mut Faults) -> Option<HeaderName> {
+    let name = HeaderName::from_bytes(header.value.to_ascii_lowercase().as_bytes())
+        .ok()
+        .filter(|name| !RESERVED_HEADERS.contains(&name.as_str()))
+        .ok_or_else(|| format!("{:?} is not a header that can carry a credential", header.value));
+    faults.keep(&header.location, name)
+}
+
+/// Returns the value of `Authorization` for a user name and a password in UTF-8 (RFC 7617); empty if both are empty.
+fn basic(username: &str, password: Option<&Secret>) -> Secret {
+    let pair = format!("{username}:{}", password.map_or("", |password| &password.0));
+    Secret(if pair == ":" { String::new() } else { format!("Basic {}", STANDARD.encode(pair)) })
+}
+
+/// Compiles headers with fixed values. Leaves out a header whose value is empty.
+fn fixed(kind: &'static str, headers: &[(Located<String>, Secret)], faults: &mut Faults) -> Credential {
+    let mut compiled = Vec::new();
+    for (header, value) in headers {
+        let name = header_name(header, faults);
+        if value.0.is_empty() {
+            continue;
+        }
+        let value = HeaderValue::from_str(&value.0)
+            .map_err(|_| "the credential has characters that are not allowed in a header (a line break?)");
+        compiled.extend(name.zip(faults.keep(&header.location, value).map(sensitive)));
+    }
+    // The order in the file makes no difference.
+    compiled.sort_by(|one, other| one.0.as_str().cmp(other.0.as_str()));
+    let identity = match compiled.as_slice() {
+        [] => return none("none"),
+        [(name, value)] => digest(name.as_str(), &[value.as_bytes()]),
+        several => {
+            let parts = several.iter().flat_map(|(name, value)| [name.as_str().as_bytes(), value.as_bytes()]);
+            digest("headers", &parts.collect::<Vec<_>>())
+        }
+    };
+    Credential { identity: identity.into(), kind, source: CredentialSource::Fixed(compiled.into()) }
+}
+
+fn none(kind: &'static str) -> Credential {
+    Credential { identity: digest("", &[b""]).into(), kind, source: CredentialSource::None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::problem::Code;
+    use crate::base::problem::Problem;
+    use crate::config::credentials::OAuth2;
+    use crate::config::faults::Location;
+
+    fn at(text: &str) -> Located<String> {
+        Located { value: text.to_owned(), location: Location::top(&"f".into()) }
+    }
+
+    fn credential(header: &str, value: &str) -> (Credential, usize) {
+        let mut faults = Faults::default();
+        let config = Config::Header { header: at(header), value: Secret(value.into()) };
+        let compiled = compile(&"p".into(), Some(&config), &mut faults);
+        (compiled, faults.sorted().len())
+    }
+
+    fn oauth2(secret: &str) -> Credential {
+        let config = OAuth2 {
+            token_url: at("https://p.example/oauth2/token"),
+            client_id: "us".into(),
+            client_secret: Secret(secret.into()),
+            scope: None,
+        };
+        compile(&"p".into(), Some(&Config::OAuth2(config)), &mut Faults::default())
+    }
+
+    #[test]
+    fn identity_depends_on_header_and_value() {
+        let of = |header, value| credential(header, value).0.identity;
+        assert_eq!(of("X-Api-Key", "a"), of("x-api-key", "a"));
+        assert_ne!(of("x-api-key", "a"), of("x-api-key", "b"));
+        assert_ne!(of("x-api-key", "a"), of("authorization", "a"));
+        assert_ne!(of("x-api-key", "a"), of("x-api-key", ""));
+        assert_ne!(oauth2("a").identity, oauth2("b").identity);
+        assert_eq!(oauth2("a").identity, oauth2("a").identity);
+    }
+
+    #[test]
+    fn a_forwarded_credential_has_the_identity_of_its_value() {
+        let config = Config::Forward { header: at("x-api-key") };
+        let forward = compile(&"p".into(), Some(&config), &mut Faults::default());
+        let of = |value: &'static str| {
+            let pairs = [("x-api-key", value.as_bytes()), ("x-weir-key", b"w")];
+            forward.for_request(&pairs.into_iter().collect(), &Keys::default()).unwrap()
+        };
+        assert_ne!(of("a").identity, of("b").identity);
+        assert_ne!(of("a").identity, credential("x-api-key", "a").0.identity, "never equal to a configured credential");
+        assert!(of("a").is_forwarded() && !format!("{:?}", of("hunter2")).contains("hunter2"));
+        let error_code = |headers: &RequestHeaders| {
+            let error = forward.for_request(headers, &Keys::default()).unwrap_err();
+            Box::<Problem>::from(error).code
+        };
+        assert_eq!(error_code(&RequestHeaders::default()), Code::Unauthorized);
+        let alone = [("x-api-key", &b"weir's"[..])].into_iter().collect();
+        assert_eq!(error_code(&alone), Code::Unauthorized, "Weir's key is not forwarded");
+    }
+
+    #[test]
+    fn debug_output_has_no_credential() {
+        let (compiled, _) = credential("x-api-key", "hunter2");
+        let CredentialSource::Fixed(header) = &compiled.source else { panic!("no header") };
+        assert!(!format!("{compiled:?} {header:?} {:?}", oauth2("hunter2")).contains("hunter2"));
+    }
+
+    #[test]
+    fn invalid_credential_headers_are_faults() {
+        assert_eq!(credential("x-api-key", "a\r\nb").1, 1);
+        assert_eq!(credential("host", "a").1, 1);
+        assert_eq!(credential("not a header", "a").1, 1);
+    }
+}
