@@ -236,7 +236,7 @@ impl fmt::Debug for Response {
 /// A request to a provider, without the provider's address.
 #[derive(Clone, Default)]
 pub struct ProviderRequest {
-    /// Path and query below the provider's base URL, percent-encoded.
+    /// Path and query below the provider's base URL, percent-encoded. The query can contain the credential.
     pub path_and_query: String,
     /// The identity of the credential. Requests of different owners share no connection.
     pub owner: Arc<str>,
@@ -251,7 +251,8 @@ pub struct ProviderRequest {
 
 impl fmt::Debug for ProviderRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ProviderRequest").field("path_and_query", &self.path_and_query).finish_non_exhaustive()
+        let path = self.path_and_query.split('?').next().unwrap_or_default();
+        f.debug_struct("ProviderRequest").field("path", &path).finish_non_exhaustive()
     }
 }
 

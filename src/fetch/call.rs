@@ -10,7 +10,7 @@ use crate::base::request_reply::{CallStats, FailureKind, ProviderFailure, Provid
 use crate::base::trace_context::{Side, TraceAttribute, TraceSteps};
 use crate::engine::cache::{CachedView, Entry, EntryKind};
 use crate::engine::coalesce::Joiners;
-use crate::engine::credential::SentCredential;
+use crate::engine::credential::{OutgoingBody, OutgoingRequest, SentCredential};
 use crate::engine::request_record::StoreOutcome;
 use crate::fetch::error::{FetchCause, FetchError};
 use crate::fetch::provider_admission::{self, CallGuards};
@@ -163,7 +163,7 @@ async fn request(
     let mut may_renew_token = true;
     loop {
         steps.step("credential");
-        let sent = credential.obtain(&shared.upstream, metrics, deadline).await.inspect_err(|error| {
+        let sent = credential.obtain(&shared.upstream, metrics, deadline, shared.now()).await.inspect_err(|error| {
             provider_admission::record_token_failure(&attempts.guards, error, shared.now());
         })?;
         steps.client_step("upstream");
@@ -174,8 +174,8 @@ async fn request(
         let result = attempts.judge(reply, previous, steps);
         // A token may have become invalid before its expiry: send the request once more, with a new token.
         if may_renew_token
-            && result.as_ref().is_err_and(|error| error.status() == Some(401))
-            && credential.invalidate(&sent)
+            && let Some(refusal) = result.as_ref().err().and_then(|error| error.reply.as_ref())
+            && credential.renew(&sent, refusal.status, &refusal.headers, shared.now())
             && provider_admission::admit_retry(&attempts.guards, shared.now())
         {
             may_renew_token = false;
@@ -231,10 +231,21 @@ impl<'c> Attempts<'c> {
         let mut conditions = named.unwrap_or_default();
         conditions.extend(previous.into_iter().flat_map(|previous| previous.conditions.iter().cloned()));
         conditions.extend(steps.headers());
+        let credential = &self.query.identity.credential;
+        let outgoing = OutgoingRequest {
+            method: "GET",
+            target: &provider.target,
+            path_and_query: &self.query.path_and_query,
+            body: OutgoingBody::Whole(b""),
+        };
+        let headers = conditions.iter().map(|(name, value)| (name, value));
+        let authenticated = sent
+            .added_to(&outgoing, headers, self.shared.now())
+            .map_err(|error| ProviderFailure::new(FailureKind::Malformed, error.to_string()))?;
         let request = ProviderRequest {
-            path_and_query: self.query.path_and_query.clone(),
-            owner: self.query.identity.credential.identity.clone(),
-            credential: sent.headers().to_vec(),
+            path_and_query: authenticated.path_and_query,
+            owner: credential.identity.clone(),
+            credential: authenticated.headers,
             conditions,
             form: None,
         };
@@ -254,7 +265,7 @@ impl<'c> Attempts<'c> {
         let timer = self.durations.start_timer();
         let reply = self.shared.upstream.send(&provider.target, &request, self.deadline, memory, may_retry).await;
         timer.observe_duration();
-        reply
+        reply.map(|reply| credential.masked(reply))
     }
 
     /// Translates an error by the provider's rules. Records the result in metrics, in the trace, and for the admission of

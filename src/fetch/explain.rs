@@ -97,12 +97,16 @@ fn credential(query: &ProviderQuery) -> Value {
     let credential = &query.identity.credential;
     let described = credential.describe();
     let names: Vec<&str> = described.headers.iter().map(|name| name.as_str()).collect();
-    json!({
+    let mut explained = json!({
         "identity": &*credential.identity,
         "kind": described.kind,
         "header": (!names.is_empty()).then(|| names.join(", ")),
         "from": query.credential_from(),
-    })
+    });
+    if let Some(parameter) = described.parameter {
+        explained["parameter"] = parameter.into();
+    }
+    explained
 }
 
 fn object(value: Value) -> Object {

@@ -12,7 +12,7 @@ use crate::engine::body_deadline::BodyDeadline;
 use crate::engine::breaker::CallSubject;
 use crate::engine::cache::WriteScope;
 use crate::engine::connection_groups::{ConnectionGroup, announces_forbidden_body};
-use crate::engine::credential::{SecretHeader, SentCredential};
+use crate::engine::credential::{AuthenticatedRequest, OutgoingBody, OutgoingRequest, SentCredential};
 use crate::engine::forward_connection::ConnectionState;
 use crate::engine::request_record::RequestRecord;
 use crate::engine::upstream::{ForwardPeer, Peer};
@@ -21,10 +21,12 @@ use crate::fetch::provider_query::{self, ProviderIdentity, ProviderQuery, Shared
 use crate::pipeline::forward_memory::ForwardMemory;
 use crate::pipeline::{problems, respond};
 use crate::rules::purge::Subject;
+use crate::rules::query_key::StreamMask;
 use crate::rules::{forwarding, hop_by_hop};
 use crate::runtime::snapshot::{Provider, Snapshot};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::OwnedSemaphorePermit;
@@ -59,6 +61,8 @@ pub struct Forward {
     identity: ProviderIdentity,
     request: ForwardRequest,
     sent: SentCredential,
+    /// Masks the credential in the response's body.
+    mask: StreamMask,
     /// How many of the provider's addresses were tried.
     tries: usize,
     /// How many addresses the provider has.
@@ -69,8 +73,8 @@ pub struct Forward {
     connection: Arc<ConnectionState>,
     /// The connection may not come from the pool: one from there was closed before the response.
     needs_new_connection: bool,
-    /// The provider refused the token once, so Weir fetches a new one.
-    renewed: bool,
+    /// The status with which the provider refused the credential once, so Weir renews it.
+    refused_with: Option<u16>,
     /// The status of the provider's response.
     status: Option<u16>,
     /// The response has no `Content-Length`: the provider may change data until the stream ends.
@@ -93,16 +97,14 @@ pub struct Forward {
 
 /// The changes to the request's head that make it a request to the provider.
 pub struct ProviderHead {
-    /// The path and query at the provider, with the prefix of its base URL.
-    pub path_and_query: String,
     /// `Host`.
     pub authority: String,
     /// Headers to remove.
     pub drop: Vec<HeaderName>,
     /// No other request may use the connection.
     pub close: bool,
-    /// The provider's credential.
-    pub credential: Vec<SecretHeader>,
+    /// The response must not be encoded, because Weir masks the credential in it.
+    pub plain_response: bool,
     /// Trace context headers, if the request is traced.
     pub trace: Vec<(HeaderName, HeaderValue)>,
     /// `Via`, in addition to the client's.
@@ -168,9 +170,11 @@ impl Forward {
         let (id, limits) = (&snapshot.clients[client].id, &snapshot.weir.limits);
         let share = provider_admission::acquire_client_share(metrics, config, &guards.quota, id, latest).await?;
         let permit = provider_admission::admit(shared.admission_state(), config, &guards, caller).await?;
-        let sent = identity.credential.obtain(&shared.upstream, metrics, deadline).await.inspect_err(|error| {
-            provider_admission::record_token_failure(&guards, error, shared.now());
-        })?;
+        let sent = identity.credential.obtain(&shared.upstream, metrics, deadline, shared.now()).await.inspect_err(
+            |error| {
+                provider_admission::record_token_failure(&guards, error, shared.now());
+            },
+        )?;
         Ok(Box::new(Self {
             record: RequestRecord::new(String::new(), ""),
             cors_headers: Vec::new(),
@@ -181,12 +185,13 @@ impl Forward {
             identity,
             request,
             sent,
+            mask: StreamMask::default(),
             tries: 0,
             addresses: 0,
             group: None,
             connection: Arc::default(),
             needs_new_connection: false,
-            renewed: false,
+            refused_with: None,
             status: None,
             streams: false,
             connected: false,
@@ -224,9 +229,10 @@ impl Forward {
     /// The provider has no address, or Weir gets no new token.
     pub async fn peer(&mut self) -> Outcome<Peer> {
         let metrics = &self.shared.metrics.upstream;
-        if self.renewed {
+        if self.refused_with.is_some() {
             let deadline = tokio::time::Instant::now() + self.provider().target.timeout;
-            self.sent = self.identity.credential.obtain(&self.shared.upstream, metrics, deadline).await?;
+            self.sent =
+                self.identity.credential.obtain(&self.shared.upstream, metrics, deadline, self.shared.now()).await?;
         }
         let provider = self.provider();
         let owner = &self.identity.credential.identity;
@@ -250,25 +256,43 @@ impl Forward {
     #[must_use]
     pub fn provider_head(&self, version: Version, headers: &HeaderMap) -> ProviderHead {
         let target = &self.provider().target;
+        let own = self.identity.credential.header_names().into_iter().cloned();
         ProviderHead {
-            path_and_query: target.path(&self.request.path_and_query),
             authority: target.authority().to_owned(),
-            drop: hop_by_hop::of_request(headers, self.request.from_trusted_proxy).collect(),
+            drop: hop_by_hop::of_request(headers, self.request.from_trusted_proxy).chain(own).collect(),
             // Whether a body follows the response to HEAD cannot be known.
             close: self.request.method == http::Method::HEAD,
-            credential: self.sent.headers().to_vec(),
+            plain_response: self.identity.credential.query_key().is_some(),
             trace: if self.record.steps.context().is_some() { self.record.steps.headers() } else { Vec::new() },
             via: forwarding::via(version),
             max_forwards: forwarding::decremented(&self.request.method, headers),
         }
     }
 
+    /// Returns path, query and credential of the request, whose other headers are these. `has_body`: it has a body, or may
+    /// have one.
+    ///
+    /// # Errors
+    /// The request cannot be signed.
+    pub(crate) fn authenticated(&self, headers: &HeaderMap, has_body: bool) -> Outcome<AuthenticatedRequest> {
+        let outgoing = OutgoingRequest {
+            method: self.request.method.as_str(),
+            target: &self.provider().target,
+            path_and_query: &self.request.path_and_query,
+            body: if has_body { OutgoingBody::Streamed } else { OutgoingBody::Whole(b"") },
+        };
+        let AuthenticatedRequest { path_and_query, headers } =
+            self.sent.added_to(&outgoing, headers.iter(), self.shared.now())?;
+        Ok(AuthenticatedRequest { path_and_query: outgoing.target.path(&path_and_query), headers })
+    }
+
     /// Decides what to do with the provider's response. Updates the breaker, the quota and the cache from its status.
     pub fn response_action(&mut self, version: Version, status: u16, headers: &HeaderMap) -> ResponseAction {
         self.retire_doubtful_connection(status, headers);
         self.count(&status.to_string());
-        if status == 401 && !self.renewed && self.identity.credential.invalidate(&self.sent) {
-            self.renewed = true;
+        let credential = &self.identity.credential;
+        if self.refused_with.is_none() && credential.renew(&self.sent, status, headers, self.shared.now()) {
+            self.refused_with = Some(status);
             return ResponseAction::RetryWithNewToken;
         }
         let (provider, is_forwarded) = (self.provider(), self.identity.credential.is_forwarded());
@@ -319,12 +343,32 @@ impl Forward {
     /// interim responses too.
     #[must_use]
     pub fn header_changes(&self, headers: &HeaderMap) -> (Vec<HeaderName>, Vec<(HeaderName, HeaderValue)>) {
-        let links = self.provider().address.rewrite(headers, &self.request.prefix);
-        let drop = hop_by_hop::of_response(headers).chain(links.iter().map(|(name, _)| name.clone())).collect();
+        let key = self.identity.credential.query_key();
+        let masked = key.map_or_else(Vec::new, |key| key.masked_headers(headers).collect());
+        let mut shown = Cow::Borrowed(headers);
+        if let Some(key) = key.filter(|_| !masked.is_empty()) {
+            key.mask_headers(shown.to_mut());
+        }
+        let mut changed = self.provider().address.rewrite(&shown, &self.request.prefix);
+        let mut drop: Vec<HeaderName> = hop_by_hop::of_response(headers).collect();
+        for (name, values) in masked {
+            if !drop.contains(&name) && !changed.iter().any(|(known, _)| *known == name) {
+                changed.push((name, values));
+            }
+        }
+        drop.extend(changed.iter().map(|(name, _)| name.clone()));
         let values = |(name, values): (HeaderName, Vec<HeaderValue>)| {
             values.into_iter().map(move |value| (name.clone(), value)).collect::<Vec<_>>()
         };
-        (drop, links.into_iter().flat_map(values).collect())
+        (drop, changed.into_iter().flat_map(values).collect())
+    }
+
+    /// Masks the credential in a part of the response's body. It can keep back the end of a part until the next one.
+    pub fn mask_part(&mut self, part: &mut Option<Bytes>, is_last: bool) {
+        if let Some(key) = self.identity.credential.query_key() {
+            // An empty part would end the body.
+            *part = self.mask.add(key, part.take(), is_last).filter(|part| !part.is_empty());
+        }
     }
 
     fn headers_to_set(&self) -> Vec<(HeaderName, HeaderValue)> {
@@ -433,7 +477,7 @@ impl Forward {
     /// Returns the problem for a provider that refuses Weir's credential.
     #[must_use]
     pub fn credential_refused(&self) -> Box<Problem> {
-        problems::credential_refused(&self.provider().name)
+        problems::credential_refused(&self.provider().name, self.refused_with.unwrap_or(401))
     }
 }
 

@@ -1,27 +1,39 @@
-//! Compiles provider credentials and gets the headers for each request; fetches and renews OAuth 2.0 tokens.
+//! Compiles provider credentials, and says what to send with each request.
 //!
-//! A credential is fixed, forwarded from the client, or an OAuth 2.0 token. Its value is never printed: header values are
-//! marked sensitive, and the identity in cache keys is a digest.
+//! A credential is fixed, forwarded from the client, a token that Weir fetches or signs, or a signature of each request. Its
+//! value is never printed: header values are marked sensitive, and the identity in cache keys is a digest.
 
+mod jwt;
+mod outgoing;
 mod sent;
+mod sigv4;
 mod token;
 pub(crate) mod token_error;
 
 use crate::base::metrics::UpstreamMetrics;
+use crate::base::model::Time;
 use crate::base::request_headers::RequestHeaders;
-use crate::config::credentials::CredentialConfig as Config;
+use crate::base::request_reply::ProviderReply;
+use crate::config::credentials::{CredentialConfig as Config, Jwt};
 use crate::config::decode::Secret;
 use crate::config::faults::{Faults, Located};
 use crate::engine::upstream::UpstreamClient;
 use crate::rules::auth::{self, Keys};
+use crate::rules::query;
+use crate::rules::query_key::QueryKey;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use http::{HeaderName, HeaderValue, header};
-pub(crate) use sent::{SecretHeader, SentCredential};
-use sent::{digest, sensitive};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use jwt::{CompiledJwt, NotSigned, SelfSigned};
+pub(crate) use outgoing::{AuthenticatedRequest, OutgoingBody, OutgoingRequest, SecretHeader, SigningError};
+use outgoing::{digest, sensitive};
+use sent::SentContent;
+pub(crate) use sent::SentCredential;
+use sigv4::RequestSigner;
+use std::borrow::Cow;
 use std::sync::Arc;
 use token::TokenClient;
-use token_error::TokenError;
+use token_error::{TokenError, TokenFault};
 use tokio::time::Instant;
 
 /// The beginning of the identity of a forwarded credential. Until a request sends the credential, it is the whole identity.
@@ -43,10 +55,16 @@ enum CredentialSource {
     None,
     /// The same headers in each request.
     Fixed(Arc<[SecretHeader]>),
+    /// The same query parameter in each request.
+    Query(Arc<QueryKey>),
     /// Each client sends its own in this header.
     Forwarded(HeaderName),
     /// A token that Weir fetches.
     Token(Arc<TokenClient>),
+    /// A token that Weir signs.
+    SelfSigned(Arc<SelfSigned>),
+    /// A signature of each request.
+    Signature(Arc<RequestSigner>),
 }
 
 impl std::fmt::Debug for Credential {
@@ -70,8 +88,10 @@ pub enum ClientCredentialError {
 /// What can be printed about a credential.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CredentialDescription<'c> {
-    /// The form: `none`, `fixed`, `headers`, `basic`, `forwarded` or `oauth2`.
+    /// The form: `none`, `fixed`, `headers`, `basic`, `query`, `forwarded`, `oauth2`, `jwt` or `aws_sigv4`.
     pub kind: &'static str,
+    /// The query parameter that carries the credential.
+    pub parameter: Option<&'c str>,
     /// The headers that carry the credential.
     pub headers: Vec<&'c HeaderName>,
 }
@@ -101,16 +121,57 @@ impl Credential {
     /// Returns the form of the credential and where it is sent, never its value.
     #[must_use]
     pub fn describe(&self) -> CredentialDescription<'_> {
-        CredentialDescription { kind: self.kind, headers: self.header_names() }
+        let parameter = self.query_key().map(|key| key.name());
+        CredentialDescription { kind: self.kind, parameter, headers: self.header_names() }
     }
 
-    fn header_names(&self) -> Vec<&HeaderName> {
+    /// Returns the names of the headers that only the credential may have.
+    #[must_use]
+    pub(crate) fn header_names(&self) -> Vec<&HeaderName> {
         match &self.source {
-            CredentialSource::None => Vec::new(),
+            CredentialSource::None | CredentialSource::Query(_) => Vec::new(),
             CredentialSource::Fixed(headers) => headers.iter().map(|(name, _)| name).collect(),
             CredentialSource::Forwarded(name) => vec![name],
-            CredentialSource::Token(_) => vec![&header::AUTHORIZATION],
+            CredentialSource::Token(_) | CredentialSource::SelfSigned(_) => vec![&header::AUTHORIZATION],
+            CredentialSource::Signature(_) => sigv4::HEADERS.iter().collect(),
         }
+    }
+
+    /// Returns the API key that is a query parameter, if the credential is one.
+    #[must_use]
+    pub(crate) fn query_key(&self) -> Option<&Arc<QueryKey>> {
+        if let CredentialSource::Query(key) = &self.source { Some(key) } else { None }
+    }
+
+    /// Returns a client's query string without the parameters that only the credential may have.
+    #[must_use]
+    pub(crate) fn without_parameters<'q>(&self, query: &'q str) -> Cow<'q, str> {
+        match &self.source {
+            CredentialSource::Query(key) => query::without(query, |name| query::is_same_name(name, key.name())),
+            CredentialSource::Signature(_) => {
+                query::without(query, |name| sigv4::PARAMETERS.iter().any(|own| query::is_same_name(name, own)))
+            }
+            _ => query.into(),
+        }
+    }
+
+    /// Checks that requests with this query can have the credential.
+    ///
+    /// # Errors
+    /// The query cannot be signed.
+    pub(crate) fn check_query(&self, query: &str) -> Result<(), SigningError> {
+        match &self.source {
+            CredentialSource::Signature(_) => query::canonical(query).map(drop).map_err(|_| SigningError::Query),
+            _ => Ok(()),
+        }
+    }
+
+    /// Masks the credential in a response that repeats the URL of its request.
+    #[must_use]
+    pub(crate) fn masked(&self, mut reply: ProviderReply) -> ProviderReply {
+        let Some(key) = self.query_key() else { return reply };
+        key.mask_headers(&mut reply.headers);
+        ProviderReply { body: key.mask(reply.body), ..reply }
     }
 
     /// Returns whether each client sends its own credential.
@@ -135,18 +196,28 @@ impl Credential {
         upstream: &Arc<UpstreamClient>,
         metrics: &UpstreamMetrics,
         deadline: Instant,
+        now: Time,
     ) -> Result<SentCredential, TokenError> {
         Ok(match &self.source {
-            CredentialSource::None | CredentialSource::Forwarded(_) => SentCredential::of([].into()),
-            CredentialSource::Fixed(headers) => SentCredential::of(headers.clone()),
-            CredentialSource::Token(client) => client.obtain(upstream, metrics, deadline).await?,
+            CredentialSource::None | CredentialSource::Forwarded(_) => {
+                SentCredential::of(SentContent::Headers([].into()))
+            }
+            CredentialSource::Fixed(headers) => SentCredential::of(SentContent::Headers(headers.clone())),
+            CredentialSource::Query(key) => SentCredential::of(SentContent::Query(key.clone())),
+            CredentialSource::Token(client) => client.obtain(upstream, metrics, deadline, now).await?,
+            CredentialSource::SelfSigned(token) => token
+                .obtain(now)
+                .map_err(|NotSigned| TokenError { provider: token.provider.clone(), fault: TokenFault::NotSigned })?,
+            CredentialSource::Signature(signer) => SentCredential::of(SentContent::Signature(signer.clone())),
         })
     }
 
-    /// Drops the token of a request that the provider rejected. Returns whether a retry gets a different one.
-    pub fn invalidate(&self, rejected: &SentCredential) -> bool {
+    /// Makes the next request differ from one that the provider answered with this status and these headers: drops its
+    /// token, or follows the provider's clock. Returns whether a retry differs.
+    pub(crate) fn renew(&self, rejected: &SentCredential, status: u16, headers: &HeaderMap, now: Time) -> bool {
         match (&self.source, rejected.token) {
-            (CredentialSource::Token(client), Some(number)) => client.invalidate(number),
+            (CredentialSource::Token(client), Some(number)) => status == 401 && client.invalidate(number),
+            (CredentialSource::Signature(signer), _) => signer.follow_clock(status, headers, now),
             _ => false,
         }
     }
@@ -183,6 +254,7 @@ pub(crate) fn compile(provider: &Arc<str>, config: Option<&Config>, faults: &mut
             let header = Located { value: "authorization".to_owned(), location: username.location.clone() };
             fixed("basic", &[(header, basic(&username.value, password.as_ref()))], faults)
         }
+        Some(Config::Query { name, value }) => query_parameter(name, value, faults),
         Some(Config::Forward { header }) => {
             let kind = "forwarded";
             header_name(header, faults).map_or_else(
@@ -194,7 +266,31 @@ pub(crate) fn compile(provider: &Arc<str>, config: Option<&Config>, faults: &mut
                 },
             )
         }
+        Some(Config::AwsSigV4(config)) => RequestSigner::compile(config).map_or_else(
+            || none("none"),
+            |signer| Credential {
+                identity: signer.identity.clone(),
+                kind: "aws_sigv4",
+                source: CredentialSource::Signature(Arc::new(signer)),
+            },
+        ),
+        Some(Config::Jwt(config)) => self_signed_or_exchanged(provider, config, faults),
         Some(Config::OAuth2(config)) => of_tokens("oauth2", TokenClient::compile(provider, config, faults)),
+    }
+}
+
+fn self_signed_or_exchanged(provider: &Arc<str>, config: &Jwt, faults: &mut Faults) -> Credential {
+    let kind = if config.key.secret().value.0.is_empty() { "none" } else { "jwt" };
+    match jwt::compile(config, faults) {
+        None => none(kind),
+        Some(CompiledJwt { signer, token_url: Some(url) }) => {
+            of_tokens(kind, TokenClient::of_assertion(provider, &url, signer, faults))
+        }
+        Some(CompiledJwt { signer, token_url: None }) => Credential {
+            identity: signer.identity.clone(),
+            kind,
+            source: CredentialSource::SelfSigned(Arc::new(SelfSigned::new(provider, signer))),
+        },
     }
 }
 
@@ -246,6 +342,19 @@ fn fixed(kind: &'static str, headers: &[(Located<String>, Secret)], faults: &mut
         }
     };
     Credential { identity: identity.into(), kind, source: CredentialSource::Fixed(compiled.into()) }
+}
+
+fn query_parameter(name: &Located<String>, value: &Secret, faults: &mut Faults) -> Credential {
+    if value.0.is_empty() {
+        return none("none");
+    }
+    if value.0.chars().any(char::is_control) {
+        let message = "the credential has characters that are not allowed in a query (a line break?)";
+        faults.add(&name.location, message);
+    }
+    let identity = digest("query", &[name.value.as_bytes(), value.0.as_bytes()]).into();
+    let source = CredentialSource::Query(Arc::new(QueryKey::new(&name.value, &value.0)));
+    Credential { identity, kind: "query", source }
 }
 
 fn none(kind: &'static str) -> Credential {

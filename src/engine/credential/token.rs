@@ -1,11 +1,14 @@
 //! Fetches and renews the access tokens of a provider (OAuth 2.0).
 
-use super::sent::{SentCredential, digest, sensitive};
+use super::jwt::{JwtSigner, NotSigned};
+use super::outgoing::{digest, sensitive};
+use super::sent::{SentContent, SentCredential};
 use super::token_error::{TokenError, TokenFault};
 use crate::base::metrics::UpstreamMetrics;
+use crate::base::model::Time;
 use crate::base::request_reply::{ProviderReply, ProviderRequest};
 use crate::config::credentials::OAuth2;
-use crate::config::faults::Faults;
+use crate::config::faults::{Faults, Located};
 use crate::config::upstream;
 use crate::engine::upstream::{Target, UpstreamClient};
 use http::{HeaderValue, header};
@@ -24,14 +27,39 @@ const KEEP_REPLACEMENT: Duration = Duration::from_secs(10);
 /// After a failed token request, all requests get its error for this time. Then the next request tries again.
 const RETRY_AFTER_FAILURE: Duration = Duration::from_secs(1);
 
-/// Fetches and renews a token with client credentials (RFC 6749, section 4.4).
+/// With what Weir gets a token.
+enum Grant {
+    /// Client credentials (RFC 6749, section 4.4): the body of the token request. It contains the secret.
+    ClientCredentials(String),
+    /// A signed assertion (RFC 7523, section 2.1), made for each token request.
+    Assertion(Box<JwtSigner>),
+}
+
+impl Grant {
+    /// Returns the body of a token request.
+    fn form(&self, now: Time) -> Result<String, NotSigned> {
+        match self {
+            Self::ClientCredentials(form) => Ok(form.clone()),
+            Self::Assertion(signer) => {
+                let grant_type = encode("urn:ietf:params:oauth:grant-type:jwt-bearer");
+                // A signed token needs no encoding.
+                Ok(format!("grant_type={grant_type}&assertion={}", signer.sign(now)?))
+            }
+        }
+    }
+}
+
+fn encode(text: &str) -> String {
+    utf8_percent_encode(text, NON_ALPHANUMERIC).to_string()
+}
+
+/// Fetches and renews a token.
 pub(super) struct TokenClient {
     provider: Arc<str>,
     /// The identity of the credential.
     pub(super) identity: Arc<str>,
     target: Target,
-    /// The body of the token request. It contains the secret.
-    form: String,
+    grant: Grant,
     state: Mutex<TokenState>,
     /// Locked during a token request, so that there is only one at a time.
     fetch_lock: tokio::sync::Mutex<()>,
@@ -69,33 +97,45 @@ struct Token {
 impl Token {
     fn sent(&self) -> SentCredential {
         let headers = [(header::AUTHORIZATION, self.value.clone())];
-        SentCredential { headers: headers.into(), token: Some(self.number) }
+        SentCredential { content: SentContent::Headers(headers.into()), token: Some(self.number) }
     }
 }
 
 impl TokenClient {
+    /// Compiles client credentials.
     pub(super) fn compile(provider: &Arc<str>, config: &OAuth2, faults: &mut Faults) -> Option<Self> {
         // A reload keeps the token if the target and the form, which contain all fields, are unchanged.
         let OAuth2 { token_url, client_id, client_secret, scope } = config;
-        let limits = upstream::Upstream { max_body: 64 << 10, ..upstream::Upstream::default() };
-        let target = Target::compile(&token_url.value, &limits)
-            .map_err(|_| format!("{:?} is not a token URL; write https://HOST[:PORT]/PATH", token_url.value));
-        let target = faults.keep(&token_url.location, target)?;
-        let encode = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
+        let target = target(token_url, faults)?;
         let (id, secret) = (encode(client_id), encode(&client_secret.0));
         let mut form = format!("grant_type=client_credentials&client_id={id}&client_secret={secret}");
         if let Some(scope) = scope {
             form += &format!("&scope={}", encode(scope));
         }
-        let identity = digest("oauth2", &[format!("{}\n{form}", target.base_url()).as_bytes()]);
-        Some(Self {
+        let identity = digest("oauth2", &[format!("{}\n{form}", target.base_url()).as_bytes()]).into();
+        Some(Self::new(provider, identity, target, Grant::ClientCredentials(form)))
+    }
+
+    /// Compiles a signed assertion that is exchanged at `token_url`.
+    pub(super) fn of_assertion(
+        provider: &Arc<str>,
+        token_url: &Located<String>,
+        signer: JwtSigner,
+        faults: &mut Faults,
+    ) -> Option<Self> {
+        let (target, identity) = (target(token_url, faults)?, signer.identity.clone());
+        Some(Self::new(provider, identity, target, Grant::Assertion(Box::new(signer))))
+    }
+
+    fn new(provider: &Arc<str>, identity: Arc<str>, target: Target, grant: Grant) -> Self {
+        Self {
             provider: provider.clone(),
-            identity: identity.into(),
+            identity,
             target,
-            form,
+            grant,
             state: Mutex::default(),
             fetch_lock: tokio::sync::Mutex::default(),
-        })
+        }
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, TokenState> {
@@ -119,10 +159,11 @@ impl TokenClient {
         upstream: &Arc<UpstreamClient>,
         metrics: &UpstreamMetrics,
         deadline: Instant,
+        now: Time,
     ) -> Result<SentCredential, TokenError> {
         if let Some((header, renew)) = self.current(Instant::now()) {
             if renew {
-                self.renew_in_background(upstream, metrics);
+                self.renew_in_background(upstream, metrics, now);
             }
             return Ok(header);
         }
@@ -135,19 +176,19 @@ impl TokenClient {
         if let Some(error) = self.state().recent_failure() {
             return Err(error.clone());
         }
-        self.fetch(upstream, metrics, deadline).await
+        self.fetch(upstream, metrics, deadline, now).await
     }
 
     /// Starts a renewal while the old token is still valid, unless one is already running.
     #[allow(clippy::disallowed_methods)] // no request waits for it, and it ends by its deadline
-    fn renew_in_background(self: &Arc<Self>, upstream: &Arc<UpstreamClient>, metrics: &UpstreamMetrics) {
+    fn renew_in_background(self: &Arc<Self>, upstream: &Arc<UpstreamClient>, metrics: &UpstreamMetrics, now: Time) {
         let (client, upstream, metrics) = (self.clone(), upstream.clone(), metrics.clone());
         tokio::spawn(async move {
             let Ok(_locked) = client.fetch_lock.try_lock() else { return };
             let failed = client.state().recent_failure().is_some();
             if !failed && client.current(Instant::now()).is_none_or(|(_, renew)| renew) {
                 let deadline = Instant::now() + client.target.timeout;
-                let _ = client.fetch(&upstream, &metrics, deadline).await;
+                let _ = client.fetch(&upstream, &metrics, deadline, now).await;
             }
         });
     }
@@ -158,12 +199,11 @@ impl TokenClient {
         upstream: &UpstreamClient,
         metrics: &UpstreamMetrics,
         deadline: Instant,
+        now: Time,
     ) -> Result<SentCredential, TokenError> {
-        let request = ProviderRequest {
-            owner: self.identity.clone(),
-            form: Some(self.form.clone().into()),
-            ..ProviderRequest::default()
-        };
+        let form = self.grant.form(now).map_err(|NotSigned| self.error(TokenFault::NotSigned))?;
+        let request =
+            ProviderRequest { owner: self.identity.clone(), form: Some(form.into()), ..ProviderRequest::default() };
         // The lifetime counts from before the request, so that Weir never uses an expired token.
         let requested_at = Instant::now();
         let deadline = deadline.min(requested_at + self.target.timeout);
@@ -244,12 +284,19 @@ impl TokenClient {
     }
 }
 
+fn target(token_url: &Located<String>, faults: &mut Faults) -> Option<Target> {
+    let limits = upstream::Upstream { max_body: 64 << 10, ..upstream::Upstream::default() };
+    let target = Target::compile(&token_url.value, &limits)
+        .map_err(|_| format!("{:?} is not a token URL; write https://HOST[:PORT]/PATH", token_url.value));
+    faults.keep(&token_url.location, target)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::base::problem::Code;
     use crate::config::decode::Secret;
-    use crate::config::faults::{Located, Location};
+    use crate::config::faults::Location;
     use bytes::Bytes;
 
     fn client() -> TokenClient {
