@@ -291,7 +291,7 @@ fn credential(credential: &CredentialConfig, location: &Location, warnings: &mut
         }
         CredentialConfig::Basic { username, password } => {
             let better = "set it, or remove credentials";
-            if username.value.is_empty() {
+            if username.value.0.is_empty() {
                 warnings.add(&username.location, format!("the user name is empty; {better}"));
             }
             if password.as_ref().is_some_and(|password| password.0.is_empty()) {

@@ -20,8 +20,8 @@ pub enum CredentialConfig {
     Headers(Vec<(Located<String>, Secret)>),
     /// A user name and a password (RFC 7617).
     Basic {
-        /// The user name, without a colon.
-        username: Located<String>,
+        /// The user name, without a colon. It can be an API key.
+        username: Located<Secret>,
         /// The password; `None` if the file has none.
         password: Option<Secret>,
     },
@@ -90,7 +90,7 @@ const FORMS: [(&str, &str); 8] = [
     ("header", "{ header: NAME, value: SECRET }"),
     ("headers", "{ headers: { NAME: SECRET, … } }"),
     ("bearer", "{ bearer: SECRET }"),
-    ("basic", "{ basic: { username: NAME, password: SECRET } }"),
+    ("basic", "{ basic: { username: SECRET, password: SECRET } }"),
     ("query", "{ query: NAME, value: SECRET }"),
     ("oauth2", "{ oauth2: … }"),
     ("jwt", "{ jwt: … }"),
@@ -177,8 +177,8 @@ fn headers(node: &Node, cx: &mut DecodeContext<'_>) -> Option<Vec<(Located<Strin
 fn basic(node: &Node, cx: &mut DecodeContext<'_>) -> Option<CredentialConfig> {
     let mut fields = Fields::of(node, "basic", cx)?;
     let username = fields.required("username", cx, |node, cx| {
-        let value = decode::text(node, cx)?;
-        if let Some(message) = username_fault(&value) {
+        let value = decode::secret(node, cx)?;
+        if let Some(message) = username_fault(&value.0) {
             cx.faults.add(&node.location, message);
         }
         Some(Located { value, location: node.location.clone() })

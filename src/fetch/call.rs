@@ -6,11 +6,11 @@
 use crate::base::json::ParsedJson;
 use crate::base::memory_budget::{BufferLimit, Reservation};
 use crate::base::model::{Field, Show, Time};
-use crate::base::request_reply::{CallStats, FailureKind, ProviderFailure, ProviderReply, ProviderRequest};
+use crate::base::request_reply::{CallStats, FailureKind, ProviderFailure, ProviderReply};
 use crate::base::trace_context::{Side, TraceAttribute, TraceSteps};
 use crate::engine::cache::{CachedView, Entry, EntryKind};
 use crate::engine::coalesce::Joiners;
-use crate::engine::credential::{OutgoingBody, OutgoingRequest, SentCredential};
+use crate::engine::credential::SentCredential;
 use crate::engine::request_record::StoreOutcome;
 use crate::fetch::error::{FetchCause, FetchError};
 use crate::fetch::provider_admission::{self, CallGuards};
@@ -231,24 +231,10 @@ impl<'c> Attempts<'c> {
         let mut conditions = named.unwrap_or_default();
         conditions.extend(previous.into_iter().flat_map(|previous| previous.conditions.iter().cloned()));
         conditions.extend(steps.headers());
-        let credential = &self.query.identity.credential;
-        let outgoing = OutgoingRequest {
-            method: "GET",
-            target: &provider.target,
-            path_and_query: &self.query.path_and_query,
-            body: OutgoingBody::Whole(b""),
-        };
-        let headers = conditions.iter().map(|(name, value)| (name, value));
-        let authenticated = sent
-            .added_to(&outgoing, headers, self.shared.now())
+        let (credential, path) = (&self.query.identity.credential, &self.query.path_and_query);
+        let request = credential
+            .read_request(sent, &provider.target, path, conditions, self.shared.now())
             .map_err(|error| ProviderFailure::new(FailureKind::Malformed, error.to_string()))?;
-        let request = ProviderRequest {
-            path_and_query: authenticated.path_and_query,
-            owner: credential.identity.clone(),
-            credential: authenticated.headers,
-            conditions,
-            form: None,
-        };
         provider.retry_budget.earn();
         self.tries.fetch_add(1, Ordering::Relaxed);
         let may_retry = |failure: &ProviderFailure| {

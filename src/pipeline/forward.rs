@@ -26,7 +26,6 @@ use crate::rules::{forwarding, hop_by_hop};
 use crate::runtime::snapshot::{Provider, Snapshot};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
-use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::OwnedSemaphorePermit;
@@ -317,7 +316,9 @@ impl Forward {
         }
         self.record.status = status;
         self.record.steps.attribute("http.response.status_code", || TraceAttribute::Number(status.into()));
-        let (mut drop, mut add) = self.header_changes(headers);
+        let (address, key) = (&self.provider().address, self.identity.credential.query_key());
+        let (mut drop, mut add) =
+            forwarding::response_changes(address, key.map(|key| &**key), headers, &self.request.prefix);
         drop.extend_from_slice(hop_by_hop::framing_without_body(status));
         add.extend(self.cors_headers.iter().cloned().chain([forwarding::via(version)]));
         ResponseAction::Forward { drop, set: self.headers_to_set(), add }
@@ -337,30 +338,6 @@ impl Forward {
     /// It would exceed the client's share. Of a write, this can be only an event stream with long parts.
     pub fn add_part(&mut self, length: usize) -> Outcome<()> {
         Ok(self.memory.add_part(length)?)
-    }
-
-    /// Returns the headers of a response that do not reach the client, and those that replace some of them. Holds for
-    /// interim responses too.
-    #[must_use]
-    pub fn header_changes(&self, headers: &HeaderMap) -> (Vec<HeaderName>, Vec<(HeaderName, HeaderValue)>) {
-        let key = self.identity.credential.query_key();
-        let masked = key.map_or_else(Vec::new, |key| key.masked_headers(headers).collect());
-        let mut shown = Cow::Borrowed(headers);
-        if let Some(key) = key.filter(|_| !masked.is_empty()) {
-            key.mask_headers(shown.to_mut());
-        }
-        let mut changed = self.provider().address.rewrite(&shown, &self.request.prefix);
-        let mut drop: Vec<HeaderName> = hop_by_hop::of_response(headers).collect();
-        for (name, values) in masked {
-            if !drop.contains(&name) && !changed.iter().any(|(known, _)| *known == name) {
-                changed.push((name, values));
-            }
-        }
-        drop.extend(changed.iter().map(|(name, _)| name.clone()));
-        let values = |(name, values): (HeaderName, Vec<HeaderValue>)| {
-            values.into_iter().map(move |value| (name.clone(), value)).collect::<Vec<_>>()
-        };
-        (drop, changed.into_iter().flat_map(values).collect())
     }
 
     /// Masks the credential in a part of the response's body. It can keep back the end of a part until the next one.

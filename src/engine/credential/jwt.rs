@@ -220,7 +220,7 @@ mod tests {
     use crate::config::decode::Secret;
     use crate::config::faults::Location;
 
-    fn config(claims: Value, lifetime: u64) -> Jwt {
+    fn config(claims: &Value, lifetime: u64) -> Jwt {
         let location = Location::top(&"f".into());
         let key = Located { value: Secret("canary-secret".into()), location };
         Jwt {
@@ -236,7 +236,7 @@ mod tests {
         }
     }
 
-    fn signer(claims: Value, lifetime: u64) -> JwtSigner {
+    fn signer(claims: &Value, lifetime: u64) -> JwtSigner {
         let config = config(claims, lifetime);
         assert!(!format!("{config:?}").contains("canary"));
         compile(&config, &mut Faults::default()).unwrap().signer
@@ -249,7 +249,7 @@ mod tests {
 
     #[test]
     fn a_token_has_its_claims_and_times_in_whole_seconds() {
-        let signer = signer(json!({ "admin": true }), 600);
+        let signer = signer(&json!({ "admin": true }), 600);
         let token = signer.sign(Time(1_000_000_999)).unwrap();
         assert_eq!(claims(&token), json!({ "admin": true, "iss": "us", "iat": 999_970, "exp": 1_000_570 }));
         let (text, signature) = token.rsplit_once('.').unwrap();
@@ -259,7 +259,7 @@ mod tests {
 
     #[test]
     fn a_sent_token_is_replaced_long_before_it_expires_and_after_the_clock_was_set_back() {
-        let token = SelfSigned::new(&"p".into(), signer(json!({}), 120));
+        let token = SelfSigned::new(&"p".into(), signer(&json!({}), 120));
         let mut seen: Vec<Arc<[(http::HeaderName, HeaderValue)]>> = Vec::new();
         let mut at = |seconds: i64| {
             let SentContent::Headers(headers) = token.obtain(Time(seconds * 1000)).unwrap().content else {
@@ -278,13 +278,13 @@ mod tests {
     #[test]
     fn every_setting_is_part_of_the_identity() {
         let identity = |config: &Jwt| compile(config, &mut Faults::default()).unwrap().signer.identity;
-        let base = || config(json!({ "a": 1 }), 600);
+        let base = || config(&json!({ "a": 1 }), 600);
         let location = Location::top(&"f".into());
         let url = Located { value: "https://x/t".to_owned(), location: location.clone() };
         let key = Located { value: Secret("other".into()), location };
         let others = [
-            config(json!({ "a": 2 }), 600),
-            config(json!({ "a": 1 }), 601),
+            config(&json!({ "a": 2 }), 600),
+            config(&json!({ "a": 1 }), 601),
             Jwt { issuer: Some("them".into()), ..base() },
             Jwt { subject: Some("us".into()), issuer: None, ..base() },
             Jwt { audience: Some("a".into()), ..base() },

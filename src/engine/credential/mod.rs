@@ -13,11 +13,11 @@ pub(crate) mod token_error;
 use crate::base::metrics::UpstreamMetrics;
 use crate::base::model::Time;
 use crate::base::request_headers::RequestHeaders;
-use crate::base::request_reply::ProviderReply;
+use crate::base::request_reply::{ProviderReply, ProviderRequest};
 use crate::config::credentials::{CredentialConfig as Config, Jwt};
 use crate::config::decode::Secret;
 use crate::config::faults::{Faults, Located};
-use crate::engine::upstream::UpstreamClient;
+use crate::engine::upstream::{Target, UpstreamClient};
 use crate::rules::auth::{self, Keys};
 use crate::rules::query;
 use crate::rules::query_key::QueryKey;
@@ -212,6 +212,25 @@ impl Credential {
         })
     }
 
+    /// Makes the request of a read below the base URL of `target`, with these headers.
+    ///
+    /// # Errors
+    /// The request cannot be signed.
+    pub(crate) fn read_request(
+        &self,
+        sent: &SentCredential,
+        target: &Target,
+        path_and_query: &str,
+        conditions: Vec<(HeaderName, HeaderValue)>,
+        now: Time,
+    ) -> Result<ProviderRequest, SigningError> {
+        let outgoing = OutgoingRequest { method: "GET", target, path_and_query, body: OutgoingBody::Whole(b"") };
+        let headers = conditions.iter().map(|(name, value)| (name, value));
+        let AuthenticatedRequest { path_and_query, headers } = sent.added_to(&outgoing, headers, now)?;
+        let owner = self.identity.clone();
+        Ok(ProviderRequest { path_and_query, owner, credential: headers, conditions, form: None })
+    }
+
     /// Makes the next request differ from one that the provider answered with this status and these headers: drops its
     /// token, or follows the provider's clock. Returns whether a retry differs.
     pub(crate) fn renew(&self, rejected: &SentCredential, status: u16, headers: &HeaderMap, now: Time) -> bool {
@@ -252,7 +271,7 @@ pub(crate) fn compile(provider: &Arc<str>, config: Option<&Config>, faults: &mut
         Some(Config::Headers(headers)) => fixed("headers", headers, faults),
         Some(Config::Basic { username, password }) => {
             let header = Located { value: "authorization".to_owned(), location: username.location.clone() };
-            fixed("basic", &[(header, basic(&username.value, password.as_ref()))], faults)
+            fixed("basic", &[(header, basic(&username.value.0, password.as_ref()))], faults)
         }
         Some(Config::Query { name, value }) => query_parameter(name, value, faults),
         Some(Config::Forward { header }) => {
