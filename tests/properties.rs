@@ -220,7 +220,7 @@ fn debug_output_contains_no_secret() {
     let mut clients = CLIENTS.replace("value: one", "value: canary-written-out");
     let account = serde_json::json!({
         "client_email": "canary", "private_key_id": "canary", "token_uri": "https://canary.example/t",
-        "private_key": include_str!("fixtures/keys/service-account.pem"),
+        "private_key": include_str!("keys/service-account.pem"),
     });
     let account = serde_json::Value::from(account.to_string()).to_string();
     for (number, form) in [

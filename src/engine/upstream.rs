@@ -230,8 +230,7 @@ impl UpstreamClient {
     }
 
     /// Returns the peer for a forwarded request. Each value of `tried` selects the next address. The connection is a new
-    /// one unless `may_reuse`, and carries requests of this `owner` only. `idle_timeout` limits the time without data from
-    /// or to the provider.
+    /// one unless `may_reuse`, and carries requests of this `owner` only. `idle_timeout` limits the time without data.
     ///
     /// Uses HTTP/1.1: on a shared HTTP/2 connection one stalled download would block all others, the idle timeout would
     /// run during an upload, and interim responses would be lost (`read_response_header` and the windows in

@@ -14,7 +14,7 @@ const SECRET: &str = "canary-secret-canary-secret-canary";
 const OWN: &str = "{ jwt: { algorithm: HS256, key: canary-secret-canary-secret-canary, issuer: APIcanary, subject: \"7\", key_id: k1, lifetime: 10m, claims: { video: { roomList: true, room: lobby, limit: 5, tags: [a, 1] }, note: null } } }";
 
 fn key_file(name: &str) -> String {
-    std::fs::read_to_string(repository().join("tests/fixtures/keys").join(name)).unwrap()
+    std::fs::read_to_string(repository().join("tests/keys").join(name)).unwrap()
 }
 
 /// The header and the claims of a token, and what its signature covers with the signature.
@@ -35,7 +35,7 @@ fn verify_rs256(text: &str, signature: &[u8]) {
     let path = |name: &str| directory.path().join(name);
     std::fs::write(path("text"), text).unwrap();
     std::fs::write(path("signature"), signature).unwrap();
-    let public = repository().join("tests/fixtures/keys/service-account.pub.pem");
+    let public = repository().join("tests/keys/service-account.pub.pem");
     let output = Command::new("openssl")
         .args(["dgst", "-sha256", "-verify"])
         .arg(public)
