@@ -217,7 +217,26 @@ fn expected_identity(case: &RequestCase) -> impl PartialEq + std::fmt::Debug {
 fn debug_output_contains_no_secret() {
     let directory = TempDir::new().expect("a directory");
     copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("config"), directory.path());
-    let clients = CLIENTS.replace("value: one", "value: canary-written-out");
+    let mut clients = CLIENTS.replace("value: one", "value: canary-written-out");
+    let account = serde_json::json!({
+        "client_email": "canary", "private_key_id": "canary", "token_uri": "https://canary.example/t",
+        "private_key": include_str!("keys/service-account.pem"),
+    });
+    let account = serde_json::Value::from(account.to_string()).to_string();
+    for (number, form) in [
+        "headers: { x-a: canary-a, x-b: canary-b }",
+        "basic: { username: canary-user, password: canary-password }",
+        "query: key, value: canary-in-the-query",
+        "jwt: { algorithm: HS256, key: canary-secret, issuer: i, claims: { a: canary-claim } }",
+        &format!("jwt: {{ service_account: {account} }}"),
+        "aws_sigv4: { access_key_id: AKID, secret_access_key: canary-secret, session_token: canary-token, region: r, service: s }",
+    ]
+    .iter()
+    .enumerate()
+    {
+        let key = format!("{number:064}");
+        clients += &format!("  - {{ id: form-{number}, keys: [ {{ sha256: \"{key}\" }} ], credentials: {{ vectara: {{ {form} }} }} }}\n");
+    }
     std::fs::write(directory.path().join("clients.yaml"), &clients).expect("written");
     let mut source = ConfigSource::new(directory.path());
     for name in ["VECTARA_API_KEY", "PALANTIR_TOKEN", "AGENTHUMAN_API_KEY", "WEIR_ADMIN_TOKEN", "WEIR_PAGE_TOKEN_KEY"] {
@@ -246,8 +265,9 @@ fn debug_output_contains_no_secret() {
         body: bytes.clone(),
     };
     let request = weir::testing::ProviderRequest {
-        path_and_query: "/".into(),
-        credential: Some(header.clone()),
+        path_and_query: "/x?key=canary".into(),
+        owner: "digest".into(),
+        credential: vec![header.clone()],
         conditions: vec![header.clone()],
         form: Some("client_secret=canary".into()),
     };
@@ -262,7 +282,7 @@ fn debug_output_contains_no_secret() {
     };
     printed.push(format!("{reply:?} {request:?} {response:?} {view:?}"));
     for text in printed {
-        assert!(!text.contains("canary"), "{text}");
+        assert!(!text.contains("canary") && !text.contains("PRIVATE"), "{text}");
     }
 }
 

@@ -21,9 +21,9 @@ const LICENCES: [&str; 11] = [
     "Zlib",
 ];
 
-/// The libraries that are built in several versions, because Pingora and others require different ones. A new version
-/// is reviewed like a new library.
-const DUPLICATES: [(&str, &[&str]); 18] = [
+/// The libraries that are built in several versions, because Pingora, the signer of AWS requests and others require
+/// different ones. A new version is reviewed like a new library.
+const DUPLICATES: [(&str, &[&str]); 20] = [
     ("asn1-rs", &["0.6.2", "0.7.2"]),
     ("asn1-rs-derive", &["0.5.1", "0.6.0"]),
     ("base64", &["0.22.1", "0.23.1"]),
@@ -32,6 +32,8 @@ const DUPLICATES: [(&str, &[&str]); 18] = [
     ("getrandom", &["0.2.17", "0.3.4", "0.4.3"]),
     ("hashbrown", &["0.12.3", "0.14.5", "0.16.1", "0.17.1"]),
     ("heck", &["0.4.1", "0.5.0"]),
+    ("http", &["0.2.12", "1.5.0"]),
+    ("http-body", &["0.4.6", "1.1.0"]),
     ("indexmap", &["1.9.3", "2.14.2"]),
     ("oid-registry", &["0.7.1", "0.8.1"]),
     ("rand", &["0.8.8", "0.9.5"]),

@@ -236,10 +236,12 @@ impl fmt::Debug for Response {
 /// A request to a provider, without the provider's address.
 #[derive(Clone, Default)]
 pub struct ProviderRequest {
-    /// Path and query below the provider's base URL, percent-encoded.
+    /// Path and query below the provider's base URL, percent-encoded. The query can contain the credential.
     pub path_and_query: String,
-    /// The header with the credential, if any. Its value is marked as sensitive.
-    pub credential: Option<(HeaderName, HeaderValue)>,
+    /// The identity of the credential. Requests of different owners share no connection.
+    pub owner: Arc<str>,
+    /// The headers of the credential. Their values are marked as sensitive.
+    pub credential: Vec<(HeaderName, HeaderValue)>,
     /// Headers that the provider's file names, conditional headers that revalidate a cache entry (RFC 9110, section 13.1), and
     /// trace headers.
     pub conditions: Vec<(HeaderName, HeaderValue)>,
@@ -249,7 +251,8 @@ pub struct ProviderRequest {
 
 impl fmt::Debug for ProviderRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ProviderRequest").field("path_and_query", &self.path_and_query).finish_non_exhaustive()
+        let path = self.path_and_query.split('?').next().unwrap_or_default();
+        f.debug_struct("ProviderRequest").field("path", &path).finish_non_exhaustive()
     }
 }
 

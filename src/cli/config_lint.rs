@@ -6,13 +6,14 @@
 use crate::base::model::Time;
 use crate::config::Config;
 use crate::config::clients::ClientConfig;
-use crate::config::credentials::CredentialConfig;
+use crate::config::credentials::{CredentialConfig, Jwt, JwtAlgorithm, JwtKey};
 use crate::config::edge::Listener;
 use crate::config::faults::{Fault, Faults, Location};
 use crate::config::provider::{Ids, ProviderConfig};
 use crate::config::weir::{AccessLog, Weir};
 use crate::engine::open_files::OpenFiles;
 use crate::engine::tls;
+use crate::rules::query_key::MIN_MASKED;
 use http::Uri;
 use regex_syntax::hir::Look;
 use std::net::IpAddr;
@@ -266,6 +267,38 @@ fn credential(credential: &CredentialConfig, location: &Location, warnings: &mut
             warnings
                 .add(&header.location, "the credential is empty, so Weir sends none; set it, or remove credentials");
         }
+        CredentialConfig::Query { name, value } if value.0.is_empty() => {
+            warnings.add(&name.location, "the credential is empty, so Weir sends none; set it, or remove credentials");
+        }
+        CredentialConfig::Query { name, value } if value.0.len() < MIN_MASKED => {
+            let weak = "the key is too short to be masked wherever the provider repeats it";
+            warnings.add(&name.location, format!("{weak}; use at least {MIN_MASKED} characters"));
+        }
+        CredentialConfig::AwsSigV4(aws) if aws.access_key_id.value.is_empty() || aws.secret_access_key.0.is_empty() => {
+            let weak = "access_key_id or secret_access_key is empty, so Weir sends no credential";
+            warnings.add(&aws.access_key_id.location, format!("{weak}; set both, or remove credentials"));
+        }
+        CredentialConfig::AwsSigV4(aws) if aws.session_token.as_ref().is_some_and(|token| token.0.is_empty()) => {
+            let weak = "session_token is empty, so Weir does not send it";
+            warnings.add(&aws.access_key_id.location, format!("{weak}; set it, or remove the key"));
+        }
+        CredentialConfig::Jwt(jwt) => self::jwt(jwt, warnings),
+        CredentialConfig::Headers(headers) => {
+            for (name, _) in headers.iter().filter(|(_, value)| value.0.is_empty()) {
+                let better = "set it, or remove the header";
+                warnings.add(&name.location, format!("{} is empty, so Weir does not send it; {better}", name.value));
+            }
+        }
+        CredentialConfig::Basic { username, password } => {
+            let better = "set it, or remove credentials";
+            if username.value.0.is_empty() {
+                warnings.add(&username.location, format!("the user name is empty; {better}"));
+            }
+            if password.as_ref().is_some_and(|password| password.0.is_empty()) {
+                let better = "set it, or remove the key if there is none";
+                warnings.add(&username.location, format!("the password is empty; {better}"));
+            }
+        }
         CredentialConfig::OAuth2(oauth2) if is_cleartext(&oauth2.token_url.value) => {
             let better = "use https:// for token_url";
             warnings.add(
@@ -277,6 +310,22 @@ fn credential(credential: &CredentialConfig, location: &Location, warnings: &mut
             warnings.add(location, "client_secret is empty; set it");
         }
         _ => {}
+    }
+}
+
+fn jwt(jwt: &Jwt, warnings: &mut Faults) {
+    let secret = jwt.key.secret();
+    let is_hmac = matches!(jwt.key, JwtKey::Own { algorithm: JwtAlgorithm::Hs256, .. });
+    if secret.value.0.is_empty() {
+        warnings.add(&secret.location, "the key is empty, so Weir sends no credential; set it, or remove credentials");
+    } else if is_hmac && secret.value.0.len() < MIN_SECRET {
+        // RFC 7518, section 3.2
+        let better = format!("use at least {MIN_SECRET} random characters");
+        warnings.add(&secret.location, format!("a key of HS256 this short can be guessed; {better}"));
+    }
+    if let Some(url) = jwt.token_url.as_ref().filter(|url| is_cleartext(&url.value)) {
+        let better = "use https:// for token_url";
+        warnings.add(&url.location, format!("the signed token crosses the network without TLS; {better}"));
     }
 }
 

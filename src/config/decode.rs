@@ -464,8 +464,13 @@ pub(crate) fn secret(node: &Node, cx: &mut DecodeContext<'_>) -> Option<Secret> 
         let mut fields = Fields::of(node, "a secret", cx)?;
         let path = fields.required("file", cx, at_text);
         fields.end(cx);
-        let missing = cx.missing.is_some().then(|| MISSING_SECRET.to_owned());
-        cx.file(&path?, "secret file").or(missing).map(Secret)
+        let path = path?;
+        let text = cx.file(&path, "secret file");
+        if text.is_none() && cx.missing.is_some() {
+            cx.faults.expect_none_at(&node.location);
+            return Some(Secret(MISSING_SECRET.to_owned()));
+        }
+        text.map(Secret)
     };
     mapping_or(node, cx, from_file, |node, cx| {
         let text = text(node, cx)?;

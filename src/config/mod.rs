@@ -14,6 +14,7 @@ pub(crate) mod decode;
 pub(crate) mod edge;
 pub(crate) mod faults;
 pub(crate) mod freshness;
+mod jwt;
 pub(crate) mod load;
 pub(crate) mod native;
 pub(crate) mod provider;

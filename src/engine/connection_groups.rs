@@ -4,8 +4,7 @@
 //! same connection with it (RFC 9112, section 9.3). A group that may have such a connection is retired: no request uses
 //! its idle connections again, and they close at the idle timeout. This module opens and closes no connections.
 
-use crate::base::request_reply::ProviderRequest;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderMap, StatusCode, header};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -35,27 +34,10 @@ impl ConnectionGroups {
         Self { hasher: RandomState::new(), retired: (0..COUNTERS).map(|_| AtomicU32::new(0)).collect() }
     }
 
-    /// Returns the present group of an authority and a credential.
+    /// Returns the present group of an authority and of the identity of a credential.
     #[must_use]
-    pub(crate) fn group(&self, authority: &str, credential: Option<&(HeaderName, HeaderValue)>) -> ConnectionGroup {
-        self.owned_by(authority, credential, None)
-    }
-
-    /// Returns the present group of a request. A token request has no headers of its own: its form is the credential.
-    #[must_use]
-    pub(crate) fn of_request(&self, authority: &str, request: &ProviderRequest) -> ConnectionGroup {
-        let form = request.form.as_deref().filter(|_| request.conditions.is_empty());
-        self.owned_by(authority, request.credential.as_ref(), form)
-    }
-
-    fn owned_by(
-        &self,
-        authority: &str,
-        credential: Option<&(HeaderName, HeaderValue)>,
-        form: Option<&[u8]>,
-    ) -> ConnectionGroup {
-        let credential = credential.map(|(name, value)| (name.as_str(), value.as_bytes()));
-        let owner = self.hasher.hash_one((authority, credential, form));
+    pub(crate) fn group(&self, authority: &str, identity: &str) -> ConnectionGroup {
+        let owner = self.hasher.hash_one((authority, identity));
         ConnectionGroup { owner, key: self.key(owner) }
     }
 
@@ -91,47 +73,28 @@ pub(crate) fn announces_forbidden_body(status: StatusCode, headers: &HeaderMap) 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn credential(value: &'static str) -> (HeaderName, HeaderValue) {
-        (header::AUTHORIZATION, HeaderValue::from_static(value))
-    }
-
-    fn request(conditions: Vec<(HeaderName, HeaderValue)>, form: &'static str) -> ProviderRequest {
-        ProviderRequest { conditions, form: Some(form.into()), ..ProviderRequest::default() }
-    }
+    use http::{HeaderName, HeaderValue};
 
     #[test]
     fn each_credential_and_provider_has_its_own_group() {
         let groups = ConnectionGroups::new();
-        let (a, b) = (credential("a"), credential("b"));
-        let keys = [
-            groups.group("one", Some(&a)),
-            groups.group("one", Some(&b)),
-            groups.group("two", Some(&a)),
-            groups.group("one", None),
-            groups.of_request("one", &request(vec![], "secret=a")),
-            groups.of_request("one", &request(vec![], "secret=b")),
-            groups.of_request("traces", &request(vec![a.clone()], "spans")),
-        ]
-        .map(|group| group.key);
+        let keys = [("one", "a"), ("one", "b"), ("two", "a"), ("one", ""), ("on", "ea")]
+            .map(|(authority, identity)| groups.group(authority, identity).key);
         assert_eq!(keys.iter().collect::<std::collections::HashSet<_>>().len(), keys.len());
-        assert_eq!(groups.group("one", Some(&a)).key, keys[0]);
-        let more_spans = groups.of_request("traces", &request(vec![a], "more spans"));
-        assert_eq!(more_spans.key, keys[6], "exports of spans share a connection");
+        assert_eq!(groups.group("one", "a").key, keys[0]);
     }
 
     #[test]
     fn a_retired_group_gets_another_key() {
         let groups = ConnectionGroups::new();
-        let (a, b) = (credential("a"), credential("b"));
-        let first = groups.group("one", Some(&a));
+        let first = groups.group("one", "a");
         assert!(!groups.is_retired(first));
         groups.retire(first);
         assert!(groups.is_retired(first));
-        let second = groups.group("one", Some(&a));
+        let second = groups.group("one", "a");
         assert!(second.key != first.key && !groups.is_retired(second));
         // A retired group affects at most those that share its counter.
-        let others = (0..64).map(|n| groups.group(&n.to_string(), Some(&b))).collect::<Vec<_>>();
+        let others = (0..64).map(|n| groups.group(&n.to_string(), "b")).collect::<Vec<_>>();
         groups.retire(second);
         assert!(others.iter().filter(|group| groups.is_retired(**group)).count() < 8);
     }

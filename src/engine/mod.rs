@@ -22,7 +22,6 @@ pub(crate) mod request_record;
 pub(crate) mod strangers;
 pub(crate) mod tls;
 pub(crate) mod token_bucket;
-pub(crate) mod token_error;
 pub(crate) mod transfer_failure;
 pub(crate) mod unknown_words;
 pub(crate) mod upstream;

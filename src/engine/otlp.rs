@@ -121,9 +121,9 @@ impl HttpClient for CollectorClient {
         headers.push((header::ACCEPT, HeaderValue::from_static("application/x-protobuf")));
         let request = ProviderRequest {
             path_and_query: "/v1/traces".to_owned(),
-            credential: None,
             conditions: headers,
             form: Some(request.into_body()),
+            ..ProviderRequest::default()
         };
         let upstream = self.upstream.clone();
         let deadline = tokio::time::Instant::now() + destination.target.timeout;

@@ -11,7 +11,7 @@ use crate::engine::forward_connection::{ConnectionState, forward_peer};
 use crate::engine::open_files::OpenFiles;
 use crate::engine::transfer_failure::transfer_failure;
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, StatusCode, Uri, header};
+use http::{StatusCode, Uri, header};
 use pingora::connectors::http::Connector;
 use pingora::connectors::{ConnectorOptions, TransportConnector};
 use pingora::http::RequestHeader;
@@ -230,7 +230,7 @@ impl UpstreamClient {
     }
 
     /// Returns the peer for a forwarded request. Each value of `tried` selects the next address. The connection is a new
-    /// one unless `may_reuse`. `idle_timeout` limits the time without data from or to the provider.
+    /// one unless `may_reuse`, and carries requests of this `owner` only. `idle_timeout` limits the time without data.
     ///
     /// Uses HTTP/1.1: on a shared HTTP/2 connection one stalled download would block all others, the idle timeout would
     /// run during an upload, and interim responses would be lost (`read_response_header` and the windows in
@@ -244,10 +244,10 @@ impl UpstreamClient {
         tried: usize,
         may_reuse: bool,
         idle_timeout: Duration,
-        credential: Option<&(HeaderName, HeaderValue)>,
+        owner: &str,
     ) -> Result<ForwardPeer, ProviderFailure> {
         let addresses = self.resolve(target).await?;
-        let group = self.groups.group(&target.authority, credential);
+        let group = self.groups.group(&target.authority, owner);
         let address = addresses[tried % addresses.len()];
         let mut peer = target.peer(address, group);
         peer.options.alpn = ALPN::H1;
@@ -286,7 +286,7 @@ impl UpstreamClient {
         addresses: &[SocketAddr],
         request: &ProviderRequest,
     ) -> Result<(HttpSession, HttpPeer), (ProviderFailure, bool)> {
-        let group = self.groups.of_request(&target.authority, request);
+        let group = self.groups.group(&target.authority, &request.owner);
         let mut last = ProviderFailure::unreachable(FailureKind::Dns, format!("{} has no address", target.host));
         for address in addresses {
             let peer = target.peer(*address, group);

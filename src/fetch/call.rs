@@ -6,11 +6,11 @@
 use crate::base::json::ParsedJson;
 use crate::base::memory_budget::{BufferLimit, Reservation};
 use crate::base::model::{Field, Show, Time};
-use crate::base::request_reply::{CallStats, FailureKind, ProviderFailure, ProviderReply, ProviderRequest};
+use crate::base::request_reply::{CallStats, FailureKind, ProviderFailure, ProviderReply};
 use crate::base::trace_context::{Side, TraceAttribute, TraceSteps};
 use crate::engine::cache::{CachedView, Entry, EntryKind};
 use crate::engine::coalesce::Joiners;
-use crate::engine::credential::CredentialHeader;
+use crate::engine::credential::SentCredential;
 use crate::engine::request_record::StoreOutcome;
 use crate::fetch::error::{FetchCause, FetchError};
 use crate::fetch::provider_admission::{self, CallGuards};
@@ -163,19 +163,19 @@ async fn request(
     let mut may_renew_token = true;
     loop {
         steps.step("credential");
-        let header = credential.header(&shared.upstream, metrics, deadline).await.inspect_err(|error| {
+        let sent = credential.obtain(&shared.upstream, metrics, deadline, shared.now()).await.inspect_err(|error| {
             provider_admission::record_token_failure(&attempts.guards, error, shared.now());
         })?;
         steps.client_step("upstream");
         attempts.had_whole_timeout = deadline - Instant::now() > provider.target.timeout * 9 / 10;
-        let reply = attempts.send(previous, &header, steps, memory).await;
+        let reply = attempts.send(previous, &sent, steps, memory).await;
         call_stats.tries = attempts.tries.load(Ordering::Relaxed);
         call_stats.response_time = started.elapsed() - call_stats.queue_time;
         let result = attempts.judge(reply, previous, steps);
         // A token may have become invalid before its expiry: send the request once more, with a new token.
         if may_renew_token
-            && result.as_ref().is_err_and(|error| error.status() == Some(401))
-            && credential.invalidate(&header)
+            && let Some(refusal) = result.as_ref().err().and_then(|error| error.reply.as_ref())
+            && credential.renew(&sent, refusal.status, &refusal.headers, shared.now())
             && provider_admission::admit_retry(&attempts.guards, shared.now())
         {
             may_renew_token = false;
@@ -222,7 +222,7 @@ impl<'c> Attempts<'c> {
     async fn send(
         &self,
         previous: Option<&Entry>,
-        header: &CredentialHeader,
+        sent: &SentCredential,
         steps: &TraceSteps,
         memory: &mut Reservation,
     ) -> Result<ProviderReply, ProviderFailure> {
@@ -231,12 +231,10 @@ impl<'c> Attempts<'c> {
         let mut conditions = named.unwrap_or_default();
         conditions.extend(previous.into_iter().flat_map(|previous| previous.conditions.iter().cloned()));
         conditions.extend(steps.headers());
-        let request = ProviderRequest {
-            path_and_query: self.query.path_and_query.clone(),
-            credential: header.header.clone(),
-            conditions,
-            form: None,
-        };
+        let (credential, path) = (&self.query.identity.credential, &self.query.path_and_query);
+        let request = credential
+            .read_request(sent, &provider.target, path, conditions, self.shared.now())
+            .map_err(|error| ProviderFailure::new(FailureKind::Malformed, error.to_string()))?;
         provider.retry_budget.earn();
         self.tries.fetch_add(1, Ordering::Relaxed);
         let may_retry = |failure: &ProviderFailure| {
@@ -253,7 +251,7 @@ impl<'c> Attempts<'c> {
         let timer = self.durations.start_timer();
         let reply = self.shared.upstream.send(&provider.target, &request, self.deadline, memory, may_retry).await;
         timer.observe_duration();
-        reply
+        reply.map(|reply| credential.masked(reply))
     }
 
     /// Translates an error by the provider's rules. Records the result in metrics, in the trace, and for the admission of

@@ -4,7 +4,7 @@ use crate::base::model::Field;
 use crate::base::operation::Operation;
 use crate::base::problem::Code;
 use crate::base::request_reply::{CallStats, ProviderReply};
-use crate::engine::token_error::TokenError;
+use crate::engine::credential::token_error::TokenError;
 use crate::fetch::provider_admission::NotAdmitted;
 use crate::rules::error_rules::ProviderError;
 use crate::rules::provider_body::UnreadableBody;

@@ -69,7 +69,6 @@ pub(crate) fn request(snapshot: &Snapshot, client: ClientId, request: &Request) 
 #[must_use]
 pub(crate) fn provider_query(query: &ProviderQuery) -> Object {
     let (provider, subject) = (query.provider(), &query.subject);
-    let credential = query.identity.credential.describe();
     let parts = query.key_parts().ok().map(|parts| {
         let mut key = json!({
             "provider": parts.provider,
@@ -89,15 +88,27 @@ pub(crate) fn provider_query(query: &ProviderQuery) -> Object {
         "session": subject.session.as_deref(),
         "operation": query.operation().ok().map(CompiledOperation::name),
         "upstream": format!("GET {}{}", provider.target.origin(), provider.target.path(&query.path_and_query)),
-        "credential": {
-            "identity": &*query.identity.credential.identity,
-            "kind": credential.kind,
-            "header": credential.header.map(http::HeaderName::as_str),
-            "from": query.credential_from(),
-        },
+        "credential": credential(query),
         "cache_key": parts,
         "freshness_seconds": freshness_rules(&provider.freshness),
     }))
+}
+
+/// Explains where the credential is sent and where it is configured. Several headers are one text, with commas.
+fn credential(query: &ProviderQuery) -> Value {
+    let credential = &query.identity.credential;
+    let described = credential.describe();
+    let names: Vec<&str> = described.headers.iter().map(|name| name.as_str()).collect();
+    let mut explained = json!({
+        "identity": &*credential.identity,
+        "kind": described.kind,
+        "header": (!names.is_empty()).then(|| names.join(", ")),
+        "from": query.credential_from(),
+    });
+    if let Some(parameter) = described.parameter {
+        explained["parameter"] = parameter.into();
+    }
+    explained
 }
 
 fn object(value: Value) -> Object {

@@ -12,7 +12,7 @@ use crate::engine::body_deadline::BodyDeadline;
 use crate::engine::breaker::CallSubject;
 use crate::engine::cache::WriteScope;
 use crate::engine::connection_groups::{ConnectionGroup, announces_forbidden_body};
-use crate::engine::credential::CredentialHeader;
+use crate::engine::credential::{AuthenticatedRequest, OutgoingBody, OutgoingRequest, SentCredential};
 use crate::engine::forward_connection::ConnectionState;
 use crate::engine::request_record::RequestRecord;
 use crate::engine::upstream::{ForwardPeer, Peer};
@@ -21,6 +21,7 @@ use crate::fetch::provider_query::{self, ProviderIdentity, ProviderQuery, Shared
 use crate::pipeline::forward_memory::ForwardMemory;
 use crate::pipeline::{problems, respond};
 use crate::rules::purge::Subject;
+use crate::rules::query_key::StreamMask;
 use crate::rules::{forwarding, hop_by_hop};
 use crate::runtime::snapshot::{Provider, Snapshot};
 use bytes::Bytes;
@@ -58,7 +59,9 @@ pub struct Forward {
     provider: ProviderId,
     identity: ProviderIdentity,
     request: ForwardRequest,
-    credential_header: CredentialHeader,
+    sent: SentCredential,
+    /// Masks the credential in the response's body.
+    mask: StreamMask,
     /// How many of the provider's addresses were tried.
     tries: usize,
     /// How many addresses the provider has.
@@ -69,8 +72,8 @@ pub struct Forward {
     connection: Arc<ConnectionState>,
     /// The connection may not come from the pool: one from there was closed before the response.
     needs_new_connection: bool,
-    /// The provider refused the token once, so Weir fetches a new one.
-    renewed: bool,
+    /// The status with which the provider refused the credential once, so Weir renews it.
+    refused_with: Option<u16>,
     /// The status of the provider's response.
     status: Option<u16>,
     /// The response has no `Content-Length`: the provider may change data until the stream ends.
@@ -93,16 +96,14 @@ pub struct Forward {
 
 /// The changes to the request's head that make it a request to the provider.
 pub struct ProviderHead {
-    /// The path and query at the provider, with the prefix of its base URL.
-    pub path_and_query: String,
     /// `Host`.
     pub authority: String,
     /// Headers to remove.
     pub drop: Vec<HeaderName>,
     /// No other request may use the connection.
     pub close: bool,
-    /// The provider's credential.
-    pub credential: Option<(HeaderName, HeaderValue)>,
+    /// The response must not be encoded, because Weir masks the credential in it.
+    pub plain_response: bool,
     /// Trace context headers, if the request is traced.
     pub trace: Vec<(HeaderName, HeaderValue)>,
     /// `Via`, in addition to the client's.
@@ -168,10 +169,11 @@ impl Forward {
         let (id, limits) = (&snapshot.clients[client].id, &snapshot.weir.limits);
         let share = provider_admission::acquire_client_share(metrics, config, &guards.quota, id, latest).await?;
         let permit = provider_admission::admit(shared.admission_state(), config, &guards, caller).await?;
-        let credential_header =
-            identity.credential.header(&shared.upstream, metrics, deadline).await.inspect_err(|error| {
+        let sent = identity.credential.obtain(&shared.upstream, metrics, deadline, shared.now()).await.inspect_err(
+            |error| {
                 provider_admission::record_token_failure(&guards, error, shared.now());
-            })?;
+            },
+        )?;
         Ok(Box::new(Self {
             record: RequestRecord::new(String::new(), ""),
             cors_headers: Vec::new(),
@@ -181,13 +183,14 @@ impl Forward {
             provider,
             identity,
             request,
-            credential_header,
+            sent,
+            mask: StreamMask::default(),
             tries: 0,
             addresses: 0,
             group: None,
             connection: Arc::default(),
             needs_new_connection: false,
-            renewed: false,
+            refused_with: None,
             status: None,
             streams: false,
             connected: false,
@@ -225,15 +228,16 @@ impl Forward {
     /// The provider has no address, or Weir gets no new token.
     pub async fn peer(&mut self) -> Outcome<Peer> {
         let metrics = &self.shared.metrics.upstream;
-        if self.renewed {
+        if self.refused_with.is_some() {
             let deadline = tokio::time::Instant::now() + self.provider().target.timeout;
-            self.credential_header = self.identity.credential.header(&self.shared.upstream, metrics, deadline).await?;
+            self.sent =
+                self.identity.credential.obtain(&self.shared.upstream, metrics, deadline, self.shared.now()).await?;
         }
         let provider = self.provider();
-        let credential = self.credential_header.header.as_ref();
+        let owner = &self.identity.credential.identity;
         let (may_reuse, idle_timeout) = (!self.needs_new_connection, provider.idle_timeout);
         let upstream = &self.shared.upstream;
-        let peer = upstream.peer(&provider.target, self.tries, may_reuse, idle_timeout, credential).await;
+        let peer = upstream.peer(&provider.target, self.tries, may_reuse, idle_timeout, owner).await;
         self.tries += 1;
         let ForwardPeer { peer, group, addresses, connection } =
             peer.map_err(|failure| self.record_failure(failure))?;
@@ -251,25 +255,43 @@ impl Forward {
     #[must_use]
     pub fn provider_head(&self, version: Version, headers: &HeaderMap) -> ProviderHead {
         let target = &self.provider().target;
+        let own = self.identity.credential.header_names().into_iter().cloned();
         ProviderHead {
-            path_and_query: target.path(&self.request.path_and_query),
             authority: target.authority().to_owned(),
-            drop: hop_by_hop::of_request(headers, self.request.from_trusted_proxy).collect(),
+            drop: hop_by_hop::of_request(headers, self.request.from_trusted_proxy).chain(own).collect(),
             // Whether a body follows the response to HEAD cannot be known.
             close: self.request.method == http::Method::HEAD,
-            credential: self.credential_header.header.clone(),
+            plain_response: self.identity.credential.query_key().is_some(),
             trace: if self.record.steps.context().is_some() { self.record.steps.headers() } else { Vec::new() },
             via: forwarding::via(version),
             max_forwards: forwarding::decremented(&self.request.method, headers),
         }
     }
 
+    /// Returns path, query and credential of the request, whose other headers are these. `has_body`: it has a body, or may
+    /// have one.
+    ///
+    /// # Errors
+    /// The request cannot be signed.
+    pub(crate) fn authenticated(&self, headers: &HeaderMap, has_body: bool) -> Outcome<AuthenticatedRequest> {
+        let outgoing = OutgoingRequest {
+            method: self.request.method.as_str(),
+            target: &self.provider().target,
+            path_and_query: &self.request.path_and_query,
+            body: if has_body { OutgoingBody::Streamed } else { OutgoingBody::Whole(b"") },
+        };
+        let AuthenticatedRequest { path_and_query, headers } =
+            self.sent.added_to(&outgoing, headers.iter(), self.shared.now())?;
+        Ok(AuthenticatedRequest { path_and_query: outgoing.target.path(&path_and_query), headers })
+    }
+
     /// Decides what to do with the provider's response. Updates the breaker, the quota and the cache from its status.
     pub fn response_action(&mut self, version: Version, status: u16, headers: &HeaderMap) -> ResponseAction {
         self.retire_doubtful_connection(status, headers);
         self.count(&status.to_string());
-        if status == 401 && !self.renewed && self.identity.credential.invalidate(&self.credential_header) {
-            self.renewed = true;
+        let credential = &self.identity.credential;
+        if self.refused_with.is_none() && credential.renew(&self.sent, status, headers, self.shared.now()) {
+            self.refused_with = Some(status);
             return ResponseAction::RetryWithNewToken;
         }
         let (provider, is_forwarded) = (self.provider(), self.identity.credential.is_forwarded());
@@ -294,7 +316,9 @@ impl Forward {
         }
         self.record.status = status;
         self.record.steps.attribute("http.response.status_code", || TraceAttribute::Number(status.into()));
-        let (mut drop, mut add) = self.header_changes(headers);
+        let (address, key) = (&self.provider().address, self.identity.credential.query_key());
+        let (mut drop, mut add) =
+            forwarding::response_changes(address, key.map(|key| &**key), headers, &self.request.prefix);
         drop.extend_from_slice(hop_by_hop::framing_without_body(status));
         add.extend(self.cors_headers.iter().cloned().chain([forwarding::via(version)]));
         ResponseAction::Forward { drop, set: self.headers_to_set(), add }
@@ -316,16 +340,12 @@ impl Forward {
         Ok(self.memory.add_part(length)?)
     }
 
-    /// Returns the headers of a response that do not reach the client, and those that replace some of them. Holds for
-    /// interim responses too.
-    #[must_use]
-    pub fn header_changes(&self, headers: &HeaderMap) -> (Vec<HeaderName>, Vec<(HeaderName, HeaderValue)>) {
-        let links = self.provider().address.rewrite(headers, &self.request.prefix);
-        let drop = hop_by_hop::of_response(headers).chain(links.iter().map(|(name, _)| name.clone())).collect();
-        let values = |(name, values): (HeaderName, Vec<HeaderValue>)| {
-            values.into_iter().map(move |value| (name.clone(), value)).collect::<Vec<_>>()
-        };
-        (drop, links.into_iter().flat_map(values).collect())
+    /// Masks the credential in a part of the response's body. It can keep back the end of a part until the next one.
+    pub fn mask_part(&mut self, part: &mut Option<Bytes>, is_last: bool) {
+        if let Some(key) = self.identity.credential.query_key() {
+            // An empty part would end the body.
+            *part = self.mask.add(key, part.take(), is_last).filter(|part| !part.is_empty());
+        }
     }
 
     fn headers_to_set(&self) -> Vec<(HeaderName, HeaderValue)> {
@@ -434,7 +454,7 @@ impl Forward {
     /// Returns the problem for a provider that refuses Weir's credential.
     #[must_use]
     pub fn credential_refused(&self) -> Box<Problem> {
-        problems::credential_refused(&self.provider().name)
+        problems::credential_refused(&self.provider().name, self.refused_with.unwrap_or(401))
     }
 }
 

@@ -287,7 +287,7 @@ impl Pipeline {
             Ok(response) => response,
             Err(problem) => {
                 let response = respond::problem(&problem, &buckets, record, now);
-                self.reserved(context, response).unwrap_or_else(|response| respond::without_body(response))
+                self.reserved(context, response).unwrap_or_else(respond::without_body)
             }
         };
         response.headers.extend(cors_headers);

@@ -64,10 +64,12 @@ pub(crate) fn action(
     }
     let caller = Caller { snapshot, client, provider: native_match.provider, identity };
     check_method(caller.config(), &request.method, native_match.path)?;
+    let query = identity.credential.without_parameters(&request.query);
+    identity.credential.check_query(&query)?;
     if request.method.is_safe() {
-        return caller.safe_action(native_match.path, request);
+        return caller.safe_action(native_match.path, &query, request);
     }
-    Ok(NativeAction::Forward(caller.change_of_write(native_match.path, &request.query)?))
+    Ok(NativeAction::Forward(caller.change_of_write(native_match.path, &query)?))
 }
 
 /// A client that uses the native API of a provider.
@@ -88,16 +90,17 @@ impl<'r> Caller<'r> {
         ProviderQuery::new(self.snapshot, target, self.identity.clone(), values)
     }
 
-    /// Decides how a request with a safe method is handled (RFC 9110, section 9.2.1).
+    /// Decides how a request with a safe method is handled (RFC 9110, section 9.2.1). `query_string` is without
+    /// the parameters of the credential.
     ///
     /// # Errors
     /// 400 for a path that the provider may interpret differently.
-    fn safe_action(&self, path: &str, request: &Request) -> Outcome<NativeAction> {
+    fn safe_action(&self, path: &str, query_string: &str, request: &Request) -> Outcome<NativeAction> {
         let config = self.config();
         let templates = || config.operations.iter().map(|(operation, compiled)| (operation, &compiled.template));
         if matches!(request.method, Method::GET | Method::HEAD) {
             let exact = |(operation, template): (Operation, &Template)| {
-                template.read(path, &request.query).map(|captured| (operation, captured))
+                template.read(path, query_string).map(|captured| (operation, captured))
             };
             if let Some((operation, captured)) = templates().find_map(exact) {
                 let query = self.query(operation, &captured.values())?.with_headers(&request.headers)?;
@@ -105,11 +108,11 @@ impl<'r> Caller<'r> {
             }
             // The path of an operation with other parameters: the query string becomes part of the cache key.
             let with_others = |(operation, template): (Operation, &Template)| {
-                let (captured, below) = template.read_ids(path, &request.query)?;
+                let (captured, below) = template.read_ids(path, query_string)?;
                 (below == 0).then_some((operation, captured))
             };
             if let Some((operation, captured)) = templates().find_map(with_others) {
-                let query = self.query(operation, &captured.values())?.with_query(&request.query)?;
+                let query = self.query(operation, &captured.values())?.with_query(query_string)?;
                 let query = query.with_headers(&request.headers)?;
                 return Ok(NativeAction::Read(Box::new(query)));
             }
@@ -119,7 +122,7 @@ impl<'r> Caller<'r> {
             && let Some((_, template)) = templates().find(|(_, template)| template.matches_leniently(path))
         {
             let incomplete =
-                matches!(template.read_path(path), Some((_, 0))) && template.read_ids(path, &request.query).is_none();
+                matches!(template.read_path(path), Some((_, 0))) && template.read_ids(path, query_string).is_none();
             return Err(if incomplete { problems::missing_id(path) } else { problems::disguised_path(path) });
         }
         Ok(NativeAction::Forward(Change::Nothing))

@@ -7,9 +7,9 @@ use crate::base::memory_budget::BufferLimit;
 use crate::base::problem::{Code, Problem, SHORT_RETRY, retry_seconds};
 use crate::base::request_reply::FailureKind;
 use crate::base::request_reply::FormError;
-use crate::engine::credential::ClientCredentialError;
+use crate::engine::credential::token_error::TokenError;
+use crate::engine::credential::{ClientCredentialError, SigningError};
 use crate::engine::rate_limit::{Bucket, Refusal};
-use crate::engine::token_error::TokenError;
 use crate::fetch::error::{FetchCause, FetchError, NoOperation};
 use crate::fetch::provider_admission::NotAdmitted;
 use crate::fetch::provider_query::{IdentityError, NotPermitted, ProviderQueryError};
@@ -116,6 +116,12 @@ impl From<NotPermitted> for Box<Problem> {
 impl From<ClientCredentialError> for Box<Problem> {
     fn from(error: ClientCredentialError) -> Self {
         problem(Code::Unauthorized, &error)
+    }
+}
+
+impl From<SigningError> for Box<Problem> {
+    fn from(error: SigningError) -> Self {
+        problem(Code::InvalidRequest, &error)
     }
 }
 
@@ -439,10 +445,10 @@ pub(crate) fn method_not_forwarded(method: &http::Method) -> Box<Problem> {
     Box::new(Problem::method_not_allowed(&detail, FORWARDED_METHODS))
 }
 
-/// 502 for a provider that refused Weir's credential, if Weir cannot send the request again with a new token.
+/// 502 for a provider that refused Weir's credential with this status, if Weir cannot send the request again with a new token.
 #[must_use]
-pub(crate) fn credential_refused(provider: &Arc<str>) -> Box<Problem> {
-    of_provider(provider, Code::ProviderAuthFailed, &refused_credential_detail(provider, 401))
+pub(crate) fn credential_refused(provider: &Arc<str>, status: u16) -> Box<Problem> {
+    of_provider(provider, Code::ProviderAuthFailed, &refused_credential_detail(provider, status))
 }
 
 #[cfg(test)]
@@ -450,8 +456,8 @@ mod tests {
     use super::*;
     use crate::base::operation::Operation;
     use crate::base::request_reply::{ProviderFailure, ProviderReply};
+    use crate::engine::credential::token_error::TokenFault;
     use crate::engine::provider_quota::QuotaLimit;
-    use crate::engine::token_error::TokenFault;
     use crate::rules::provider_body::BodyFault;
 
     fn provider() -> Arc<str> {

@@ -187,13 +187,14 @@ pub(crate) async fn forward(
     record.steps.step("admit");
     admit(context, client, &[ProviderCost { provider: Some(provider), cost: Cost::one(false) }], record)?;
     record.steps.step("gate and credential");
-    let question_mark = if request.query.is_empty() { "" } else { "?" };
+    let query = identity.credential.without_parameters(&request.query);
+    let question_mark = if query.is_empty() { "" } else { "?" };
     let share = context.snapshot.memory_share(client, &context.shared.upstream.budget);
     let memory = ForwardMemory::reserve(&share, &request.method, &request.headers)?;
     let forwarded = ForwardRequest {
         change,
         prefix: native_match.prefix.to_owned(),
-        path_and_query: format!("{}{question_mark}{}", native_match.path, request.query),
+        path_and_query: format!("{}{question_mark}{query}", native_match.path),
         method: request.method.clone(),
         from_trusted_proxy: client_address::is_from_trusted_proxy(request, &context.snapshot.weir.trusted_proxies),
     };

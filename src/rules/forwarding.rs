@@ -1,6 +1,10 @@
-//! Makes the header fields that a proxy adds or counts down: `Via` and `Max-Forwards`.
+//! Makes the header fields that a proxy adds, changes or counts down: `Via`, `Max-Forwards`, and those of a response.
 
+use crate::rules::hop_by_hop;
+use crate::rules::provider_links::ProviderAddress;
+use crate::rules::query_key::QueryKey;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version, header};
+use std::borrow::Cow;
 
 const MAX_FORWARDS: HeaderName = HeaderName::from_static("max-forwards");
 
@@ -15,6 +19,34 @@ pub(crate) fn via(version: Version) -> (HeaderName, HeaderValue) {
         _ => "1.1 weir",
     };
     (header::VIA, HeaderValue::from_static(value))
+}
+
+/// Returns the headers of a response that do not reach the client, and those that replace some of them: URLs that lead to
+/// the provider, and what repeats the `key` of the request. `prefix` is the part of Weir's path before the provider's path.
+#[must_use]
+pub(crate) fn response_changes(
+    address: &ProviderAddress,
+    key: Option<&QueryKey>,
+    headers: &HeaderMap,
+    prefix: &str,
+) -> (Vec<HeaderName>, Vec<(HeaderName, HeaderValue)>) {
+    let masked = key.map_or_else(Vec::new, |key| key.masked_headers(headers).collect());
+    let mut shown = Cow::Borrowed(headers);
+    if let Some(key) = key.filter(|_| !masked.is_empty()) {
+        key.mask_headers(shown.to_mut());
+    }
+    let mut changed = address.rewrite(&shown, prefix);
+    let mut drop: Vec<HeaderName> = hop_by_hop::of_response(headers).collect();
+    for (name, values) in masked {
+        if !drop.contains(&name) && !changed.iter().any(|(known, _)| *known == name) {
+            changed.push((name, values));
+        }
+    }
+    drop.extend(changed.iter().map(|(name, _)| name.clone()));
+    let values = |(name, values): (HeaderName, Vec<HeaderValue>)| {
+        values.into_iter().map(move |value| (name.clone(), value)).collect::<Vec<_>>()
+    };
+    (drop, changed.into_iter().flat_map(values).collect())
 }
 
 /// Returns whether an `OPTIONS` request ends here: its `Max-Forwards` is 0 (RFC 9110, section 7.6.2). Other methods may

@@ -30,6 +30,7 @@ pub(crate) mod provider_body;
 pub(crate) mod provider_links;
 pub(crate) mod purge;
 pub(crate) mod query;
+pub(crate) mod query_key;
 pub(crate) mod read_headers;
 pub(crate) mod request_limits;
 pub(crate) mod route;

@@ -1,7 +1,7 @@
 //! Decodes the parameters of a query string (`application/x-www-form-urlencoded`).
 
 use form_urlencoded::parse;
-use percent_encoding::percent_decode_str;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use std::borrow::Cow;
 
 /// A parameter is not UTF-8 when it is percent-decoded.
@@ -17,6 +17,55 @@ pub(crate) fn pairs(query: &str) -> impl Iterator<Item = Result<(Cow<'_, str>, C
         percent_decode_str(pair).decode_utf8().map_err(|_| NotUtf8)?;
         Ok(parse(pair.as_bytes()).next().unwrap_or_default())
     })
+}
+
+/// All characters except the unreserved ones of RFC 3986.
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// Returns a query string in which only unreserved characters are not percent-encoded, and each name has a value.
+///
+/// # Errors
+/// A parameter is not UTF-8 when it is decoded.
+pub(crate) fn canonical(query: &str) -> Result<String, NotUtf8> {
+    let encode = |text: &str| utf8_percent_encode(text, ENCODED).to_string();
+    let pair = |pair| {
+        let (name, value): (Cow<'_, str>, Cow<'_, str>) = pair?;
+        Ok(format!("{}={}", encode(&name), encode(&value)))
+    };
+    Ok(pairs(query).map(pair).collect::<Result<Vec<_>, NotUtf8>>()?.join("&"))
+}
+
+/// How often a name may be percent-encoded.
+const MAX_ENCODED: usize = 4;
+
+/// Returns a query string without the parameters whose names `is_dropped` accepts. It gets a name as providers can read it:
+/// percent-decoded once or more often. A semicolon separates parameters too, because some servers read it so.
+pub(crate) fn without(query: &str, is_dropped: impl Fn(&str) -> bool) -> Cow<'_, str> {
+    let is_kept = |pair: &&str| {
+        let mut name = Cow::from(pair.split('=').next().unwrap_or_default());
+        (0..MAX_ENCODED).all(|_| {
+            name = Cow::from(percent_decode_str(&name.replace('+', " ")).decode_utf8_lossy().into_owned());
+            !is_dropped(name.split('=').next().unwrap_or_default())
+        })
+    };
+    if query.is_empty() || query.split(['&', ';']).all(|pair| is_kept(&pair)) {
+        return query.into();
+    }
+    let kept = query.split('&').filter_map(|pairs| {
+        let kept: Vec<&str> = pairs.split(';').filter(is_kept).collect();
+        (!kept.is_empty()).then(|| kept.join(";"))
+    });
+    kept.collect::<Vec<_>>().join("&").into()
+}
+
+/// Returns whether a server can take the name of a parameter for another one: in another letter case, as an array, or with
+/// the characters that some languages do not allow in names.
+pub(crate) fn is_same_name(name: &str, other: &str) -> bool {
+    let plain = |name: &str| {
+        let name = name.trim_matches(|c: char| c.is_whitespace() || c.is_control());
+        name.split('[').next().unwrap_or_default().replace(['.', ' '], "_").to_ascii_lowercase()
+    };
+    plain(name) == plain(other)
 }
 
 #[cfg(test)]

@@ -79,15 +79,12 @@ impl ReadHeaderRules {
     /// Reports a fault if the header of a credential is one of these: what a client sends in it would be part of cache keys
     /// and explanations.
     pub(crate) fn exclude_credential(&self, credential: Option<&CredentialConfig>, faults: &mut Faults) {
-        let header = match credential {
-            Some(CredentialConfig::Header { header, .. } | CredentialConfig::Forward { header }) => header,
-            Some(CredentialConfig::OAuth2(_)) | None => return,
-        };
-        let mut names = self.key.iter().chain(&self.pass).chain(self.fixed.iter().map(|(name, _)| name));
-        if names.any(|name| name.as_str().eq_ignore_ascii_case(&header.value)) {
-            let message =
-                format!("{} is the header of this credential, so the provider's headers cannot name it", header.value);
-            faults.add(&header.location, message);
+        for header in credential.iter().flat_map(|credential| credential.header_names()) {
+            let mut names = self.key.iter().chain(&self.pass).chain(self.fixed.iter().map(|(name, _)| name));
+            if names.any(|name| name.as_str().eq_ignore_ascii_case(&header.value)) {
+                let what = "is the header of this credential, so the provider's headers cannot name it";
+                faults.add(&header.location, format!("{} {what}", header.value));
+            }
         }
     }
 

@@ -97,6 +97,13 @@ impl Template {
         Ok(())
     }
 
+    /// Returns whether requests have a query parameter that a server can take for this one.
+    #[must_use]
+    pub(crate) fn has_parameter(&self, name: &str) -> bool {
+        let decoded = |known: &str| percent_decode_str(known).decode_utf8_lossy().into_owned();
+        self.query.iter().any(|(known, _)| query::is_same_name(&decoded(known), name))
+    }
+
     /// Returns whether the template contains a variable.
     #[must_use]
     pub fn uses(&self, variable: Variable) -> bool {

@@ -13,6 +13,7 @@ use crate::base::model::Time;
 use crate::base::operation::{EveryOperation, PerOperation};
 use crate::config::clients::ClientConfig;
 use crate::config::content::Content;
+use crate::config::credentials::CredentialConfig;
 use crate::config::edge::Listener;
 use crate::config::faults::{Fault, Faults};
 use crate::config::load::{self, ConfigSource};
@@ -205,6 +206,7 @@ impl<'a> Compiler<'a> {
         let credential = credential::compile(&name, config.credential.as_ref(), self.faults);
         let headers = ReadHeaderRules::compile(&config.headers, self.faults);
         headers.exclude_credential(config.credential.as_ref(), self.faults);
+        exclude_parameter(&operations, config.credential.as_ref(), self.faults);
         let native_errors = config.native.errors.as_ref().and_then(|format| NativeErrors::compile(format, self.faults));
         let previous = self.previous_provider(&name);
         let breaker = previous.map(|p| p.breaker.clone()).filter(|breaker| breaker.config == config.upstream.breaker);
@@ -310,6 +312,7 @@ impl<'a> Compiler<'a> {
         let credential = match own {
             Some(own) => {
                 provider.headers.exclude_credential(Some(own), self.faults);
+                exclude_parameter(&provider.operations, Some(own), self.faults);
                 credential::compile(&name, Some(own), self.faults)
             }
             None => provider.credential.clone(),
@@ -341,6 +344,19 @@ fn mark_shared_quotas(clients: &mut IdVec<ClientId, Client>) {
     for access in clients.into_iter().flat_map(|client| (&mut client.access).into_iter().flatten()) {
         let has_others = users.get(&Arc::as_ptr(&access.quota)).is_some_and(|users| *users > 1);
         access.shares_quota = has_others && !access.credential.is_forwarded();
+    }
+}
+
+/// Reports a fault if an operation sends the query parameter of a credential.
+fn exclude_parameter(
+    operations: &PerOperation<CompiledOperation>,
+    credential: Option<&CredentialConfig>,
+    faults: &mut Faults,
+) {
+    let Some(CredentialConfig::Query { name, .. }) = credential else { return };
+    for (operation, _) in operations.iter().filter(|(_, compiled)| compiled.template.has_parameter(&name.value)) {
+        let what = "is the parameter of this credential; remove it from the query of";
+        faults.add(&name.location, format!("{} {what} {}", name.value, operation.name()));
     }
 }
 

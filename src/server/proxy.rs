@@ -185,14 +185,22 @@ impl ProxyHttp for PassThrough {
         request: &mut RequestHeader,
         context: &mut ProxyContext,
     ) -> pingora::Result<()> {
-        let Some(ActiveRequest { forward, .. }) = &context.active else { return no_forward() };
+        let Some(ActiveRequest { forward, .. }) = &mut context.active else { return no_forward() };
         // Pingora has removed `Connection` from `request`, so its options are read from the client's header.
         let client_version = session.req_header().version;
         let head = forward.provider_head(client_version, &session.req_header().headers);
         for name in &head.drop {
             request.remove_header(name);
         }
-        let uri = Uri::try_from(&head.path_and_query);
+        let has_body = !session.is_body_empty();
+        let authenticated = match forward.authenticated(&request.headers, has_body) {
+            Ok(authenticated) => authenticated,
+            Err(problem) => {
+                context.refusal = Some(forward.problem_response(&problem));
+                return Error::e_explain(ErrorType::InternalError, "the request cannot have the credential");
+            }
+        };
+        let uri = Uri::try_from(&authenticated.path_and_query);
         request.set_uri(uri.map_err(|e| Error::because(ErrorType::InvalidHTTPHeader, "invalid path", e))?);
         request.insert_header(header::HOST, head.authority)?;
         // An HTTP/1.0 client sends its body at once (RFC 9110, section 10.1.1).
@@ -202,8 +210,11 @@ impl ProxyHttp for PassThrough {
         if head.close {
             request.insert_header(header::CONNECTION, "close")?;
         }
+        if head.plain_response {
+            request.insert_header(header::ACCEPT_ENCODING, "identity")?;
+        }
         request.append_header(head.via.0, head.via.1)?;
-        for (name, value) in head.credential.into_iter().chain(head.trace).chain(head.max_forwards) {
+        for (name, value) in authenticated.headers.into_iter().chain(head.trace).chain(head.max_forwards) {
             request.insert_header(name, value)?;
         }
         Ok(())
@@ -291,13 +302,16 @@ impl ProxyHttp for PassThrough {
         &self,
         _: &mut Session,
         part: &mut Option<Bytes>,
-        _: bool,
+        is_last: bool,
         context: &mut ProxyContext,
     ) -> pingora::Result<Option<Duration>> {
         let Some(ActiveRequest { forward, received, .. }) = &mut context.active else { return no_forward() };
         let length = part.as_ref().map_or(0, Bytes::len);
         *received += length;
-        let Err(problem) = forward.add_part(length) else { return Ok(None) };
+        let Err(problem) = forward.add_part(length) else {
+            forward.mask_part(part, is_last);
+            return Ok(None);
+        };
         context.refusal = Some(forward.problem_response(&problem));
         Error::e_explain(ErrorType::InternalError, "the client's share of the memory is used")
     }

@@ -27,10 +27,12 @@ pub enum TokenFault {
     Status { status: u16, error: String },
     #[error("the token endpoint's response has no usable access_token")]
     NoToken,
+    #[error("Weir cannot sign the token: the system has no random numbers")]
+    NotSigned,
 }
 
 fn hint(status: u16) -> &'static str {
-    if matches!(status, 400..=499) && status != 429 { "; check oauth2: in the credentials" } else { "" }
+    if matches!(status, 400..=499) && status != 429 { "; check oauth2: or jwt: in the credentials" } else { "" }
 }
 
 impl TokenError {
@@ -42,7 +44,7 @@ impl TokenError {
             TokenFault::Transport(failure) if failure.kind.is_timeout() => Code::ProviderTimeout,
             TokenFault::Status { status: 429 | 503, .. } => Code::ProviderRateLimited,
             TokenFault::Status { status: 400..=499, .. } | TokenFault::NoToken => Code::ProviderAuthFailed,
-            TokenFault::Transport(_) | TokenFault::Status { .. } => Code::ProviderError,
+            TokenFault::Transport(_) | TokenFault::Status { .. } | TokenFault::NotSigned => Code::ProviderError,
         }
     }
 
