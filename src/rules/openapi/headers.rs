@@ -128,3 +128,10 @@ pub(super) fn parameters() -> Value {
     });
     each.collect::<Map<_, _>>().into()
 }
+
+/// Adds the members of one object to another.
+pub(super) fn merge(into: &mut Value, more: Value) {
+    if let (Some(into), Value::Object(more)) = (into.as_object_mut(), more) {
+        into.extend(more);
+    }
+}

@@ -324,7 +324,7 @@ impl Description<'_> {
             if endpoint.response.needs_provider() {
                 let more =
                     self.headers(&["Cache-Status.always", "Age", "Vary.always", "RateLimit-Policy", "RateLimit"]);
-                merge(&mut headers, more);
+                headers::merge(&mut headers, more);
             }
             all.insert(
                 "304".into(),
@@ -493,11 +493,5 @@ impl Description<'_> {
             all.insert(field.to_owned(), json!({ "$ref": format!("#/components/headers/{name}") }));
         }
         all.into()
-    }
-}
-
-fn merge(into: &mut Value, more: Value) {
-    if let (Some(into), Value::Object(more)) = (into.as_object_mut(), more) {
-        into.extend(more);
     }
 }
