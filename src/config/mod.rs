@@ -14,6 +14,7 @@ pub(crate) mod faults;
 pub(crate) mod freshness;
 pub(crate) mod load;
 pub(crate) mod native;
+pub(crate) mod pages;
 pub(crate) mod provider;
 mod read_file;
 pub(crate) mod request_headers;

@@ -14,7 +14,7 @@ use crate::fetch::error::{FetchCause, FetchError, NoOperation};
 use crate::fetch::provider_admission::NotAdmitted;
 use crate::fetch::provider_query::{IdentityError, NotPermitted, ProviderQueryError};
 use crate::rules::auth::AuthError;
-use crate::rules::cursor_history::CutList;
+use crate::rules::cut_list::CutList;
 use crate::rules::error_rules::{ProviderError, ProviderErrorCause};
 use crate::rules::fields::UnreadableSession;
 use crate::rules::page_token::InvalidPageToken;

@@ -18,7 +18,7 @@ use crate::rules::route::DocumentKind;
 use crate::rules::swagger_ui::{self, PublicDocument};
 use crate::runtime::snapshot::{Provider, Snapshot};
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use serde_json::{Value, json};
 
 /// The usual size of a response's header fields, in bytes.
@@ -32,6 +32,8 @@ pub(crate) struct Content {
     pub etag: Option<HeaderValue>,
     /// Its media type, and who may cache it.
     pub media: Media,
+    /// The provider's headers of a native list, which say how it goes on.
+    pub headers: HeaderMap,
 }
 
 /// The media type of a body, and who may cache it.
@@ -47,7 +49,7 @@ impl Content {
     /// Returns JSON for one client.
     #[must_use]
     pub(crate) fn json(body: impl Into<Body>, etag: Option<HeaderValue>) -> Self {
-        Self { body: body.into(), etag, media: Media::Json }
+        Self { body: body.into(), etag, media: Media::Json, headers: HeaderMap::new() }
     }
 }
 
@@ -76,6 +78,7 @@ pub(crate) fn content(
     if let Some(tag) = content.etag {
         headers.push("etag", tag);
     }
+    headers.extend(content.headers.iter().map(|(name, value)| (name.clone(), value.clone())));
     match content.media {
         Media::Json => {
             add_cache_headers(&mut headers, record, now);
@@ -341,7 +344,7 @@ pub(crate) fn document(snapshot: &Snapshot, kind: DocumentKind) -> Content {
         DocumentKind::DocsFile(name) => swagger_ui::file(name),
     };
     let media = Media::Public(document.media);
-    Content { body: document.body.clone().into(), etag: Some(document.etag.clone()), media }
+    Content { body: document.body.clone().into(), etag: Some(document.etag.clone()), media, headers: HeaderMap::new() }
 }
 
 /// Returns the body of `GET /v1/providers`: the providers that this client may use, and their states.
