@@ -17,7 +17,7 @@ pub struct Pages {
     /// The most sessions on a page; 0 if the file does not say it.
     pub(super) max_limit: u32,
     /// The headers that a page needs.
-    headers: Vec<HeaderName>,
+    pub(super) headers: Vec<HeaderName>,
 }
 
 /// The compiled form of the value in the file.
@@ -213,6 +213,13 @@ fn relation(text: &str) -> Result<String, String> {
     }
 }
 
+/// Checks that the requests of an operation without pages do not name one.
+pub(super) fn check_single(config: &OperationConfig, template: &Template, faults: &mut Faults) {
+    for (_, name, _) in VARIABLES.into_iter().filter(|(variable, ..)| template.uses(*variable)) {
+        faults.add(variable_location(config, name), format!("{{{name}}} is only for lists; remove it"));
+    }
+}
+
 /// Checks that the rules of a list fit its requests.
 fn check(config: &OperationConfig, template: &Template, faults: &mut Faults) {
     let at = &config.request.location;
@@ -235,20 +242,21 @@ fn check(config: &OperationConfig, template: &Template, faults: &mut Faults) {
         Way::Offset(_) => Some(Variable::Offset),
         Way::None | Way::Url(_) | Way::Link(_) => None,
     };
-    for (variable, name, rule) in VARIABLES {
-        match (needed == Some(variable), template.uses(variable)) {
-            (true, false) if variable == Variable::PageToken => {
+    let missing = VARIABLES.iter().find(|(variable, ..)| needed == Some(*variable) && !template.uses(*variable));
+    let mut others = VARIABLES.iter().filter(|(variable, ..)| needed != Some(*variable) && template.uses(*variable));
+    if let Some((_, name, rule)) = others.next() {
+        let which = missing.map_or(String::new(), |(_, missing, _)| format!(", which needs {{{missing}}}"));
+        let fault = format!("{{{name}}} needs next: {rule}, but next: is {}{which}", way.key());
+        faults.add(variable_location(config, name), fault);
+    } else if let Some((variable, name, _)) = missing {
+        match variable {
+            Variable::PageToken => {
                 faults.add(at, "next: names a page token, so a query parameter must send {page_token}");
             }
-            (true, false) => {
+            _ => {
                 let fault = format!("next: counts with {}, so a query parameter must send {{{name}}}", way.key());
                 faults.add(location, fault);
             }
-            (false, true) => {
-                let found = format!("next: is {}", way.key());
-                faults.add(variable_location(config, name), format!("{{{name}}} needs next: {rule}, but {found}"));
-            }
-            _ => {}
         }
     }
     match end {

@@ -149,3 +149,98 @@ pub(crate) fn id_digest(id: &str) -> u64 {
     hasher.write(id.as_bytes());
     hasher.finish()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::jsonpath::JsonPath;
+    use crate::rules::cursor_history::CursorHistory;
+
+    fn pages(way: CompiledWay, end: CompiledEnd) -> Pages {
+        Pages { way, end: Some(end), total: None, max_limit: 3, headers: Vec::new() }
+    }
+
+    /// A page with these sessions, all usable.
+    fn page(sessions: &[u64], total: Option<u64>) -> PageFacts {
+        let items = u32::try_from(sessions.len()).unwrap();
+        PageFacts {
+            items,
+            total,
+            ids: Some(sessions.into()),
+            last_usable: items.saturating_sub(1),
+            ..PageFacts::default()
+        }
+    }
+
+    fn follow(pages: &Pages, at: &Position, page: &PageFacts) -> Result<Option<Position>, CutList> {
+        let template = Template::compile("GET /x").unwrap();
+        pages.follow(at, page, None, &ListUrl { own_url: &|| None, template: &template })
+    }
+
+    fn after(way: CompiledWay, end: CompiledEnd, sessions: &[u64], total: Option<u64>) -> (Pages, Position) {
+        let pages = pages(way, end);
+        let next = follow(&pages, &Position::first(3), &page(sessions, total)).unwrap().unwrap();
+        (pages, next)
+    }
+
+    #[test]
+    fn a_page_with_an_offset_begins_with_the_last_session_of_the_page_before() {
+        let (pages, next) = after(CompiledWay::Offset(1), CompiledEnd::Short, &[10, 11, 12], None);
+        assert_eq!((next.page_token.as_deref(), next.offset), (Some("3"), 1));
+        assert_eq!(pages.locate(&next, &page(&[12, 13, 14], None)), Ok(1), "nothing changed");
+        assert_eq!(pages.locate(&next, &page(&[11, 12, 13], None)), Ok(2), "one was added");
+        assert_eq!(
+            pages.locate(&next, &page(&[10, 11, 12], None)),
+            Err(CutList::RepeatedPage),
+            "the offset is ignored"
+        );
+        assert_eq!(pages.locate(&next, &page(&[11, 12], None)), Ok(2), "one was added, and the list ends");
+        assert_eq!(pages.locate(&next, &page(&[13, 14, 15], None)), Err(CutList::Moved), "one was removed");
+        assert_eq!(pages.locate(&next, &page(&[], None)), Err(CutList::Moved));
+        let full = page(&[12, 13, 14], None);
+        let third = follow(&pages, &next, &full).unwrap().unwrap();
+        assert_eq!((third.page_token.as_deref(), third.mark.unwrap().before), (Some("5"), 5));
+        assert_eq!(follow(&pages, &third, &page(&[14], None)), Ok(None));
+    }
+
+    #[test]
+    fn a_page_with_a_number_leaves_out_what_the_page_before_has() {
+        let (pages, next) = after(CompiledWay::Number(0), CompiledEnd::Total, &[10, 11, 12], Some(9));
+        assert_eq!((next.page_token.as_deref(), next.offset), (Some("1"), 0));
+        assert_eq!(pages.locate(&next, &page(&[13, 14, 15], Some(9))), Ok(0), "nothing changed");
+        assert_eq!(pages.locate(&next, &page(&[11, 12, 13], Some(11))), Ok(2), "two were added");
+        assert_eq!(pages.locate(&next, &page(&[14, 15, 16], Some(8))), Err(CutList::Moved), "one was removed");
+        assert_eq!(pages.locate(&next, &page(&[8, 9, 10], Some(14))), Err(CutList::Moved), "a page was added");
+        assert_eq!(pages.locate(&next, &page(&[10, 11, 12], Some(9))), Err(CutList::RepeatedPage));
+    }
+
+    #[test]
+    fn a_position_inside_a_page_follows_its_session() {
+        let pages = pages(CompiledWay::Number(0), CompiledEnd::Empty);
+        let mark = Some(Mark { last: Some(11), ..Mark::default() });
+        let at = Position { offset: 2, mark, ..Position::first(3) };
+        for (sessions, expected) in
+            [([10, 11, 12], Ok(2)), ([9, 10, 11], Ok(3)), ([11, 12, 13], Ok(1)), ([12, 13, 14], Err(CutList::Moved))]
+        {
+            assert_eq!(pages.locate(&at, &page(&sessions, None)), expected, "{sessions:?}");
+        }
+    }
+
+    #[test]
+    fn only_an_end_that_weir_concludes_is_compared_with_the_total() {
+        let last = || CompiledWay::Last(JsonPath::compile("$.id").unwrap());
+        let path = || JsonPath::compile("$.more").unwrap();
+        let at = Position::first(3);
+        let two = PageFacts { cursor: Some("b".into()), ..page(&[1, 2], Some(5)) };
+        let not_all = Err(CutList::NotAllRead { seen: 2, total: 5 });
+        assert_eq!(pages(last(), CompiledEnd::Short).next_cursor(&at, &two), not_all);
+        assert!(pages(last(), CompiledEnd::Empty).next_cursor(&at, &two).unwrap().is_some());
+        let said = |more| PageFacts { more: Some(more), ..two.clone() };
+        assert_eq!(pages(last(), CompiledEnd::More(path())).next_cursor(&at, &said(false)), Ok(None));
+        assert!(pages(last(), CompiledEnd::More(path())).next_cursor(&at, &said(true)).unwrap().is_some());
+        let history = CursorHistory::default().follow(None, None, "a").unwrap();
+        let mark = Some(Mark { before: 3, ..Mark::default() });
+        let second = Position { page_token: Some("a".into()), history, mark, ..Position::first(3) };
+        assert_eq!(pages(last(), CompiledEnd::Short).next_cursor(&second, &two), Ok(None), "five sessions were read");
+    }
+}

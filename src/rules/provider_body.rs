@@ -18,7 +18,7 @@ use crate::rules::freshness::{self, FreshnessDecision, UpstreamLimit};
 use crate::rules::mapping::{Mapping, MappingFailure};
 use crate::rules::page_facts::{PageFacts, PageFault};
 use crate::rules::page_headers::PageHeaders;
-use crate::rules::page_rules::Pages;
+use crate::rules::page_rules::{self, Pages};
 use crate::rules::pages::id_digest;
 use crate::rules::template::{Template, Variable};
 use base64::Engine;
@@ -172,7 +172,10 @@ impl CompiledOperation {
         let item = faults.keep(&config.item.location, JsonPath::compile(&config.item.value));
         let pages = match operation.is_page() {
             true => Some(Pages::compile(config, &template, faults)?),
-            false => None,
+            false => {
+                page_rules::check_single(config, &template, faults);
+                None
+            }
         };
         Some(Self {
             operation,
