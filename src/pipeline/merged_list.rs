@@ -25,6 +25,7 @@ use crate::pipeline::source_reader::{
 };
 use crate::pipeline::{cache_status, obtain, problems, representation};
 use crate::rules::cache_control::Directives;
+use crate::rules::cut_list::CutList;
 use crate::rules::fields::FieldSelection;
 use crate::rules::page_rules::Pages;
 use crate::rules::page_token::{Position, SourceProgress};
@@ -322,16 +323,16 @@ impl List<'_> {
         let operation = query.operation()?;
         let pages = operation.pages().ok_or_else(problems::not_a_list)?;
         let located = position.history.check_page(content).and_then(|()| pages.locate(position, &info.facts));
-        let cut_problem = |cut| problems::cut_list(&query.provider().name, cut);
+        let cut_problem = |cut: &CutList| problems::cut_list(&query.provider().name, cut);
         match located {
-            Err(cut) => reader.cut(cut_problem(cut)),
+            Err(cut) => reader.cut(cut_problem(&cut)),
             Ok(offset) => {
                 let own_url = || self.first_url(reader.source_index, position.size);
                 let list = ListUrl { own_url: &own_url, template: &operation.template };
                 let next = match pages.follow(position, &info.facts, content, &list) {
                     Ok(Some(next)) => NextPage::At(next),
                     Ok(None) => NextPage::End,
-                    Err(cut) => NextPage::Cut(cut_problem(cut)),
+                    Err(cut) => NextPage::Cut(cut_problem(&cut)),
                 };
                 let page = ProviderPage { held: held.clone(), next, ids: info.facts.ids.clone() };
                 reader.enter(page, offset, info.facts.total);

@@ -347,8 +347,8 @@ pub(crate) fn other_list() -> Box<Problem> {
 
 /// 502 for a list whose rest the provider does not give.
 #[must_use]
-pub(crate) fn cut_list(provider: &Arc<str>, cut: CutList) -> Box<Problem> {
-    of_provider(provider, Code::ProviderInvalidResponse, &cut)
+pub(crate) fn cut_list(provider: &Arc<str>, cut: &CutList) -> Box<Problem> {
+    of_provider(provider, Code::ProviderInvalidResponse, cut)
 }
 
 /// 500 for a cache entry that should be a list and is a session.

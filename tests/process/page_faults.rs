@@ -236,12 +236,7 @@ fn a_native_list_shares_the_entries_and_keeps_the_headers_of_its_pages() {
         ]
     );
     // The same pages, by the client's own parameters.
-    for (target, served) in
-        [("limit=7&skip=6", true), ("skip=12&limit=7", true), ("limit=3&skip=6", false), ("skip=x", false)]
-    {
-        if target.ends_with('x') {
-            continue;
-        }
+    for (target, served) in [("limit=7&skip=6", true), ("skip=12&limit=7", true), ("limit=3&skip=6", false)] {
         let page = weir.get(&format!("/offset-short/things?{target}"));
         assert_eq!(page.status, 200);
         assert_eq!(provider.take_targets().is_empty(), served, "{target}");
@@ -333,7 +328,6 @@ fn each_fault_of_a_page_rule_has_its_own_message() {
         ("", "{ number: 1, end: short }", None, "counts with number, so a query parameter must send {page}"),
         ("", "{ offset: 0, end: short }", None, "counts with offset, so a query parameter must send {offset}"),
         ("", "{ url: $.url }", Some("{ header: Date }"), "the header Date has another meaning"),
-        ("", "{ url: $.url }", Some("{ headr: X-Total }"), "unknown key \"headr\""),
         ("", "{ url: $.url }", Some("{}"), "missing key \"header\""),
         ("", "[ $.a, $.b ]", None, "this must be a single value"),
     ] {

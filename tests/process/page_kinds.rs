@@ -141,9 +141,9 @@ fn a_list_that_changes_while_it_is_read_gives_every_session_once_or_says_that_it
         let is_complete = stayed.iter().all(|id| found.contains(id));
         prop_assert!(is_complete || failure, "{}: sessions are missing, and nothing says so: {:?}", kind, found);
         if failure {
-            failed.set(failed.get() + 1)
+            failed.set(failed.get() + 1);
         } else {
-            complete.set(complete.get() + 1)
+            complete.set(complete.get() + 1);
         }
         Ok(())
     });
