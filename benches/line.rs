@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use support::{LIST_PATH, SESSION_PATH, WarmPipeline, list_body, request, session_body};
 use tokio::task::JoinSet;
 use weir::testing::{
-    BucketCharge, Coalescer, CursorHistory, JoinTerms, Joined, Operation, Position, Secret, Signer, SourceProgress,
-    Time, admit, parse_http1_head, shared_result_and_trace,
+    BucketCharge, Coalescer, JoinTerms, Joined, Operation, Position, Secret, Signer, SourceProgress, Time, admit,
+    parse_http1_head, shared_result_and_trace,
 };
 
 #[global_allocator]
@@ -69,12 +69,8 @@ fn misses(c: &mut Criterion) {
 fn tokens(c: &mut Criterion) {
     let signer = Signer::new(&Secret(String::new()), &[7; 32]);
     let binding = ["client", "/v1/sessions", "", "", "", "", "provider", "agent"];
-    let progress = [SourceProgress::At(Position {
-        page_token: Some("x".repeat(40)),
-        size: 100,
-        offset: 7,
-        history: CursorHistory::default(),
-    })];
+    let progress =
+        [SourceProgress::At(Position { page_token: Some("x".repeat(40)), offset: 7, ..Position::first(100) })];
     let token = signer.seal(&binding, &progress);
     c.bench_function("page token/seal", |b| b.iter(|| signer.seal(black_box(&binding), &progress)));
     c.bench_function("page token/open", |b| b.iter(|| signer.open(black_box(&binding), &token).unwrap()));

@@ -168,6 +168,7 @@ fn build_query(case: &RequestCase) -> Option<ProviderQuery> {
         limit: case.limit,
         page_token: case.page_token.as_deref(),
         enabled: case.enabled,
+        ..Values::default()
     };
     let snapshot = &SNAPSHOTS[case.base_url];
     let forwarded = FORWARDED[case.forwarded].as_bytes();

@@ -9,7 +9,7 @@ use std::fmt::Write;
 use std::path::Path;
 use std::sync::LazyLock;
 use weir::testing::{
-    ConfigSource, Form, Operation, ParsedJson, Provider, Show, Snapshot, now, parse_json, visible_body,
+    ConfigSource, Form, Operation, PageHeaders, ParsedJson, Provider, Show, Snapshot, now, parse_json, visible_body,
 };
 
 const CANARY: &str = "canary-5e55";
@@ -174,7 +174,7 @@ proptest! {
         }
         let Ok(native) = ParsedJson::of(&bytes) else { return Err(TestCaseError::fail("the body is JSON")) };
         for (_, operation) in provider.operations.iter() {
-            let Ok(parsed) = operation.read(&provider.name, &provider.mapping, &native, now()) else { continue };
+            let Ok(parsed) = operation.read(&provider.name, &provider.mapping, &native, &PageHeaders::default(), now()) else { continue };
             for form in [Form::Unified, Form::WithNative] {
                 let view = parsed.view(&provider.mapping, Show { secrets: false, form });
                 prop_assert!(!contains_canary(&view.body), "{}", String::from_utf8_lossy(&view.body));

@@ -12,9 +12,9 @@ use std::path::Path;
 use std::sync::Arc;
 use tempfile::TempDir;
 use weir::testing::{
-    ConfigSource, Entry, Handled, Metrics, Operation, Pipeline, ProviderIdentity, ProviderQuery, QueryTarget, Request,
-    RequestHeaders, RequestRecord, Response, Runtime, SharedState, UnmappedParts, UpstreamLimit, Values,
-    entry_from_body, now,
+    ConfigSource, Entry, Handled, Metrics, Operation, PageHeaders, Pipeline, ProviderIdentity, ProviderQuery,
+    QueryTarget, Request, RequestHeaders, RequestRecord, Response, Runtime, SharedState, UnmappedParts, UpstreamLimit,
+    Values, entry_from_body, now,
 };
 
 pub const KEY: &str = "bench-key";
@@ -105,7 +105,7 @@ impl WarmPipeline {
 
     /// Parses, maps and serialises a body.
     pub fn entry(&self, provider_query: &ProviderQuery, body: Bytes) -> (Entry, UnmappedParts) {
-        entry_from_body(provider_query, body, UpstreamLimit::default(), now())
+        entry_from_body(provider_query, body, PageHeaders::default(), UpstreamLimit::default(), now())
             .unwrap_or_else(|unreadable| panic!("{unreadable:?}"))
     }
 

@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use std::sync::LazyLock;
-use weir::testing::{ConfigSource, Form, Show, Snapshot, Time};
+use weir::testing::{ConfigSource, Form, PageHeaders, Show, Snapshot, Time};
 
 static SNAPSHOT: LazyLock<Snapshot> = LazyLock::new(|| {
     let source = ConfigSource::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../config"));
@@ -14,7 +14,9 @@ fuzz_target!(|bytes: &[u8]| {
     let Ok(body) = weir::testing::ParsedJson::of(bytes) else { return };
     for provider in &SNAPSHOT.providers {
         for (_, operation) in provider.operations.iter() {
-            let Ok(provider_body) = operation.read(&provider.name, &provider.mapping, &body, Time(1)) else { continue };
+            let headers = PageHeaders::default();
+            let read = operation.read(&provider.name, &provider.mapping, &body, &headers, Time(1));
+            let Ok(provider_body) = read else { continue };
             for form in [Form::Unified, Form::WithNative] {
                 let view = provider_body.view(&provider.mapping, Show { secrets: false, form });
                 for item in &view.items {

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use weir::testing::{CursorHistory, Position, Secret, Signer, SourceProgress};
+use weir::testing::{CursorHistory, Mark, Position, Secret, Signer, SourceProgress};
 
 fuzz_target!(|input: (String, Option<String>, u32, u32, Option<u64>, String)| {
     let (text, page_token, size, offset, total, before) = input;
@@ -13,7 +13,9 @@ fuzz_target!(|input: (String, Option<String>, u32, u32, Option<u64>, String)| {
     };
     let signer = Signer::new(&Secret(String::new()), &[7; 32]);
     assert!(signer.open(&["client"], &text).is_err(), "{text:?} opened");
-    let positions = [SourceProgress::At(Position { page_token, size, offset, history }), SourceProgress::End { total }];
+    let mark = (offset % 2 == 1).then_some(Mark { before: size.into(), last: total, total, overlaps: size % 2 == 1 });
+    let position = Position { page_token, size, offset, history, mark };
+    let positions = [SourceProgress::At(position), SourceProgress::End { total }];
     let sealed = signer.seal(&["client", "list"], &positions);
     assert_eq!(signer.open(&["client", "list"], &sealed).as_deref(), Ok(&positions[..]));
     assert!(signer.open(&["other", "list"], &sealed).is_err());

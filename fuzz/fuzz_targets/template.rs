@@ -10,13 +10,16 @@ const PATHS: [&str; 3] = [
     "GET /v2/agents/a-{agent}/sessions/('{session}')",
 ];
 
-fuzz_target!(|input: (u8, String, String, Option<u32>, Option<String>, Option<bool>)| {
-    let (path, agent, session, limit, page_token, enabled) = input;
+type Input = (u8, String, String, Option<u32>, Option<String>, Option<bool>, Option<u64>, Option<u64>);
+
+fuzz_target!(|input: Input| {
+    let (path, agent, session, limit, page_token, enabled, page, offset) = input;
     let mut template = Template::compile(PATHS[usize::from(path) % PATHS.len()]).expect("a template");
-    for (name, value) in [("limit", "{limit}"), ("key", "{page_token}"), ("enabled", "{enabled}")] {
+    let parameters = [("limit", "{limit}"), ("key", "{page_token}"), ("enabled", "{enabled}")];
+    for (name, value) in parameters.into_iter().chain([("page", "{page}"), ("skip", "{offset}")]) {
         template.add_query(name, value).expect("a parameter");
     }
-    let values = Captured { agent: Some(agent), session: Some(session), limit, page_token, enabled };
+    let values = Captured { agent: Some(agent), session: Some(session), limit, page_token, page, offset, enabled };
     let Ok(rendered) = template.render(&values.values()) else { return };
     let (path, query) = rendered.split_once('?').unwrap_or((&rendered, ""));
     assert_eq!(path.split('/').count(), 6, "{rendered}");

@@ -4,11 +4,13 @@
 //! on a laptop and weak on a network.
 
 use crate::base::model::Time;
+use crate::base::operation::Operation;
 use crate::config::Config;
 use crate::config::clients::ClientConfig;
 use crate::config::credentials::{CredentialConfig, Jwt, JwtAlgorithm, JwtKey};
 use crate::config::edge::Listener;
 use crate::config::faults::{Fault, Faults, Location};
+use crate::config::pages::{End, NextPage, Way};
 use crate::config::provider::{Ids, ProviderConfig};
 use crate::config::weir::{AccessLog, Weir};
 use crate::engine::open_files::OpenFiles;
@@ -230,6 +232,7 @@ fn provider(provider: &ProviderConfig, warnings: &mut Faults) {
         warnings.add(location, format!("{weak}; make it shorter"));
     }
     patterns(&provider.ids, warnings);
+    pages(provider, warnings);
     let freshness = &provider.freshness;
     if freshness.stale_if_error.is_zero() {
         let better = "set freshness.stale_if_error, for example to 10m";
@@ -239,6 +242,24 @@ fn provider(provider: &ProviderConfig, warnings: &mut Faults) {
     if freshness.default.is_zero() || freshness.max.is_zero() {
         let better = "set freshness.default and freshness.max above 0s";
         warnings.add(location, format!("sessions of {name} are not cached; {better}"));
+    }
+}
+
+/// Checks that a list whose end Weir concludes says how many sessions it has.
+fn pages(provider: &ProviderConfig, warnings: &mut Faults) {
+    let Some(list) = provider.operations.get(Operation::ListSessions).filter(|list| list.total.is_none()) else {
+        return;
+    };
+    let Some(NextPage { location, way, end }) = &list.next else { return };
+    let better = "set total, if the provider gives the number of all sessions";
+    if matches!(end, Some(End::Short)) {
+        let weak =
+            "if the provider's pages have fewer sessions than max_limit, the list ends early, and nothing says so";
+        warnings.add(location, format!("{weak}; {better}, or write end: empty"));
+    }
+    if matches!(way, Way::Number(_)) {
+        let weak = "if a session is removed while a client reads the list, another one can be missing";
+        warnings.add(location, format!("{weak}; {better}"));
     }
 }
 

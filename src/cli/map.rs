@@ -6,6 +6,7 @@ use crate::base::model::Show;
 use crate::base::typo::unknown;
 use crate::config::load::ConfigSource;
 use crate::rules::field_trace::{FieldSource, FieldTrace, PathResult};
+use crate::rules::page_headers::PageHeaders;
 use crate::rules::provider_body::UnusableSession;
 use crate::runtime;
 use crate::runtime::snapshot::Provider;
@@ -59,7 +60,7 @@ fn mapped(provider: &Provider, body: &ParsedJson<'_>, secrets: bool) -> Result<S
     // If no operation can read the body, the error of the first one is the most useful: it reads one session.
     let mut first_error = None;
     for (_, operation) in provider.operations.iter() {
-        match operation.read(&provider.name, &provider.mapping, body, runtime::now()) {
+        match operation.read(&provider.name, &provider.mapping, body, &PageHeaders::default(), runtime::now()) {
             Ok(parsed) => {
                 let view = parsed.view(&provider.mapping, Show { secrets, ..Show::default() });
                 let mut out = String::new();

@@ -367,6 +367,13 @@ pub(crate) fn positive_integer(node: &Node, cx: &mut DecodeContext<'_>) -> Optio
     })
 }
 
+/// Reads `0` or `1`: the number of the first of something.
+pub(crate) fn zero_or_one(node: &Node, cx: &mut DecodeContext<'_>) -> Option<u64> {
+    scalar(node, cx, Scalar::Integer(0, 1), "a number to count from; write 0 or 1", |text| {
+        text.parse().ok().filter(|number| *number <= 1)
+    })
+}
+
 /// Reads a number from 0 to 1.
 pub(crate) fn fraction(node: &Node, cx: &mut DecodeContext<'_>) -> Option<f64> {
     scalar(node, cx, Scalar::Fraction, "a number from 0 to 1, such as 0.01", |text| {

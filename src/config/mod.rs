@@ -17,6 +17,7 @@ pub(crate) mod freshness;
 mod jwt;
 pub(crate) mod load;
 pub(crate) mod native;
+pub(crate) mod pages;
 pub(crate) mod provider;
 mod read_file;
 pub(crate) mod request_headers;

@@ -8,6 +8,7 @@ use super::decode::{self, DecodeContext, Fields};
 use super::faults::{Located, Location};
 use super::freshness::{self, Freshness};
 use super::native::{self, Native};
+use super::pages::{self, NextPage, Total};
 use super::request_headers::{self, ReadHeaders};
 use super::tree::Node;
 use super::upstream::{self, Upstream};
@@ -72,10 +73,10 @@ pub struct OperationConfig {
     pub query: Vec<(String, Located<String>)>,
     /// The JSONPath of the session, or of the array of sessions.
     pub item: Located<String>,
-    /// The JSONPath of the next page token.
-    pub next: Option<Located<String>>,
-    /// The JSONPath of the number of all sessions.
-    pub total: Option<Located<String>>,
+    /// How the list goes on after a page.
+    pub next: Option<NextPage>,
+    /// Where the number of all sessions is.
+    pub total: Option<Total>,
     /// Sessions per page; `None` if one response has all sessions.
     pub max_limit: Option<NonZeroU32>,
 }
@@ -226,13 +227,15 @@ fn operation(node: &Node, kind: Operation, cx: &mut DecodeContext<'_>) -> Option
     let path = fields.required(kind.body_key(), cx, decode::at_text);
     let (mut next, mut total, mut max_limit) = (None, None, None);
     if kind.is_page() {
-        next = fields.optional("next", cx, decode::at_text);
-        total = fields.optional("total", cx, decode::at_text);
+        next = fields.optional("next", cx, pages::next);
+        total = fields.optional("total", cx, pages::total);
         max_limit = fields.optional("max_limit", cx, decode::positive_integer);
     }
     // A fault in one of these must not make rules between them fail.
     let has_faulty = |key, missing: bool| missing && kind.is_page() && fields.is_written(key);
-    let is_faulty = has_faulty("next", next.is_none()) || has_faulty("max_limit", max_limit.is_none());
+    let is_faulty = has_faulty("next", next.is_none())
+        || has_faulty("total", total.is_none())
+        || has_faulty("max_limit", max_limit.is_none());
     fields.end(cx);
     if is_faulty || has_faulty_query {
         return None;

@@ -19,6 +19,7 @@ use crate::rules::cache_control::{self, Directives};
 use crate::rules::error_rules::ProviderError;
 use crate::rules::freshness::{self, UpstreamLimit};
 use crate::rules::mapping::MappingFailure;
+use crate::rules::page_headers::PageHeaders;
 use crate::rules::provider_body::{BodyFault, CompiledOperation, UnreadableBody};
 use crate::runtime::snapshot::Provider;
 use prometheus::{Histogram, IntCounter};
@@ -334,7 +335,9 @@ fn entry_from_reply(
         let labels = [&*query.provider().name, field, reason];
         shared.metrics.upstream.mapping_failures.with_label_values(&labels).inc();
     };
-    let (mut entry, unmapped) = entry_from_body(query, body, upstream, now).map_err(|error| {
+    let names = query.operation()?.page_headers();
+    let page_headers = PageHeaders::of(names, &reply.headers, confirmed.map(|previous| &previous.page_headers));
+    let (mut entry, unmapped) = entry_from_body(query, body, page_headers, upstream, now).map_err(|error| {
         if let Some((field, reason)) = error.fault_of_session().map(metric_labels) {
             count(&field, reason);
         }
@@ -444,20 +447,21 @@ pub struct UnmappedParts {
     sessions: Vec<(String, &'static str)>,
 }
 
-/// Makes an entry from a body that arrived at `now`, with the view that most clients receive.
+/// Makes an entry from a body that arrived at `now` with these headers, with the view that most clients receive.
 ///
 /// # Errors
 /// The body is unreadable.
 pub fn entry_from_body(
     query: &ProviderQuery,
     body: bytes::Bytes,
+    page_headers: PageHeaders,
     upstream: UpstreamLimit,
     now: Time,
 ) -> Result<(Entry, UnmappedParts), Box<FetchError>> {
     let (provider, operation) = (query.provider(), query.operation()?);
     let (kind, life, view, unmapped) = {
         let native = parse(provider, &body)?;
-        let parsed = operation.read(&provider.name, &provider.mapping, &native, now)?;
+        let parsed = operation.read(&provider.name, &provider.mapping, &native, &page_headers, now)?;
         let life = parsed.freshness(&provider.freshness, now, upstream).life;
         let kind = match &parsed.page {
             None => EntryKind::Session,
@@ -470,7 +474,7 @@ pub fn entry_from_body(
     };
     let views = vec![CachedView { show: Show::default(), view: Arc::new(view) }];
     let entry = Entry::new(query.subject.clone(), kind, body, provider.rules, life);
-    Ok((Entry { upstream, views, ..entry }, unmapped))
+    Ok((Entry { upstream, views, page_headers, ..entry }, unmapped))
 }
 
 /// Parses a provider's body.

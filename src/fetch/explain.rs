@@ -20,6 +20,10 @@ use crate::fetch::rate_limit_cost::BucketCost;
 use crate::rules::field_trace::{FieldSource, FieldTrace, PathResult};
 use crate::rules::freshness::{self, AppliedRule, FreshnessDecision, Lifetime, TtlSource, UpstreamLimit};
 use crate::rules::mapping::Mapping;
+use crate::rules::page_facts::PageFacts;
+use crate::rules::page_headers::PageHeaders;
+use crate::rules::page_rules::Pages;
+use crate::rules::page_token::Position;
 use crate::rules::provider_body::CompiledOperation;
 use crate::rules::watch_token;
 use crate::runtime::snapshot::Snapshot;
@@ -82,7 +86,7 @@ pub(crate) fn provider_query(query: &ProviderQuery) -> Object {
         }
         key
     });
-    object(json!({
+    let mut explained = object(json!({
         "provider": &*provider.name,
         "agent": subject.agent.as_deref(),
         "session": subject.session.as_deref(),
@@ -91,7 +95,10 @@ pub(crate) fn provider_query(query: &ProviderQuery) -> Object {
         "credential": credential(query),
         "cache_key": parts,
         "freshness_seconds": freshness_rules(&provider.freshness),
-    }))
+    }));
+    let list = query.operation().ok().and_then(CompiledOperation::pages);
+    explained.extend(list.map(|list| ("pages".to_owned(), pages(list))));
+    explained
 }
 
 /// Explains where the credential is sent and where it is configured. Several headers are one text, with commas.
@@ -166,11 +173,13 @@ pub(crate) fn query_result(
             explanation.insert("lifetime".into(), lifetime(rules, &decision));
         }
         (Some(entry), _) => {
-            let arrival = Arrival { at: entry.life.stored_at, upstream: entry.upstream };
+            let arrival = Arrival { at: entry.life.stored_at, upstream: entry.upstream, headers: &entry.page_headers };
             let _ = add_body(&mut explanation, query, &entry.body, arrival, false);
         }
         (None, Some(reply)) if reply.status == 200 => {
-            let arrival = Arrival { at: now, upstream: UpstreamLimit::default() };
+            let names = query.operation().map(CompiledOperation::page_headers).unwrap_or_default();
+            let headers = PageHeaders::of(names, &reply.headers, None);
+            let arrival = Arrival { at: now, upstream: UpstreamLimit::default(), headers: &headers };
             let _ = add_body(&mut explanation, query, &reply.body, arrival, false);
         }
         _ => {}
@@ -226,11 +235,12 @@ fn timing(waited: Duration, call_stats: Option<CallStats>, status: Option<&Cache
     })
 }
 
-/// When a provider's response arrived, and the limits that its headers set.
+/// When a provider's response arrived, the limits that its headers set, and those that say how a list goes on.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Arrival {
+pub(crate) struct Arrival<'a> {
     pub at: Time,
     pub upstream: UpstreamLimit,
+    pub headers: &'a PageHeaders,
 }
 
 /// Explains a provider's body: its mapping and its lifetime. Includes values that are not secret
@@ -242,17 +252,44 @@ pub(crate) fn add_body(
     explanation: &mut Object,
     query: &ProviderQuery,
     body: &[u8],
-    arrival: Arrival,
+    arrival: Arrival<'_>,
     values: bool,
 ) -> Result<(), Box<FetchError>> {
     let (provider, operation) = (query.provider(), query.operation()?);
     let native = call::parse(provider, body)?;
     let natives = operation.native_objects(&native.value).unwrap_or_default();
     explanation.insert("mapping".into(), mapping(&provider.mapping, &natives, values));
-    let parsed = operation.read(&provider.name, &provider.mapping, &native, arrival.at)?;
+    let parsed = operation.read(&provider.name, &provider.mapping, &native, arrival.headers, arrival.at)?;
+    let page = parsed.page.as_ref().map(|page| &page.facts);
+    explanation.extend(
+        operation.pages().zip(page).map(|(pages, facts)| ("page".to_owned(), self::page(pages, facts, values))),
+    );
     let decision = parsed.freshness(&provider.freshness, arrival.at, arrival.upstream);
     explanation.insert("lifetime".into(), lifetime(&provider.freshness, &decision));
     Ok(())
+}
+
+/// Explains what a page says about its list. Whether another page follows also depends on the pages before it; this is the
+/// answer for the first one.
+fn page(pages: &Pages, facts: &PageFacts, values: bool) -> Value {
+    let next = pages.next_cursor(&Position::first(pages.max_limit()), facts);
+    let mut page = json!({
+        "sessions": facts.items,
+        "total": facts.total,
+        "more": facts.more,
+        "goes_on": matches!(next, Ok(Some(_))),
+        "fault": next.as_ref().err().map(ToString::to_string),
+    });
+    if let Some(next) = next.ok().flatten().filter(|_| values) {
+        page["next"] = next.text.into();
+    }
+    page
+}
+
+/// Explains how the pages of a list follow each other.
+fn pages(pages: &Pages) -> Value {
+    let (way, end) = pages.describe();
+    json!({ "next": way, "end": end, "max_limit": Some(pages.max_limit()).filter(|limit| *limit > 0) })
 }
 
 fn lifetime(rules: &Freshness, decision: &FreshnessDecision) -> Value {

@@ -112,7 +112,11 @@ fn with_current_rules(shared: &SharedState, query: &ProviderQuery, entry: Arc<En
     if entry.rules == query.provider().rules || matches!(entry.kind, EntryKind::NotFound(_)) {
         return Some(entry);
     }
-    let (mut mapped, _) = entry_from_body(query, entry.body.clone(), entry.upstream, entry.life.stored_at).ok()?;
+    // The new rules can name headers of a page that the entry does not have.
+    let headers = Some(entry.page_headers.clone())
+        .filter(|kept| query.operation().is_ok_and(|operation| kept.has_all(operation.page_headers())))?;
+    let (body, stored_at) = (entry.body.clone(), entry.life.stored_at);
+    let (mut mapped, _) = entry_from_body(query, body, headers, entry.upstream, stored_at).ok()?;
     mapped.conditions.clone_from(&entry.conditions);
     mapped.call_stats = entry.call_stats;
     if entry.always_revalidate {
@@ -413,7 +417,8 @@ pub(crate) fn view(
     }
     let native = parse(provider, &entry.body)?;
     // Mapped with the time of its arrival, so that all views of an entry agree.
-    let parsed = query.operation()?.read(&provider.name, &provider.mapping, &native, entry.life.stored_at)?;
+    let (headers, stored_at) = (&entry.page_headers, entry.life.stored_at);
+    let parsed = query.operation()?.read(&provider.name, &provider.mapping, &native, headers, stored_at)?;
     let view = Arc::new(parsed.view(&provider.mapping, show));
     Ok(store_view(shared, query, entry, CachedView { show, view }, now))
 }

@@ -20,6 +20,7 @@ use crate::pipeline::native::{self, NativeAction};
 use crate::rules::cache_control;
 use crate::rules::freshness::UpstreamLimit;
 use crate::rules::native_routes::NativeMatch;
+use crate::rules::page_headers::PageHeaders;
 use crate::rules::request_limits;
 use crate::rules::route::Route;
 use crate::runtime::snapshot::Snapshot;
@@ -81,7 +82,8 @@ impl DryRun<'_> {
                 Ok(query) => {
                     let mut described = explain::provider_query(query);
                     if let (Some(given), None) = (given, &problem) {
-                        let arrival = Arrival { at: given.responded_at, upstream: UpstreamLimit::default() };
+                        let headers = &PageHeaders::default();
+                        let arrival = Arrival { at: given.responded_at, upstream: UpstreamLimit::default(), headers };
                         let explained = explain::add_body(&mut described, query, given.body, arrival, given.values);
                         problem = explained.err().map(Into::into);
                     }

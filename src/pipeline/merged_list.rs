@@ -25,11 +25,13 @@ use crate::pipeline::source_reader::{
 };
 use crate::pipeline::{cache_status, obtain, problems, representation};
 use crate::rules::cache_control::Directives;
-use crate::rules::cursor_history::{CursorHistory, CutList};
+use crate::rules::cut_list::CutList;
 use crate::rules::fields::FieldSelection;
+use crate::rules::page_rules::Pages;
 use crate::rules::page_token::{Position, SourceProgress};
+use crate::rules::pages::ListUrl;
 use crate::rules::parameters::Page;
-use crate::rules::provider_body::{BodyFault, PageInfo, UnreadableBody, etag};
+use crate::rules::provider_body::{BodyFault, UnreadableBody, etag};
 use crate::rules::route::ListSource;
 use crate::rules::template::Values;
 use crate::runtime::snapshot::Snapshot;
@@ -127,7 +129,7 @@ impl List<'_> {
             .operations
             .get(Operation::ListSessions)
             .map_or(0, |op| op.max_limit);
-        Position { page_token: None, size, offset: 0, history: CursorHistory::default() }
+        Position::first(size)
     }
 
     /// Returns the values that a page token of this list is bound to. With another client, route, filter or other sources, the
@@ -146,6 +148,8 @@ impl List<'_> {
         for IdentifiedSource { source, .. } in &self.sources {
             binding.push(self.snapshot.providers[source.provider].name.to_string());
             binding.push(source.agent.clone().unwrap_or_default());
+            // A position in another kind of pages has another meaning.
+            binding.extend(self.pages(source).and_then(Pages::token_kind).map(|kind| format!("next: {kind}")));
         }
         binding
     }
@@ -153,15 +157,28 @@ impl List<'_> {
     /// Returns the query for the page of a source at a position.
     fn query(&self, source_index: usize, position: &Position) -> Result<ProviderQuery, ProviderQueryError> {
         let IdentifiedSource { source, identity } = &self.sources[source_index];
-        let values = Values {
-            agent: source.agent.as_deref(),
-            session: None,
-            limit: (position.size > 0).then_some(position.size),
-            page_token: position.page_token.as_deref(),
-            enabled: self.page.enabled,
-        };
+        let cursor = position.page_token.as_deref();
+        let (of_page, query) = self.pages(source).map(|pages| pages.values(cursor)).unwrap_or_default();
+        let values = Values { limit: (position.size > 0).then_some(position.size), ..of_page };
+        let values = Values { agent: source.agent.as_deref(), enabled: self.page.enabled, ..values };
         let target = QueryTarget { client: self.client, provider: source.provider, operation: Operation::ListSessions };
-        ProviderQuery::new(self.snapshot, target, identity.clone(), &values)
+        let made = ProviderQuery::new(self.snapshot, target, identity.clone(), &values)?;
+        Ok(match query {
+            Some(query) => made.with_query(query)?,
+            None => made,
+        })
+    }
+
+    /// Returns the URL of a source's first page.
+    fn first_url(&self, source_index: usize, size: u32) -> Option<String> {
+        let query = self.query(source_index, &Position::first(size)).ok()?;
+        let target = &query.provider().target;
+        Some(target.origin() + &target.path(&query.path_and_query))
+    }
+
+    /// Returns how the pages of a source follow each other.
+    fn pages(&self, source: &ListSource) -> Option<&Pages> {
+        self.snapshot.providers[source.provider].operations.get(Operation::ListSessions)?.pages()
     }
 
     /// Reads the page. The deadline of all sources counts from `started`.
@@ -305,14 +322,24 @@ impl List<'_> {
             return Err(UnreadableBody { provider, fault }.into());
         }
         let content = (!held.view.items.is_empty()).then_some(held.view.etag.as_bytes());
-        let cut_problem = |cut| problems::cut_list(&query.provider().name, cut);
-        if let Err(cut) = position.history.check_page(content) {
-            reader.cut(cut_problem(cut));
-            reader.add_warnings(info);
-            return Ok(());
+        let operation = query.operation()?;
+        let pages = operation.pages().ok_or_else(problems::not_a_list)?;
+        let located = position.history.check_page(content).and_then(|()| pages.locate(position, &info.facts));
+        let cut_problem = |cut: &CutList| problems::cut_list(&query.provider().name, cut);
+        match located {
+            Err(cut) => reader.cut(cut_problem(&cut)),
+            Ok(offset) => {
+                let own_url = || self.first_url(reader.source_index, position.size);
+                let list = ListUrl { own_url: &own_url, template: &operation.template };
+                let next = match pages.follow(position, &info.facts, content, &list) {
+                    Ok(Some(next)) => NextPage::At(next),
+                    Ok(None) => NextPage::End,
+                    Err(cut) => NextPage::Cut(cut_problem(&cut)),
+                };
+                let page = ProviderPage { held: held.clone(), next, ids: info.facts.ids.clone() };
+                reader.enter(page, offset, info.facts.total);
+            }
         }
-        let next = next_page(position, content, info).unwrap_or_else(|cut| NextPage::Cut(cut_problem(cut)));
-        (reader.total, reader.page) = (info.total, Some(ProviderPage { held: held.clone(), next }));
         reader.add_warnings(info);
         Ok(())
     }
@@ -422,22 +449,6 @@ impl Run {
         let view = &self.page.view;
         let sessions = view.items[self.items.clone()].iter().map(|item| &view.body[item.start..item.end]);
         held::selected(fields, sessions, share)
-    }
-}
-
-/// Returns what follows a page at a position. `content` is a digest of its sessions.
-///
-/// # Errors
-/// The provider may have more sessions, but gives no way to them.
-fn next_page(position: &Position, content: Option<&[u8]>, info: &PageInfo) -> Result<NextPage, CutList> {
-    match &info.next {
-        None if info.is_cut => Err(CutList::FullPage),
-        None => Ok(NextPage::End),
-        Some(token) => {
-            let history = position.history.follow(position.page_token.as_deref(), content, token)?;
-            let page_token = Some(token.clone());
-            Ok(NextPage::At(Position { page_token, size: position.size, offset: 0, history }))
-        }
     }
 }
 

@@ -231,7 +231,9 @@ impl Pipeline {
         }
         let identity = ProviderIdentity::of(&context.snapshot, client, provider, &context.request.headers)?;
         match native::action(&context.snapshot, client, &identity, native_match, context.request)? {
-            NativeAction::Read(query) => routes::native_read(context, client, &query, record).await,
+            NativeAction::Read(query) => {
+                routes::native_read(context, client, &query, native_match.prefix, record).await
+            }
             NativeAction::Forward(change) => {
                 routes::forward(context, client, identity, native_match, change, record).await
             }

@@ -20,6 +20,7 @@ use crate::pipeline::held::HeldView;
 use crate::pipeline::respond::Content;
 use crate::pipeline::{obtain, problems};
 use crate::rules::native_routes::{NativeMatch, has_dots};
+use crate::rules::page_headers::PageHeaders;
 use crate::rules::purge::Subject;
 use crate::rules::template::{Template, Values, Variable};
 use crate::rules::visible_body::visible_body;
@@ -218,14 +219,26 @@ pub(crate) async fn read(
             if let EntryKind::NotFound(error) = &served.entry.kind {
                 return unmapped_response(query, (&**error).into(), secrets);
             }
+            let headers = served.entry.page_headers.to_map();
             // A view that is stored with its entry needs no memory of its own.
             if let Some(view) = served.entry.view(show) {
-                return Ok(Content::json(view.body.clone(), Some(view.etag.clone())));
+                return Ok(Content { headers, ..Content::json(view.body.clone(), Some(view.etag.clone())) });
             }
             let HeldView { view, memory } = HeldView::of(shared, query, (&mut served).into(), show)?;
-            Ok(Content::json(Body::from(view.body.clone()).holding([memory]), Some(view.etag.clone())))
+            let body = Body::from(view.body.clone()).holding([memory]);
+            Ok(Content { headers, ..Content::json(body, Some(view.etag.clone())) })
         }
         Err(problem) => unmapped_response(query, problem, secrets),
+    }
+}
+
+/// Replaces the URLs in the headers of a native list that lead to the provider with the same places at Weir.
+pub(crate) fn rewrite_links(provider: &Provider, prefix: &str, content: &mut Content) {
+    for (name, values) in provider.address.rewrite(&content.headers, prefix) {
+        content.headers.remove(&name);
+        values.into_iter().for_each(|value| {
+            content.headers.append(&name, value);
+        });
     }
 }
 
@@ -236,7 +249,11 @@ pub(crate) async fn read(
 fn unmapped_response(query: &ProviderQuery, mut problem: Box<Problem>, secrets: bool) -> Outcome<Content> {
     let reply = problem.reply.take().and_then(|reply| visible(query, &reply, secrets));
     match reply {
-        Some(reply) if reply.status == 200 && !is_encoded(&reply) => Ok(Content::json(reply.body, None)),
+        Some(reply) if reply.status == 200 && !is_encoded(&reply) => {
+            let names = query.operation()?.page_headers();
+            let headers = PageHeaders::of(names, &reply.headers, None).to_map();
+            Ok(Content { headers, ..Content::json(reply.body, None) })
+        }
         reply => {
             problem.reply = reply.filter(|reply| reply.status != 200).map(Arc::new);
             Err(problem)

@@ -14,7 +14,7 @@ use crate::fetch::error::{FetchCause, FetchError, NoOperation};
 use crate::fetch::provider_admission::NotAdmitted;
 use crate::fetch::provider_query::{IdentityError, NotPermitted, ProviderQueryError};
 use crate::rules::auth::AuthError;
-use crate::rules::cursor_history::CutList;
+use crate::rules::cut_list::CutList;
 use crate::rules::error_rules::{ProviderError, ProviderErrorCause};
 use crate::rules::fields::UnreadableSession;
 use crate::rules::page_token::InvalidPageToken;
@@ -373,8 +373,8 @@ pub(crate) fn other_list() -> Box<Problem> {
 
 /// 502 for a list whose rest the provider does not give.
 #[must_use]
-pub(crate) fn cut_list(provider: &Arc<str>, cut: CutList) -> Box<Problem> {
-    of_provider(provider, Code::ProviderInvalidResponse, &cut)
+pub(crate) fn cut_list(provider: &Arc<str>, cut: &CutList) -> Box<Problem> {
+    of_provider(provider, Code::ProviderInvalidResponse, cut)
 }
 
 /// 500 for a cache entry that should be a list and is a session.

@@ -20,7 +20,7 @@ use crate::rules::route::DocumentKind;
 use crate::rules::swagger_ui::{self, PublicDocument};
 use crate::runtime::snapshot::{Provider, Snapshot};
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -39,6 +39,8 @@ pub(crate) struct Content {
     pub compressible: Compressible,
     /// The content coding of the body; `None` without one.
     pub coding: Option<ContentCoding>,
+    /// The provider's headers of a native list, which say how it goes on.
+    pub headers: HeaderMap,
 }
 
 /// Whether a body may be compressed, and what keeps its compressed forms.
@@ -66,7 +68,14 @@ impl Content {
     /// Returns JSON for one client, which is never compressed.
     #[must_use]
     pub(crate) fn json(body: impl Into<Body>, etag: Option<HeaderValue>) -> Self {
-        Self { body: body.into(), etag, media: Media::Json, compressible: Compressible::No, coding: None }
+        Self {
+            body: body.into(),
+            etag,
+            media: Media::Json,
+            compressible: Compressible::No,
+            coding: None,
+            headers: HeaderMap::new(),
+        }
     }
 
     /// Lets the body be compressed, unless it can show secrets: the length of a compressed body says something about them.
@@ -107,6 +116,7 @@ pub(crate) fn content(
     if let Some(tag) = content.etag {
         headers.push("etag", tag);
     }
+    headers.extend(content.headers.iter().map(|(name, value)| (name.clone(), value.clone())));
     match content.media {
         Media::Json => {
             add_cache_headers(&mut headers, record, now);

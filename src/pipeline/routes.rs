@@ -161,6 +161,7 @@ pub(crate) async fn native_read(
     context: &RequestContext<'_>,
     client: ClientId,
     query: &ProviderQuery,
+    prefix: &str,
     record: &mut RequestRecord,
 ) -> Outcome<RouteResult> {
     record.route = query.operation()?.name();
@@ -171,7 +172,9 @@ pub(crate) async fn native_read(
     record.steps.step("look up and admit");
     let lookup = look_up_and_admit(context, client, query, record)?;
     let secrets = context.snapshot.clients[client].reveal_secrets;
-    native::read(context.shared, query, lookup, secrets, record).await.map(RouteResult::Content)
+    let mut content = native::read(context.shared, query, lookup, secrets, record).await?;
+    native::rewrite_links(query.provider(), prefix, &mut content);
+    Ok(RouteResult::Content(content))
 }
 
 /// A native request that the cache cannot serve.

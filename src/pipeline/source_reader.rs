@@ -12,6 +12,7 @@ use crate::rules::parameters::Filter;
 use crate::rules::provider_body::{PageInfo, UNREADABLE_TIME, UNUSABLE_SESSION};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// The limit of provider pages, after the first, that one page of the list reads from a source.
 const MAX_FURTHER_PAGES: usize = 5;
@@ -48,6 +49,8 @@ pub(crate) struct ProviderPage {
     pub held: HeldView,
     /// What follows it.
     pub next: NextPage,
+    /// Digests of the ids of its sessions, if the position needs them.
+    pub ids: Option<Arc<[u64]>>,
 }
 
 /// What follows a page of a provider.
@@ -114,7 +117,7 @@ impl SourceReader {
     pub(crate) fn next(&mut self, filter: &Filter) -> NextSession {
         loop {
             let SourceProgress::At(position) = &mut self.progress else { return NextSession::None };
-            let Some(ProviderPage { held: HeldView { view, .. }, .. }) = &self.page else {
+            let Some(ProviderPage { held: HeldView { view, .. }, ids, .. }) = &self.page else {
                 return match self.pages_left {
                     _ if self.failure.is_some() => NextSession::None,
                     0 => NextSession::PageLimit,
@@ -124,7 +127,7 @@ impl SourceReader {
             let offset = position.offset as usize;
             let mut rest = view.items.get(offset..).unwrap_or_default().iter().zip(offset..);
             if let Some((session, item)) = rest.find(|(item, _)| filter.matches(item.status, item.created_at)) {
-                position.offset = u32::try_from(item).unwrap_or(u32::MAX);
+                move_to(position, item, ids.as_deref());
                 return NextSession::Known { item, created_at: session.created_at };
             }
             match self.page.take().map(|page| page.next) {
@@ -162,9 +165,27 @@ impl SourceReader {
 
     /// Moves past a session of the current page.
     pub(crate) fn advance_past(&mut self, item: usize) {
+        let ids = self.page.as_ref().and_then(|page| page.ids.as_deref());
         if let SourceProgress::At(position) = &mut self.progress {
-            position.offset = u32::try_from(item + 1).unwrap_or(u32::MAX);
+            move_to(position, item + 1, ids);
         }
+    }
+
+    /// Continues on a page of which the list has already read `offset` sessions. `total` is the number of all sessions, as the
+    /// page has it.
+    pub(crate) fn enter(&mut self, page: ProviderPage, offset: u32, total: Option<u64>) {
+        if let SourceProgress::At(position) = &mut self.progress {
+            move_to(position, offset as usize, page.ids.as_deref());
+        }
+        (self.total, self.page) = (total, Some(page));
+    }
+}
+
+/// Moves to a session of a page, and notes the session before it if the page has digests of ids.
+fn move_to(position: &mut Position, item: usize, ids: Option<&[u64]>) {
+    position.offset = u32::try_from(item).unwrap_or(u32::MAX);
+    if let Some(before) = item.checked_sub(1).and_then(|before| ids?.get(before)) {
+        position.mark.get_or_insert_default().last = Some(*before);
     }
 }
 

@@ -3,6 +3,7 @@
 //! A provider that ignores its page token sends the first page again; another one sends page tokens that form a circle.
 //! Both would give a client the same sessions again and again. Nothing here reads a page.
 
+use crate::rules::cut_list::CutList;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
 use fnv::FnvHasher;
@@ -28,20 +29,6 @@ pub struct CursorHistory {
     tokens: Vec<ShortDigest>,
     /// The digests of the last pages that had sessions, the newest last.
     pages: Vec<ShortDigest>,
-}
-
-/// Why the rest of a list cannot be read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[allow(missing_docs)] // the messages describe the variants
-pub enum CutList {
-    #[error("the provider sent the same page again for another page token")]
-    RepeatedPage,
-    #[error("the provider's page tokens form a circle, so the list would never end")]
-    RepeatedToken,
-    #[error(
-        "the page is full, and the provider's file says that there is no next page (operations.list_sessions.next)"
-    )]
-    FullPage,
 }
 
 impl CursorHistory {

@@ -219,6 +219,12 @@ fn matching(headers: &HeaderMap, filter: impl Fn(&str) -> bool) -> impl Iterator
     headers.keys().filter(|name| filter(name.as_str())).cloned().collect::<Vec<_>>().into_iter()
 }
 
+/// Returns whether Weir never forwards a response header with this name, in lower case.
+#[must_use]
+pub(crate) fn is_never_forwarded(name: &str) -> bool {
+    HOP_BY_HOP.contains(&name) || is_of_providers_host(name)
+}
+
 /// Returns the names of the response headers that Weir does not forward to the client.
 pub(crate) fn of_response(headers: &HeaderMap) -> impl Iterator<Item = HeaderName> {
     hop_by_hop(headers).chain(matching(headers, is_of_providers_host))

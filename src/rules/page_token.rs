@@ -18,7 +18,8 @@ const SIGNATURE: usize = 16;
 /// The position in a source at which the next page starts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Position {
-    /// The provider's own page token; `None` for its first page.
+    /// What leads to the page: the provider's own token, the page's number or offset, or the query of its URL. `None` for
+    /// the first page.
     pub page_token: Option<String>,
     /// The page size in requests to the provider.
     pub size: u32,
@@ -26,6 +27,30 @@ pub struct Position {
     pub offset: u32,
     /// The pages before this one.
     pub history: CursorHistory,
+    /// What was read before this position, if the way to the next page does not say it.
+    pub mark: Option<Mark>,
+}
+
+impl Position {
+    /// Returns the beginning of a list that is read in pages of this size.
+    #[must_use]
+    pub fn first(size: u32) -> Self {
+        Self { page_token: None, size, offset: 0, history: CursorHistory::default(), mark: None }
+    }
+}
+
+/// What a list has read of a source before a position. Numbers of pages and sessions do not say it if sessions are added
+/// or removed meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Mark {
+    /// The number of sessions on the pages before this one.
+    pub before: u64,
+    /// A digest of the id of the session before the position; `None` if there is none or it is not needed.
+    pub last: Option<u64>,
+    /// The number of all sessions, as the page before this one has it.
+    pub total: Option<u64>,
+    /// Whether the page begins with the last session of the page before it.
+    pub overlaps: bool,
 }
 
 /// The progress of a list in one source.
@@ -75,9 +100,15 @@ impl Signer {
             .iter()
             .map(|source| match source {
                 // The first page has no history.
-                SourceProgress::At(Position { page_token: None, size, offset, .. }) => json!([null, size, offset]),
-                SourceProgress::At(Position { page_token, size, offset, history }) => {
+                SourceProgress::At(Position { page_token: None, size, offset, mark: None, .. }) => {
+                    json!([null, size, offset])
+                }
+                SourceProgress::At(Position { page_token, size, offset, history, mark: None }) => {
                     json!([page_token, size, offset, history.encode()])
+                }
+                SourceProgress::At(Position { page_token, size, offset, history, mark: Some(mark) }) => {
+                    let Mark { before, last, total, overlaps } = mark;
+                    json!([page_token, size, offset, history.encode(), [before, last, total, overlaps]])
                 }
                 SourceProgress::End { total } => json!(total),
             })
@@ -115,12 +146,14 @@ fn progress(row: Value) -> Option<SourceProgress> {
         return Some(SourceProgress::End { total: serde_json::from_value(row).ok()? });
     }
     // A token of version 0.1.0 has no history.
-    let (page_token, size, offset, history) = match row.as_array()?.len() {
-        3 => serde_json::from_value(row).map(|(token, size, offset)| (token, size, offset, None)).ok()?,
-        _ => serde_json::from_value::<(_, _, _, Option<String>)>(row).ok()?,
+    let (page_token, size, offset, history, mark) = match row.as_array()?.len() {
+        3 => serde_json::from_value(row).map(|(token, size, offset)| (token, size, offset, None, None)).ok()?,
+        4 => serde_json::from_value(row).map(|(token, size, offset, text)| (token, size, offset, text, None)).ok()?,
+        _ => serde_json::from_value::<(_, _, _, Option<String>, Option<(_, _, _, _)>)>(row).ok()?,
     };
     let history = history.map_or(Some(CursorHistory::default()), |text| CursorHistory::parse(&text))?;
-    Some(SourceProgress::At(Position { page_token, size, offset, history }))
+    let mark = mark.map(|(before, last, total, overlaps)| Mark { before, last, total, overlaps });
+    Some(SourceProgress::At(Position { page_token, size, offset, history, mark }))
 }
 
 #[cfg(test)]
@@ -132,10 +165,18 @@ mod tests {
         let signer = Signer::new(&Secret(String::new()), &[7; 32]);
         let start = CursorHistory::default();
         let history = start.follow(None, Some(b"page"), "eyJ=/+").unwrap();
+        let mark = Mark { before: 99, last: Some(u64::MAX), total: Some(u64::MAX), overlaps: true };
         let sources = vec![
-            SourceProgress::At(Position { page_token: Some("eyJ=/+".into()), size: 100, offset: 37, history }),
+            SourceProgress::At(Position {
+                page_token: Some("eyJ=/+".into()),
+                history,
+                offset: 37,
+                ..Position::first(100)
+            }),
             SourceProgress::End { total: None },
-            SourceProgress::At(Position { page_token: None, size: 0, offset: u32::MAX, history: start }),
+            SourceProgress::At(Position { offset: u32::MAX, ..Position::first(0) }),
+            SourceProgress::At(Position { mark: Some(Mark::default()), ..Position::first(5) }),
+            SourceProgress::At(Position { page_token: Some("99".into()), mark: Some(mark), ..Position::first(100) }),
             SourceProgress::End { total: Some(127) },
         ];
         let token = signer.seal(&["client", "/v1/x", "status=active"], &sources);
@@ -155,7 +196,7 @@ mod tests {
     }
 
     fn first_page(size: u32, offset: u32) -> Position {
-        Position { page_token: None, size, offset, history: CursorHistory::default() }
+        Position { offset, ..Position::first(size) }
     }
 
     #[test]

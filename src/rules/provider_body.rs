@@ -11,16 +11,20 @@ use crate::base::jsonpath::JsonPath;
 use crate::base::memory_budget::without_spare;
 use crate::base::model::{FIELDS, Field, FieldType, Form, Item, Session, Show, Time, View};
 use crate::base::operation::Operation;
-use crate::config::faults::{Faults, Located};
+use crate::config::faults::Faults;
 use crate::config::freshness::Freshness;
 use crate::config::provider;
 use crate::rules::field_trace::FailureReason;
 use crate::rules::freshness::{self, FreshnessDecision, UpstreamLimit};
 use crate::rules::mapping::{Mapping, MappingFailure};
+use crate::rules::page_facts::{PageFacts, PageFault};
+use crate::rules::page_headers::PageHeaders;
+use crate::rules::page_rules::{self, Pages};
+use crate::rules::pages::id_digest;
 use crate::rules::template::{Template, Variable};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
-use http::HeaderValue;
+use http::{HeaderName, HeaderValue};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::borrow::Cow;
@@ -37,18 +41,8 @@ pub struct CompiledOperation {
     pub max_limit: u32,
     item: JsonPath,
     /// `None` if the operation returns one session.
-    page: Option<PagePaths>,
+    pages: Option<Pages>,
 }
-
-/// The paths of the next page's token and the total number of sessions in the body of a page.
-#[derive(Debug)]
-struct PagePaths {
-    next: Option<JsonPath>,
-    total: Option<JsonPath>,
-}
-
-/// The value of `next:` for a provider that sends all sessions in one response, and yet has a largest page size.
-const NO_NEXT_PAGE: &str = "none";
 
 /// The code of the warning that a time could not be read. It is `null`, and the filters and the order of a list treat it as
 /// missing.
@@ -59,12 +53,8 @@ pub(crate) const UNUSABLE_SESSION: &str = "unusable_session";
 /// Information about the list in the body of a page.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PageInfo {
-    /// The provider's token for the next page; `None` on the last page.
-    pub next: Option<String>,
-    /// The total number of sessions, if it is known.
-    pub total: Option<u64>,
-    /// Whether the page is full although the file says that there is no next page: the provider may have more sessions.
-    pub is_cut: bool,
+    /// What the page says about its list.
+    pub facts: PageFacts,
     /// The times that could not be read: the field, and the number of the page's sessions.
     pub unreadable_times: Vec<(Field, u32)>,
     /// The sessions that are left out: the field that cannot be used, and the number of sessions. Without a field, the
@@ -115,8 +105,8 @@ pub enum BodyFault {
     NotObject,
     #[error("none of the {count} sessions of the list can be used; the first one: {first}")]
     NoUsableSession { count: usize, first: Box<BodyFault> },
-    #[error("the next page's token is neither text nor a number")]
-    PageToken,
+    #[error(transparent)]
+    Page(#[from] PageFault),
 }
 
 impl BodyFault {
@@ -180,38 +170,33 @@ impl CompiledOperation {
                 faults.add(&config.request.location, format!("{name} {rule} {text} in its request"));
             }
         }
-        let mut path = |at: &Located<String>| faults.keep(&at.location, JsonPath::compile(&at.value));
-        let item = path(&config.item);
-        let next = config.next.as_ref().filter(|next| next.value != NO_NEXT_PAGE).map(&mut path);
-        let total = config.total.as_ref().map(&mut path);
-        match (next.is_some(), template.uses(Variable::PageToken)) {
-            (true, false) => {
-                let fault = "next: names a page token, so a query parameter must send {page_token}";
-                faults.add(&config.request.location, fault);
+        let item = faults.keep(&config.item.location, JsonPath::compile(&config.item.value));
+        let pages = match operation.is_page() {
+            true => Some(Pages::compile(config, &template, faults)?),
+            false => {
+                page_rules::check_single(config, &template, faults);
+                None
             }
-            (false, true) => {
-                let fault = "{page_token} needs next: the JSONPath of the next page's token";
-                faults.add(&config.request.location, fault);
-            }
-            _ => {}
-        }
-        if config.max_limit.is_some() && config.next.is_none() {
-            faults.add(
-                &config.request.location,
-                format!(
-                    "max_limit: says that the list has pages, so next: must name the next page's token. Write `next: \
-                     {NO_NEXT_PAGE}` if the provider sends all sessions in one response"
-                ),
-            );
-        }
-        let page = operation.is_page().then(|| PagePaths { next: next.flatten(), total: total.flatten() });
+        };
         Some(Self {
             operation,
             template,
             max_limit: config.max_limit.map_or(0, std::num::NonZeroU32::get),
             item: item?,
-            page,
+            pages,
         })
+    }
+
+    /// Returns how the pages of the list follow each other; `None` if the operation returns one session.
+    #[must_use]
+    pub fn pages(&self) -> Option<&Pages> {
+        self.pages.as_ref()
+    }
+
+    /// Returns the names of the response headers that a page needs besides its body.
+    #[must_use]
+    pub(crate) fn page_headers(&self) -> &[HeaderName] {
+        self.pages.as_ref().map(Pages::headers).unwrap_or_default()
     }
 
     /// Returns the name in cache keys and metrics.
@@ -220,7 +205,7 @@ impl CompiledOperation {
         self.operation.name()
     }
 
-    /// Reads a body that arrived at `now`. Of a page, the sessions that cannot be used are left out.
+    /// Reads a body that arrived at `now` with these headers. Of a page, the sessions that cannot be used are left out.
     ///
     /// # Errors
     /// The body has no sessions at the configured path, or it is one session that cannot be used.
@@ -229,6 +214,7 @@ impl CompiledOperation {
         provider: &Arc<str>,
         mapping: &Mapping,
         body: &'b ParsedJson<'_>,
+        headers: &PageHeaders,
         now: Time,
     ) -> Result<ParsedBody<'b>, UnreadableBody> {
         let unreadable = |fault| UnreadableBody { provider: provider.clone(), fault };
@@ -241,19 +227,17 @@ impl CompiledOperation {
                     sessions.push(session);
                     native_objects.push(*native);
                 }
-                Err(fault) if self.page.is_some() => unusable.push(UnusableSession { position, fault }),
+                Err(fault) if self.pages.is_some() => unusable.push(UnusableSession { position, fault }),
                 Err(fault) => return Err(unreadable(fault)),
             }
         }
-        let mut page = self.page(body, all.len()).map_err(unreadable)?;
-        if let Some(page) = &mut page {
-            page.unreadable_times = unreadable_times(&mapping_failures);
-            page.unusable_sessions = count_by_field(&unusable);
-            let first = unusable.first().filter(|_| sessions.is_empty() && page.next.is_none());
-            page.unusable = first.map(|first| {
-                Box::new(BodyFault::NoUsableSession { count: all.len(), first: Box::new(first.fault.clone()) })
-            });
-        }
+        let page = match &self.pages {
+            Some(pages) => {
+                let facts = pages.read(body, &all, headers).map_err(|fault| unreadable(fault.into()))?;
+                Some(page_info(pages, facts, &sessions, &mapping_failures, &unusable))
+            }
+            None => None,
+        };
         Ok(ParsedBody { sessions, native_objects, page, mapping_failures, unusable })
     }
 
@@ -263,7 +247,7 @@ impl CompiledOperation {
     /// The body has no session, or no list of sessions, at the configured path.
     pub fn native_objects<'b>(&self, body: &'b Value) -> Result<Vec<&'b Value>, BodyFault> {
         let path = || self.item.as_str().to_owned();
-        match (&self.page, self.item.first(body)) {
+        match (&self.pages, self.item.first(body)) {
             (None, Some(native @ Value::Object(_))) => Ok(vec![native]),
             (None, _) => Err(BodyFault::NoSession { path: path() }),
             (Some(_), Some(Value::Array(items))) => Ok(items.iter().collect()),
@@ -281,7 +265,7 @@ impl CompiledOperation {
     /// that has sessions, `null` replaces what is none.
     #[must_use]
     pub(crate) fn take_shape(&self, body: &mut JsonText<'_>) -> bool {
-        match (&self.page, self.item.first_text_mut(body)) {
+        match (&self.pages, self.item.first_text_mut(body)) {
             (_, Some(found)) if found.is_null() => true,
             (Some(_), Some(JsonText::Array(items))) => {
                 let has_sessions = items.iter().any(JsonText::is_object);
@@ -308,42 +292,8 @@ impl CompiledOperation {
     pub(crate) fn visible_names<'n>(&'n self, mapping: &'n Mapping) -> Vec<Vec<&'n str>> {
         let item = self.item.names().unwrap_or_default();
         let in_session = mapping.visible_names().into_iter().map(|names| [item.clone(), names].concat());
-        let page = self.page.iter().flat_map(|page| page.next.iter().chain(&page.total));
+        let page = self.pages.iter().flat_map(Pages::body_paths);
         in_session.chain(page.filter_map(JsonPath::names)).collect()
-    }
-
-    /// Returns what a page with this many sessions says about its list.
-    fn page(&self, parsed: &ParsedJson<'_>, items: usize) -> Result<Option<PageInfo>, BodyFault> {
-        let Some(PagePaths { next, total }) = &self.page else { return Ok(None) };
-        let body = &parsed.value;
-        let token = match next.as_ref().and_then(|path| path.first(body)) {
-            // A token that is not Unicode is not the end of the list.
-            Some(Value::Null) => {
-                match next.as_ref().and_then(|path| path.first(&parsed.with_replacements()).cloned()) {
-                    Some(Value::Null) | None => None,
-                    Some(_) => return Err(BodyFault::PageToken),
-                }
-            }
-            None => None,
-            Some(Value::String(token)) => Some(token.clone()).filter(|token| !token.is_empty()),
-            Some(Value::Number(token)) => Some(token.to_string()),
-            Some(_) => return Err(BodyFault::PageToken),
-        };
-        let is_cut = next.is_none() && self.max_limit > 0 && items >= self.max_limit as usize;
-        let total = match (total, next) {
-            (Some(path), _) => path.first(body).and_then(Value::as_u64),
-            // Without pages, the body has all sessions.
-            (None, None) => u64::try_from(items).ok().filter(|_| !is_cut),
-            (None, Some(_)) => None,
-        };
-        Ok(Some(PageInfo {
-            next: token,
-            total,
-            is_cut,
-            unreadable_times: Vec::new(),
-            unusable_sessions: Vec::new(),
-            unusable: None,
-        }))
     }
 }
 
@@ -411,6 +361,33 @@ fn read_session(
             _ => BodyFault::Required { failure },
         }
     })
+}
+
+/// Returns what a page says about its list, and what of it cannot be used.
+fn page_info(
+    pages: &Pages,
+    mut facts: PageFacts,
+    sessions: &[Session],
+    failures: &[MappingFailure],
+    unusable: &[UnusableSession],
+) -> PageInfo {
+    if pages.are_counted() {
+        facts.ids = Some(sessions.iter().map(|session| id_digest(&session.id)).collect());
+        let is_unusable = |position: &u32| unusable.iter().any(|session| session.position == *position as usize);
+        facts.last_usable = (0..facts.items).rev().find(|position| !is_unusable(position)).unwrap_or(0);
+    }
+    let first = unusable.first().filter(|_| sessions.is_empty());
+    let first = first.filter(|_| pages.is_single(&facts));
+    let unusable_list = first.map(|first| {
+        let (count, first) = (unusable.len(), Box::new(first.fault.clone()));
+        Box::new(BodyFault::NoUsableSession { count, first })
+    });
+    PageInfo {
+        facts,
+        unreadable_times: unreadable_times(failures),
+        unusable_sessions: count_by_field(unusable),
+        unusable: unusable_list,
+    }
 }
 
 /// Counts the unusable sessions by the field that makes them so.

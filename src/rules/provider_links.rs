@@ -4,6 +4,7 @@
 //! read them (WHATWG URL), which is the most lenient way. A URL at the provider's host that Weir cannot rewrite is
 //! removed.
 
+use crate::rules::link_header::{parameter_value, split_links, unquoted};
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use url::{ParseError, Url};
 
@@ -169,13 +170,7 @@ impl ProviderAddress {
 
     /// Returns the value of an `anchor` parameter, rewritten.
     fn anchor(&self, value: &str, prefix: &str) -> Option<String> {
-        let quoted = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));
-        let mut escaped = false;
-        let is_kept = |c: &char| {
-            escaped = *c == '\\' && !escaped;
-            !escaped
-        };
-        let url: String = quoted.unwrap_or(value).chars().filter(is_kept).collect();
+        let url = unquoted(value);
         let kept = self.kept_url(&url, prefix)?;
         Some(if kept == url { value.to_owned() } else { format!("\"{kept}\"") })
     }
@@ -222,45 +217,6 @@ impl ProviderAddress {
 fn same_host(one: &Url, other: &Url) -> bool {
     let host = |url: &Url| url.host_str().map(|host| host.trim_end_matches('.').to_ascii_lowercase());
     host(one).is_some() && host(one) == host(other)
-}
-
-/// Splits the value of a link's parameter from what follows it. `None` if its quotes do not close.
-fn parameter_value(text: &str) -> Option<(&str, &str)> {
-    let Some(quoted) = text.strip_prefix('"') else {
-        return Some(text.split_at(text.find(|c: char| c == ';' || c.is_whitespace()).unwrap_or(text.len())));
-    };
-    let mut escaped = false;
-    let end = quoted.find(|c| {
-        let ends = c == '"' && !escaped;
-        escaped = c == '\\' && !escaped;
-        ends
-    })?;
-    Some(text.split_at(end + 2))
-}
-
-/// Splits a `Link` header at the commas outside of targets and of quoted strings.
-fn split_links(value: &str) -> Vec<&str> {
-    let (mut links, mut start) = (Vec::new(), 0);
-    let (mut inside, mut escaped) = (None, false);
-    for (at, c) in value.char_indices() {
-        match (inside, c) {
-            (Some('"'), '\\') if !escaped => {
-                escaped = true;
-                continue;
-            }
-            (Some(close), c) if c == close && !escaped => inside = None,
-            (None, '<') => inside = Some('>'),
-            (None, '"') => inside = Some('"'),
-            (None, ',') => {
-                links.push(&value[start..at]);
-                start = at + 1;
-            }
-            _ => {}
-        }
-        escaped = false;
-    }
-    links.push(&value[start..]);
-    links.into_iter().map(str::trim).filter(|link| !link.is_empty()).collect()
 }
 
 #[cfg(test)]

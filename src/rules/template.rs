@@ -23,16 +23,22 @@ pub enum Variable {
     Limit,
     /// The provider's page token.
     PageToken,
+    /// The page's number.
+    Page,
+    /// The number of sessions before the page.
+    Offset,
     /// The `enabled` filter.
     Enabled,
 }
 
 /// The variables with their names in a template.
-const VARIABLES: [(&str, Variable); 5] = [
+const VARIABLES: [(&str, Variable); 7] = [
     ("agent", Variable::Agent),
     ("session", Variable::Session),
     ("limit", Variable::Limit),
     ("page_token", Variable::PageToken),
+    ("page", Variable::Page),
+    ("offset", Variable::Offset),
     ("enabled", Variable::Enabled),
 ];
 
@@ -44,6 +50,8 @@ pub struct Values<'v> {
     pub session: Option<&'v str>,
     pub limit: Option<u32>,
     pub page_token: Option<&'v str>,
+    pub page: Option<u64>,
+    pub offset: Option<u64>,
     pub enabled: Option<bool>,
 }
 
@@ -111,6 +119,20 @@ impl Template {
         all.any(|part| *part == Part::Variable(variable))
     }
 
+    /// Returns whether the template sends a query parameter with this name.
+    #[must_use]
+    pub(crate) fn has_parameter(&self, name: &str) -> bool {
+        self.query.iter().any(|(known, _)| *known == encode(name))
+    }
+
+    /// Returns whether a query parameter with this name decides whose sessions are in a list, or which.
+    #[must_use]
+    pub(crate) fn selects_by(&self, name: &str) -> bool {
+        let selects =
+            |part: &Part| matches!(part, Part::Variable(Variable::Agent | Variable::Session | Variable::Enabled));
+        self.query.iter().any(|(known, parts)| *known == encode(name) && parts.iter().any(selects))
+    }
+
     /// Returns path and query with all values, percent-encoded. A query parameter whose variable has no value is left
     /// out.
     ///
@@ -165,6 +187,8 @@ pub struct Captured {
     pub session: Option<String>,
     pub limit: Option<u32>,
     pub page_token: Option<String>,
+    pub page: Option<u64>,
+    pub offset: Option<u64>,
     pub enabled: Option<bool>,
 }
 
@@ -177,6 +201,8 @@ impl Captured {
             session: self.session.as_deref(),
             limit: self.limit,
             page_token: self.page_token.as_deref(),
+            page: self.page,
+            offset: self.offset,
             enabled: self.enabled,
         }
     }
@@ -224,6 +250,8 @@ impl Captured {
             Variable::Session => self.session = Some(text),
             Variable::PageToken => self.page_token = Some(text),
             Variable::Limit => self.limit = Some(text.parse().ok()?),
+            Variable::Page => self.page = Some(text.parse().ok()?),
+            Variable::Offset => self.offset = Some(text.parse().ok()?),
             Variable::Enabled => self.enabled = Some(text.parse().ok()?),
         }
         Some(())
@@ -376,6 +404,8 @@ fn value<'v>(variable: Variable, values: &Values<'v>) -> Option<Cow<'v, str>> {
         Variable::Session => values.session.map(Cow::from),
         Variable::Limit => values.limit.map(|limit| limit.to_string().into()),
         Variable::PageToken => values.page_token.map(Cow::from),
+        Variable::Page => values.page.map(|page| page.to_string().into()),
+        Variable::Offset => values.offset.map(|offset| offset.to_string().into()),
         Variable::Enabled => values.enabled.map(|enabled| enabled.to_string().into()),
     }
 }

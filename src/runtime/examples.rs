@@ -8,6 +8,7 @@ use crate::base::operation::{Operation, PerOperation};
 use crate::config::Example;
 use crate::config::faults::{Faults, Location};
 use crate::rules::mapping::Mapping;
+use crate::rules::page_headers::PageHeaders;
 use crate::rules::provider_body::{CompiledOperation, UnusableSession};
 use serde_json::Value;
 use std::sync::Arc;
@@ -61,7 +62,9 @@ fn map(
             operation.name()
         )
     })?;
-    let parsed = compiled.read(provider.name, provider.mapping, native, now).map_err(|error| error.to_string())?;
+    let parsed = compiled
+        .read(provider.name, provider.mapping, native, &PageHeaders::default(), now)
+        .map_err(|error| error.to_string())?;
     if let Some(UnusableSession { position, fault }) = parsed.unusable.first() {
         return Err(format!("session {position} of the list: {fault}"));
     }
@@ -71,7 +74,9 @@ fn map(
     match parsed.page.zip(operation.page_member()) {
         None => Ok(sessions.into_iter().next().unwrap_or_default()),
         Some((page, member)) => Ok(serde_json::json!({
-            member: sessions, "next_page_token": page.next, "total_count": page.total,
+            member: sessions,
+            "next_page_token": compiled.pages().and_then(|pages| pages.after_first(&page.facts)),
+            "total_count": page.facts.total,
         })),
     }
 }

@@ -9,6 +9,7 @@ use crate::base::model::{Item, Show, Time, View};
 use crate::base::request_reply::{CallStats, ProviderReply};
 use crate::rules::error_rules::ProviderError;
 use crate::rules::freshness::{Lifetime, TtlSource, UpstreamLimit};
+use crate::rules::page_headers::PageHeaders;
 use crate::rules::provider_body::PageInfo;
 use crate::rules::purge::{Mode, PurgeEpoch, PurgeLog, Scope, Subject};
 use bytes::Bytes;
@@ -99,6 +100,8 @@ pub struct Entry {
     pub kind: EntryKind,
     /// The provider's body. Every view can be made from it again.
     pub body: Bytes,
+    /// The provider's headers that say how a list goes on.
+    pub page_headers: PageHeaders,
     /// The version of the provider's rules that made the views and the lifetime.
     pub rules: u64,
     /// How long the entry is fresh, and how long it may be served stale.
@@ -125,6 +128,7 @@ impl Entry {
             subject,
             kind,
             body,
+            page_headers: PageHeaders::default(),
             rules,
             life,
             soft_purged_at: None,
@@ -179,7 +183,8 @@ impl Entry {
             }
             _ => 0,
         };
-        let stored = key.0.len() + self.body.len() + conditions.sum::<usize>() + error;
+        let headers = conditions.sum::<usize>() + self.page_headers.size();
+        let stored = key.0.len() + self.body.len() + headers + error;
         let size = ENTRY_OVERHEAD + stored + views.sum::<usize>();
         u32::try_from(size).unwrap_or(u32::MAX)
     }
