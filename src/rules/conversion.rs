@@ -79,8 +79,8 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn converted(conversion: Conversion, value: Value) -> Option<String> {
-        convert(conversion, &value).map(|(value, _)| value.as_str().map_or_else(|| value.to_string(), str::to_owned))
+    fn converted(conversion: Conversion, value: &Value) -> Option<String> {
+        convert(conversion, value).map(|(value, _)| value.as_str().map_or_else(|| value.to_string(), str::to_owned))
     }
 
     fn number_of(text: &str) -> Value {
@@ -101,21 +101,17 @@ mod tests {
             (Unit::Microsecond, json!(1_700_000_000_123_456_i64), "2023-11-14T22:13:20.123456Z"),
             (Unit::Nanosecond, json!(1_700_000_000_123_456_789_i64), "2023-11-14T22:13:20.123456789Z"),
         ] {
-            assert_eq!(
-                converted(Conversion::Epoch(unit), value.clone()).as_deref(),
-                Some(expected),
-                "{unit:?} {value}"
-            );
+            assert_eq!(converted(Conversion::Epoch(unit), &value).as_deref(), Some(expected), "{unit:?} {value}");
         }
         let at = convert(Conversion::Epoch(Unit::Millisecond), &json!(1500)).and_then(|(_, time)| time);
         assert_eq!(at, Some(Time(1500)));
         for wrong in
             [json!("soon"), json!(""), json!(true), json!([]), number_of("1e30"), json!("2023-11-14T22:13:20Z")]
         {
-            assert_eq!(converted(Conversion::Epoch(Unit::Second), wrong.clone()), None, "{wrong}");
+            assert_eq!(converted(Conversion::Epoch(Unit::Second), &wrong), None, "{wrong}");
         }
         for huge in ["1e999999999", "1e-999999999", &"9".repeat(50), &format!("0.{}1", "0".repeat(60))] {
-            assert_eq!(converted(Conversion::Epoch(Unit::Second), number_of(huge)), None, "{huge}");
+            assert_eq!(converted(Conversion::Epoch(Unit::Second), &number_of(huge)), None, "{huge}");
         }
     }
 
@@ -126,10 +122,10 @@ mod tests {
             ("Tue, 31 Aug 2010 20:36:28 +0200", "2010-08-31T18:36:28Z"),
             ("31 Aug 2010 20:36:28 GMT", "2010-08-31T20:36:28Z"),
         ] {
-            assert_eq!(converted(Conversion::Rfc2822, json!(text)).as_deref(), Some(expected), "{text}");
+            assert_eq!(converted(Conversion::Rfc2822, &json!(text)).as_deref(), Some(expected), "{text}");
         }
         for wrong in [json!("2010-08-31T20:36:28Z"), json!("Mon, 31 Aug 2010 20:36:28 +0000"), json!(7), json!("")] {
-            assert_eq!(converted(Conversion::Rfc2822, wrong.clone()), None, "{wrong}");
+            assert_eq!(converted(Conversion::Rfc2822, &wrong), None, "{wrong}");
         }
     }
 
@@ -145,27 +141,23 @@ mod tests {
             (Unit::Microsecond, json!(1), "0.000001"),
             (Unit::Second, json!(0), "0"),
         ] {
-            assert_eq!(
-                converted(Conversion::Duration(unit), value.clone()).as_deref(),
-                Some(expected),
-                "{unit:?} {value}"
-            );
+            assert_eq!(converted(Conversion::Duration(unit), &value).as_deref(), Some(expected), "{unit:?} {value}");
         }
-        assert_eq!(converted(Conversion::Duration(Unit::Second), json!(-1)), None);
+        assert_eq!(converted(Conversion::Duration(Unit::Second), &json!(-1)), None);
         for (text, expected) in [("PT1M30S", Some("90")), ("PT0.25S", Some("0.25")), ("1m 30s", None), ("-PT1S", None)]
         {
-            assert_eq!(converted(Conversion::IsoDuration, json!(text)).as_deref(), expected, "{text}");
+            assert_eq!(converted(Conversion::IsoDuration, &json!(text)).as_deref(), expected, "{text}");
         }
     }
 
     #[test]
     fn texts_numbers_and_counts() {
-        assert_eq!(converted(Conversion::Text, json!(7)).as_deref(), Some("7"));
-        assert_eq!(converted(Conversion::Text, json!(false)).as_deref(), Some("false"));
-        assert_eq!(converted(Conversion::Text, json!([])), None);
-        assert_eq!(converted(Conversion::Number, json!(" 12 ")).as_deref(), Some("12"));
-        assert_eq!(converted(Conversion::Number, json!("12 apples")), None);
-        assert_eq!(converted(Conversion::Count, json!([1, [2], null])).as_deref(), Some("3"));
-        assert_eq!(converted(Conversion::Count, json!({})), None);
+        assert_eq!(converted(Conversion::Text, &json!(7)).as_deref(), Some("7"));
+        assert_eq!(converted(Conversion::Text, &json!(false)).as_deref(), Some("false"));
+        assert_eq!(converted(Conversion::Text, &json!([])), None);
+        assert_eq!(converted(Conversion::Number, &json!(" 12 ")).as_deref(), Some("12"));
+        assert_eq!(converted(Conversion::Number, &json!("12 apples")), None);
+        assert_eq!(converted(Conversion::Count, &json!([1, [2], null])).as_deref(), Some("3"));
+        assert_eq!(converted(Conversion::Count, &json!({})), None);
     }
 }
