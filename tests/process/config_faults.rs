@@ -207,6 +207,24 @@ fn each_fault_has_its_own_message_and_place() {
 }
 
 #[test]
+fn each_wrong_conversion_has_its_own_message() {
+    let rule = |key: &str, rule: &str, needle: &str, message: &str| {
+        let to = format!("  {key}: {rule}\n  created_at: $.created_at\n");
+        let to = if key == "created_at" { format!("  created_at: {rule}\n") } else { to };
+        assert_fault("providers/vectara.yaml", "  created_at: $.created_at\n", &to, needle, message);
+    };
+    rule("created_at", "{ from: $.at, unit: min }", "min }", "unknown unit \"min\"");
+    rule("created_at", "{ from: $.at, format: iso8601 }", "iso8601", "unknown format \"iso8601\"");
+    rule("created_at", "{ from: $.at, unit: s, format: rfc2822 }", "{ from: $.at", "can have one of unit, format");
+    rule("created_at", "{ from: $.at, as: number }", "number }", "as is for texts and numbers");
+    rule("created_at", "{ count: $.at }", "$.at }", "count is for message_count and other numbers");
+    rule("duration_seconds", "{ from: $.ms, unit: days }", "days", "unknown unit \"days\"");
+    rule("message_count", "{ from: $.n, unit: us }", "us }", "unit is for times and durations");
+    rule("message_count", "{ from: $.n, count: $.m }", "{ from: $.n", "a rule must have either from");
+    rule("message_count", "{ absent: 0 }", "{ absent", "a rule must have either from");
+}
+
+#[test]
 fn a_fault_does_not_print_credentials_of_a_base_url() {
     let (_, lines) = Config::shipped().env("VECTARA_BASE_URL", "https://user:hunter2@x").check();
     assert!(

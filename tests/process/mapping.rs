@@ -204,3 +204,42 @@ fn a_filter_is_sent_to_the_provider_if_it_supports_it_and_else_applied_by_weir()
     assert_eq!((ended["sessions"].as_array().unwrap().len(), &ended["total_count"]), (50, &Value::Null));
     assert!(ended["sessions"].as_array().unwrap().iter().all(|s| s["status"] == "ended"));
 }
+
+#[test]
+fn times_durations_and_counts_are_read_as_the_file_says() {
+    let sim = Sim::start();
+    let rules = "  created_at: { from: [$.none, $.start], unit: ms, absent: 0 }\n  started_at: { from: $.said, format: rfc2822 }\n  ended_at: { from: $.end, unit: s }\n  updated_at: $.spaced\n  duration_seconds: { from: $.took, unit: ms }\n  message_count: { count: $.turns }\n";
+    let config = Config::shipped()
+        .edit("providers/vectara.yaml", "  created_at: $.created_at\n", rules)
+        .edit(
+            "providers/vectara.yaml",
+            "    id: $.agent_key\n",
+            "    id: $.agent_key\n    version: { from: $.version, as: text }\n",
+        )
+        .edit(
+            "providers/vectara.yaml",
+            "  title: [$.name, $.description]\n",
+            "  title: { from: [$.name, $.description], absent: \"\" }\n",
+        );
+    std::fs::remove_dir_all(config.path("examples/vectara")).unwrap();
+    let weir = config.start(&sim);
+    let body = json!({
+        "key": "ase_1", "agent_key": "agt_1", "enabled": true, "version": 7, "name": "", "description": "d",
+        "none": 0, "start": 1_700_000_000_123_i64, "said": "Tue, 31 Aug 2010 20:36:28 +0200", "end": "1700000100",
+        "spaced": "2024-01-15 12:00:00+01:00", "took": 99_877, "turns": [{}, {}, {}],
+    });
+    let session = get_mapped(&sim, &weir, "/v1/sessions/vectara:agt_1:ase_1", "ase_1", &body).json();
+    let found = |name: &str| session[name].clone();
+    assert_eq!(session["agent"]["version"], "7");
+    assert_eq!(found("title"), "d");
+    assert_eq!(found("created_at"), "2023-11-14T22:13:20.123Z");
+    assert_eq!(found("started_at"), "2010-08-31T18:36:28Z");
+    assert_eq!(found("ended_at"), "2023-11-14T22:15:00Z");
+    assert_eq!(found("updated_at"), "2024-01-15T11:00:00Z");
+    assert_eq!(session["duration_seconds"].to_string(), "99.877");
+    assert_eq!(found("message_count"), 3);
+    assert_eq!(
+        weir.metric("weir_mapping_failures_total{field=\"created_at\",provider=\"vectara\",reason=\"wrong_type\"}"),
+        0.0
+    );
+}
