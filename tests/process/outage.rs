@@ -353,7 +353,7 @@ fn a_client_with_one_request_does_not_wait_for_all_requests_of_a_busy_client() {
         callers.push(send_list("busy", n));
         wait_until("the request is in the queue, or has its response", || {
             let responses = order.lock().unwrap().len();
-            weir.metric("weir_upstream_requests_in_flight") + responses as f64 > f64::from(n)
+            weir.metric("weir_upstream_requests_in_flight") + responses as f64 > n as f64
         });
     }
     callers.push(send_list("quiet", 15));
