@@ -26,6 +26,7 @@ mod http2_session;
 mod http2_stream;
 pub(crate) mod initial_series;
 pub(crate) mod log_limit;
+pub(crate) mod next_head;
 pub(crate) mod proxy;
 pub(crate) mod request_log;
 pub(crate) mod request_stream;
