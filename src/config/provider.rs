@@ -91,7 +91,7 @@ pub struct MappingRule {
     /// How the value is converted.
     pub conversion: Conversion,
     /// Values, as text, that count as missing.
-    pub absent: Vec<Located<String>>,
+    pub absent: Vec<String>,
     /// A fixed value, in place of `from`.
     pub constant: Option<Located<String>>,
     /// The provider's values, each with the unified value.
@@ -300,7 +300,7 @@ fn rule_mapping(field: Field, node: &Node, cx: &mut DecodeContext<'_>) -> Option
     let mut fields = Fields::of(node, "a rule", cx)?;
     let from = fields.optional("from", cx, |node, cx| decode::list(node, cx, decode::at_text));
     let (conversion, count) = conversion::decode(field, &mut fields, cx);
-    let absent = fields.optional("absent", cx, |node, cx| decode::list(node, cx, decode::at_text));
+    let absent = fields.optional("absent", cx, |node, cx| decode::list(node, cx, decode::text));
     let constant = fields.optional("const", cx, |node, cx| unified_value(field, node, cx));
     let values = fields.optional("values", cx, |node, cx| {
         decode::entries(node, "values", &[], cx, |key, node, cx| {

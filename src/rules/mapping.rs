@@ -93,7 +93,7 @@ impl Mapping {
                 field: *field,
                 from,
                 conversion: rule.conversion,
-                absent: rule.absent.iter().map(|at| at.value.clone()).collect(),
+                absent: rule.absent.clone(),
                 constant: rule.constant.as_ref().map(|at| at.value.clone()),
                 values: rule.values.iter().map(|(native, unified)| (native.clone(), unified.value.clone())).collect(),
                 default: rule.default.as_ref().map(|at| at.value.clone()),

@@ -73,7 +73,7 @@ fn the_heads_of_waiting_requests_are_counted_as_memory_of_their_client() {
         let target = Target::start(SCALE);
         hang(&target);
         let head = format!("GET {path} HTTP/1.1\r\nHost: a\r\nX-API-Key: open\r\n{}\r\n", long_fields());
-        let sockets = send(&target, 500, |_| head.clone());
+        let sockets = send(&target, 300, |_| head.clone());
         wait(&target, sockets.len());
         target.expect_bounded_with(&format!("requests with long heads: {path}"), sockets.len() as f64 * CONNECTION);
         drop(sockets);
@@ -82,7 +82,7 @@ fn the_heads_of_waiting_requests_are_counted_as_memory_of_their_client() {
     let target = Target::start(SCALE);
     hang(&target);
     let (long, path) = ("a".repeat(7900), "/v1/sessions/vectara:agt_slow:ase_1");
-    let connections: Vec<TcpStream> = (0..16)
+    let connections: Vec<TcpStream> = (0..10)
         .map(|_| {
             let mut socket = frames::connect(&target.weir);
             for n in 0..90 {
@@ -92,7 +92,7 @@ fn the_heads_of_waiting_requests_are_counted_as_memory_of_their_client() {
             socket
         })
         .collect();
-    wait(&target, 16 * 90);
+    wait(&target, 10 * 90);
     let places = (PLACES * connections.len()) as f64;
     target.expect_bounded_with("streams with long heads", places * CONNECTION);
 }
