@@ -29,6 +29,7 @@ use std::num::NonZeroU32;
 use tokio::time::Instant;
 
 /// The result of a route.
+#[allow(clippy::large_enum_variant)] // nearly all are content; a box would cost more than it saves
 pub(crate) enum RouteResult {
     /// A body.
     Content(Content),
