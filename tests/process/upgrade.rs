@@ -236,13 +236,16 @@ impl Config {
 }
 
 #[test]
-fn a_page_token_stays_valid_after_an_upgrade() {
+fn page_tokens_and_watch_tokens_stay_valid_after_an_upgrade() {
     let sim = Sim::start();
     let mut weir = Config::shipped().start(&sim);
     let page = |weir: &Weir, token: &str| weir.get(&format!("/v1/agents/agt_load_1/sessions?limit=1{token}"));
     let first = page(&weir, "");
     let token = first.json()["next_page_token"].as_str().unwrap_or_else(|| panic!("{}", first.json())).to_owned();
+    let made = send(weir.http, "POST", "/v1/sessions/sess_SIM00000001/watch-tokens", &[("X-API-Key", "open")]);
+    let watch = made.json()["url"].as_str().unwrap().to_owned();
     take_over(&mut weir, &sim);
+    assert_eq!(send(weir.http, "HEAD", &watch, &[]).status, 200);
     let second = page(&weir, &format!("&page_token={token}"));
     assert_eq!(second.status, 200, "{}", second.json());
     assert_ne!(second.json()["sessions"][0]["id"], first.json()["sessions"][0]["id"]);

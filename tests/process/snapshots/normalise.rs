@@ -20,13 +20,16 @@ pub fn normalise(value: &mut Value) {
                         Value::String(_),
                     ) => *value = "TEXT".into(),
                     (
-                        "next_page_token" | "request_id" | "revision" | "version" | "errorInstanceId",
+                        "next_page_token" | "watch_token" | "request_id" | "revision" | "version" | "errorInstanceId",
                         Value::String(_),
                     ) => {
                         *value = "VARIES".into();
                     }
                     ("age_seconds" | "uptime_seconds", Value::Number(_)) => *value = 0.into(),
                     (_, Value::String(text)) if is_of_this_run(text) => *value = "TIME".into(),
+                    ("url", Value::String(text)) if text.contains("watch_token=") => {
+                        *value = format!("{}=VARIES", text.split('=').next().unwrap()).into();
+                    }
                     _ => normalise(value),
                 }
             }
@@ -53,7 +56,7 @@ fn replace_durations(value: &mut Value) {
         Value::Object(members) => {
             let is_running = members.get("status").is_some_and(|status| status == "active");
             if members.get("cache-status").and_then(Value::as_str).is_some_and(|status| !has_fixed_age(status)) {
-                members.remove("age");
+                members.shift_remove("age");
             }
             for (name, value) in members.iter_mut() {
                 match (name.as_str(), &*value) {
