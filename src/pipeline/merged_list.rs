@@ -29,7 +29,7 @@ use crate::rules::cut_list::CutList;
 use crate::rules::fields::FieldSelection;
 use crate::rules::page_rules::Pages;
 use crate::rules::page_token::{Position, SourceProgress};
-use crate::rules::pages::ListUrl;
+use crate::rules::page_url::ListUrl;
 use crate::rules::parameters::Page;
 use crate::rules::provider_body::{BodyFault, UnreadableBody, etag};
 use crate::rules::route::ListSource;
@@ -330,7 +330,12 @@ impl List<'_> {
             Err(cut) => reader.cut(cut_problem(&cut)),
             Ok(offset) => {
                 let own_url = || self.first_url(reader.source_index, position.size);
-                let list = ListUrl { own_url: &own_url, template: &operation.template };
+                let credential = &query.identity.credential;
+                let list = ListUrl {
+                    own_url: &own_url,
+                    template: &operation.template,
+                    without_credential: &|query| credential.without_parameters(query),
+                };
                 let next = match pages.follow(position, &info.facts, content, &list) {
                     Ok(Some(next)) => NextPage::At(next),
                     Ok(None) => NextPage::End,

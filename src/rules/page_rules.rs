@@ -12,6 +12,8 @@ use http::HeaderName;
 #[derive(Debug)]
 pub struct Pages {
     pub(super) way: CompiledWay,
+    /// The key of the way in the file.
+    pub(super) key: &'static str,
     pub(super) end: Option<CompiledEnd>,
     pub(super) total: Option<CompiledTotal>,
     /// The most sessions on a page; 0 if the file does not say it.
@@ -56,7 +58,7 @@ impl Pages {
         check(config, template, faults);
         let next = config.next.as_ref();
         let (way, end) = next.map_or((&Way::None, None), |next| (&next.way, next.end.as_ref()));
-        let way = CompiledWay::compile(way, faults);
+        let (key, way) = (way.key(), CompiledWay::compile(way, faults));
         let end = match end {
             Some(End::More(path)) => Some(CompiledEnd::More(json_path(path, faults)?)),
             Some(End::Short) => Some(CompiledEnd::Short),
@@ -81,7 +83,7 @@ impl Pages {
             headers.push(name.clone());
         }
         let max_limit = config.max_limit.map_or(0, std::num::NonZeroU32::get);
-        Some(Self { way, end, total, max_limit, headers })
+        Some(Self { way, key, end, total, max_limit, headers })
     }
 
     /// Returns the most sessions on a page; 0 if the file does not say it.
@@ -111,15 +113,7 @@ impl Pages {
     /// provider.
     #[must_use]
     pub(crate) fn token_kind(&self) -> Option<&'static str> {
-        match &self.way {
-            CompiledWay::None | CompiledWay::Token(_) => None,
-            CompiledWay::Header(_) => Some("header"),
-            CompiledWay::Last(_) => Some("last"),
-            CompiledWay::Number(_) => Some("number"),
-            CompiledWay::Offset(_) => Some("offset"),
-            CompiledWay::Url(_) => Some("url"),
-            CompiledWay::Link(_) => Some("link"),
-        }
+        (!matches!(self.way, CompiledWay::None | CompiledWay::Token(_))).then_some(self.key)
     }
 
     /// Returns how the pages follow each other and what ends the list, for people.
@@ -179,20 +173,6 @@ impl CompiledWay {
             Way::Url(path) => Self::Url(json_path(path, faults)?),
             Way::Link(at) => Self::Link(faults.keep(&at.location, relation(&at.value))?),
         })
-    }
-
-    /// Returns the key in the file.
-    pub(super) fn key(&self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Token(_) => "token",
-            Self::Header(_) => "header",
-            Self::Last(_) => "last",
-            Self::Number(_) => "number",
-            Self::Offset(_) => "offset",
-            Self::Url(_) => "url",
-            Self::Link(_) => "link",
-        }
     }
 }
 

@@ -14,6 +14,16 @@ const MAX_URL: usize = 8 << 10;
 /// The most bytes of its query, which becomes a part of Weir's page tokens.
 const MAX_QUERY: usize = 2 << 10;
 
+/// The list that a page belongs to.
+pub(crate) struct ListUrl<'l> {
+    /// Returns the URL of its first page.
+    pub own_url: &'l dyn Fn() -> Option<String>,
+    /// The template of its requests.
+    pub template: &'l Template,
+    /// Removes the parameters of the credential from a query. Each request gets them anew.
+    pub without_credential: &'l dyn for<'q> Fn(&'q str) -> Cow<'q, str>,
+}
+
 /// Parameters with a credential, in lower case and without other characters than letters and digits.
 const CREDENTIALS: [&str; 29] = [
     "accesskey",
@@ -72,11 +82,12 @@ pub enum UrlFault {
     Forbidden { name: String },
 }
 
-/// Returns the query of the next page's URL. `own` is the URL of the list's first page, and `template` makes it.
+/// Returns the query of the next page's URL, without the parameters of the credential: a provider may repeat its whole URL.
+/// `own` is the URL of the list's first page.
 ///
 /// # Errors
 /// The URL is not one of the same list.
-pub(crate) fn next_query(own: &str, template: &Template, reference: &str) -> Result<String, UrlFault> {
+pub(crate) fn next_query(own: &str, list: &ListUrl<'_>, reference: &str) -> Result<String, UrlFault> {
     if reference.len() > MAX_URL {
         return Err(UrlFault::TooLong { part: "length", limit: MAX_URL });
     }
@@ -99,12 +110,12 @@ pub(crate) fn next_query(own: &str, template: &Template, reference: &str) -> Res
     // The URL parser changes some characters of a query.
     let before_fragment = reference.split('#').next().unwrap_or_default();
     let query = before_fragment.split_once('?').map(|(_, query)| query).filter(|query| !query.is_empty());
-    let query = query.ok_or(UrlFault::NoQuery)?;
+    let query = query.map(list.without_credential).filter(|query| !query.is_empty()).ok_or(UrlFault::NoQuery)?;
     if query.len() > MAX_QUERY {
         return Err(UrlFault::TooLong { part: "query", limit: MAX_QUERY });
     }
-    check_query(query, own.query().unwrap_or_default(), template)?;
-    Ok(query.to_owned())
+    check_query(&query, own.query().unwrap_or_default(), list.template)?;
+    Ok(query.into_owned())
 }
 
 /// Returns whether a text has only the characters of a URL, complete percent-encodings, and a host if it has a scheme.
@@ -172,8 +183,26 @@ mod tests {
 
     const OWN: &str = "https://api.example/base/v2/agents/a%2Fb/sessions?limit=100&key=fixed";
 
+    /// The credential is the parameter `token_of_weir`.
+    fn next_of(own: &str, template: &Template, reference: &str) -> Result<String, UrlFault> {
+        let list = ListUrl {
+            own_url: &|| None,
+            template,
+            without_credential: &|query| query::without(query, |name| query::is_same_name(name, "token_of_weir")),
+        };
+        next_query(own, &list, reference)
+    }
+
+    #[test]
+    fn the_parameter_of_the_credential_is_left_out() {
+        for query in ["page=2&token_of_weir=****", "Token_Of_Weir=**&page=2", "token_of_weir=&page=2&token%5Fof_weir"] {
+            assert_eq!(followed(&format!("?{query}")).as_deref(), Ok("page=2"), "{query}");
+        }
+        assert_eq!(followed("?token_of_weir=****"), Err(UrlFault::NoQuery));
+    }
+
     fn followed(reference: &str) -> Result<String, UrlFault> {
-        next_query(OWN, &template(), reference)
+        next_of(OWN, &template(), reference)
     }
 
     #[test]
@@ -292,7 +321,7 @@ mod tests {
         let mut flat = Template::compile("GET /calls").unwrap();
         flat.add_query("agent_id", "{agent}").unwrap();
         let own = "https://api.example/calls?agent_id=a%2B1";
-        let next = |query: &str| next_query(own, &flat, query);
+        let next = |query: &str| next_of(own, &flat, query);
         assert!(next("?page=2").is_ok() && next("?agent_id=a%2B1&page=2").is_ok());
         for query in ["?agent_id=b&page=2", "?agent_id=a%2B1&agent_id=b", "?agent_id=a+1", "?%61gent_id=b"] {
             assert_eq!(next(query), other("agent_id"), "{query}");

@@ -6,8 +6,7 @@ use crate::rules::cut_list::CutList;
 use crate::rules::page_facts::PageFacts;
 use crate::rules::page_rules::{CompiledEnd, CompiledWay, Pages};
 use crate::rules::page_token::{Mark, Position};
-use crate::rules::page_url::{self, UrlFault};
-use crate::rules::template::Template;
+use crate::rules::page_url::{self, ListUrl, UrlFault};
 use fnv::FnvHasher;
 use std::hash::Hasher;
 
@@ -17,14 +16,6 @@ pub struct Cursor {
     /// The token, number, offset or URL.
     pub text: String,
     overlaps: bool,
-}
-
-/// The list that a page belongs to.
-pub(crate) struct ListUrl<'l> {
-    /// Returns the URL of its first page.
-    pub own_url: &'l dyn Fn() -> Option<String>,
-    /// The template of its requests.
-    pub template: &'l Template,
 }
 
 impl Pages {
@@ -101,7 +92,7 @@ impl Pages {
                 (count(*first).saturating_add(page.last_usable.into()).to_string(), true)
             }
             CompiledWay::Offset(first) => (count(*first).saturating_add(page.items.into()).to_string(), false),
-            way => (page.cursor.clone().ok_or(CutList::NoWay { key: way.key() })?, false),
+            _ => (page.cursor.clone().ok_or(CutList::NoWay { key: self.key })?, false),
         };
         Ok(Some(Cursor { text, overlaps }))
     }
@@ -121,7 +112,7 @@ impl Pages {
         let text = match &self.way {
             CompiledWay::Url(_) | CompiledWay::Link(_) => {
                 let own = (list.own_url)().ok_or(UrlFault::Malformed)?;
-                page_url::next_query(&own, list.template, &text)?
+                page_url::next_query(&own, list, &text)?
             }
             _ => text,
         };
@@ -155,9 +146,10 @@ mod tests {
     use super::*;
     use crate::base::jsonpath::JsonPath;
     use crate::rules::cursor_history::CursorHistory;
+    use crate::rules::template::Template;
 
     fn pages(way: CompiledWay, end: CompiledEnd) -> Pages {
-        Pages { way, end: Some(end), total: None, max_limit: 3, headers: Vec::new() }
+        Pages { way, key: "offset", end: Some(end), total: None, max_limit: 3, headers: Vec::new() }
     }
 
     /// A page with these sessions, all usable.
@@ -174,7 +166,12 @@ mod tests {
 
     fn follow(pages: &Pages, at: &Position, page: &PageFacts) -> Result<Option<Position>, CutList> {
         let template = Template::compile("GET /x").unwrap();
-        pages.follow(at, page, None, &ListUrl { own_url: &|| None, template: &template })
+        pages.follow(
+            at,
+            page,
+            None,
+            &ListUrl { own_url: &|| None, template: &template, without_credential: &|query| query.into() },
+        )
     }
 
     fn after(way: CompiledWay, end: CompiledEnd, sessions: &[u64], total: Option<u64>) -> (Pages, Position) {

@@ -226,3 +226,40 @@ fn a_client_with_its_own_query_key_has_its_own_entries() {
     assert_eq!(["open", "own"].map(get), [true, false]);
     assert_eq!(stub.one().target, "/v1/sessions/sess_A?api_key=own-canary-2");
 }
+
+#[test]
+fn a_provider_that_repeats_the_key_in_the_next_pages_url_is_read_to_the_end() {
+    let (native, _) = example("agenthuman/get");
+    let stub = Stub::start(move |request| {
+        let query = request.target.split_once('?').map_or("", |(_, query)| query);
+        let page: u32 = query.split('&').find_map(|pair| pair.strip_prefix("page=")?.parse().ok()).unwrap_or(1);
+        let mut session = native["session"].clone();
+        session["session_id"] = format!("sess_{page}").into();
+        let next = (page < 3).then(|| format!("/v1/sessions?page={}&{SENT}", page + 1));
+        let body = json!({ "sessions": [session], "next": next }).to_string();
+        (200, "Content-Type: application/json\r\n".into(), body)
+    });
+    let sim = Sim::start();
+    let items = "    items: $.sessions\n";
+    let config = stub.config(CREDENTIALS).edit(
+        "providers/agenthuman.yaml",
+        items,
+        &format!("{items}    next: {{ url: $.next }}\n"),
+    );
+    // With pages, the example's list has no total.
+    std::fs::remove_file(config.path("examples/agenthuman/list.native.json")).unwrap();
+    std::fs::remove_file(config.path("examples/agenthuman/list.unified.json")).unwrap();
+    let weir = config.start(&sim);
+    let (mut ids, mut token) = (Vec::new(), String::new());
+    for _ in 0..3 {
+        let page = weir.get(&format!("/v1/sessions?provider=agenthuman&limit=1{token}")).json();
+        assert_eq!(page["partial"], false, "{page}");
+        ids.push(page["sessions"][0]["provider_session_id"].clone());
+        token = page["next_page_token"].as_str().map_or(String::new(), |token| format!("&page_token={token}"));
+    }
+    assert_eq!(json!(ids), json!(["sess_1", "sess_2", "sess_3"]));
+    assert_eq!(token, "", "the list ends");
+    let sent: Vec<String> = stub.take().into_iter().map(|request| request.target).collect();
+    let expected = ["", "page=2&", "page=3&"].map(|page| format!("/v1/sessions?{page}{SENT}"));
+    assert_eq!(sent, expected, "the key is there once");
+}
