@@ -5,6 +5,9 @@
 
 use std::fmt;
 
+/// The longest head that needs no memory of its own, in bytes: every connection has that of a short one.
+pub(crate) const SHORT_HEAD: usize = 4 << 10;
+
 /// Header fields in the order in which they arrived.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct RequestHeaders {

@@ -1,16 +1,15 @@
 //! Reserves a client's memory for what Pingora buffers of a forwarded request.
 
 use crate::base::memory_budget::{BufferLimit, MemoryShare, Reservation};
-use crate::base::request_headers::RequestHeaders;
+use crate::base::request_headers::{RequestHeaders, SHORT_HEAD};
 use http::{HeaderMap, HeaderValue, Method, header};
 
 /// The memory of a request while little of its bodies is buffered.
 const REQUEST_BYTES: usize = 64 << 10;
 /// The memory of a request with a long body: Pingora buffers up to twelve parts of 64 KiB.
 const LONG_BODY_BYTES: usize = 864 << 10;
-/// The longest head whose copies are part of [`REQUEST_BYTES`], and the number of copies of a longer one: those that Pingora
-/// parses, changes and writes.
-const SHORT_HEAD: usize = 4 << 10;
+/// The copies of a long head: those that Pingora parses, changes and writes. Those of a short one are part of
+/// [`REQUEST_BYTES`].
 const HEAD_COPIES: usize = 3;
 /// The longest body that does not need more than [`REQUEST_BYTES`], and the longest part of a stream.
 const SHORT_BODY: u64 = 16 << 10;
@@ -22,7 +21,7 @@ const SHORT_BODY: u64 = 16 << 10;
 pub(crate) struct ForwardMemory {
     reservation: Reservation,
     /// The copies of the head that Pingora makes, if it is long.
-    _head: Reservation,
+    _head_copies: Reservation,
     /// The body of the request may be long.
     has_long_request: bool,
     /// The bytes of the request's body so far.
@@ -44,7 +43,7 @@ impl ForwardMemory {
         let head = if headers.bytes() > SHORT_HEAD { HEAD_COPIES * headers.bytes() } else { 0 };
         let mut memory = Self {
             reservation: share.reserve(REQUEST_BYTES)?,
-            _head: share.reserve(head)?,
+            _head_copies: share.reserve(head)?,
             has_long_request,
             received: 0,
             is_long: false,

@@ -4,14 +4,12 @@ use super::Pipeline;
 use super::context::RequestContext;
 use crate::base::memory_budget::{MemoryShare, Reservation};
 use crate::base::problem::Outcome;
+use crate::base::request_headers::SHORT_HEAD;
 use crate::base::request_reply::Request;
 use crate::config::edge::counted_address;
 use crate::engine::request_record::RequestRecord;
 use http::Version;
 use std::net::IpAddr;
-
-/// The longest head that needs no memory of its own over HTTP/2, in bytes.
-const SHORT_HEAD: usize = 4 << 10;
 
 impl Pipeline {
     /// Returns the share for heads that are still being read from a connection: who sends them is not known yet.

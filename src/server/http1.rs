@@ -5,6 +5,7 @@
 use crate::base::memory_budget::{BufferLimit, Reservation};
 use crate::base::model::Time;
 use crate::base::problem::{Code, Problem};
+use crate::base::request_headers::SHORT_HEAD;
 use crate::base::request_reply::{Body, Request, Response};
 use crate::config::edge::Limits;
 use crate::pipeline::held::CONNECTION_BUFFER;
@@ -29,7 +30,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 /// Initial size of the read buffer in bytes. It grows for longer heads.
-const BUFFER_SIZE: usize = 4096;
+const BUFFER_SIZE: usize = SHORT_HEAD;
 /// A body of at most this many bytes is copied behind its head, so that one write sends both.
 const MAX_COPIED_BODY: usize = CONNECTION_BUFFER;
 /// The most bytes of a TLS record (RFC 8446, section 5.1). Without it, TLS would keep 64 KiB that are not reserved for a
