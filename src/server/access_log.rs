@@ -1,4 +1,4 @@
-//! Writes the access log: one JSON line at the end of each request, and one at the begin of those that last.
+//! Writes the access log: one JSON line at the end of each request, and one at the beginning of those that last.
 //!
 //! A separate thread writes the lines. The queue to it is bounded; lines that do not fit are dropped, so that a slow
 //! reader never delays a request.
@@ -43,7 +43,7 @@ impl AccessLogger {
         Self { queue: Some(queue), writer_ended: Mutex::new(writer_ended), counter: AtomicU32::new(0) }
     }
 
-    /// Returns whether the mode selects the line at the begin of this request. Then it selects the one at its end too.
+    /// Returns whether the mode selects the line at the beginning of this request. Then it selects the one at its end too.
     pub(crate) fn selects_begin(&self, mode: AccessLog, record: &mut RequestRecord) -> bool {
         match mode {
             AccessLog::On => true,

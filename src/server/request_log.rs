@@ -72,7 +72,7 @@ fn log_failure(code: &'static str, record: &RequestRecord) {
     }
 }
 
-/// A request that takes longer has a line at its begin.
+/// A request that takes longer has a line for its beginning.
 const LASTS: Duration = Duration::from_secs(1);
 
 /// Waits for `work`. If it lasts, calls `begin` once. Reads no clock if `work` is ready at once.

@@ -1,4 +1,4 @@
-//! The access log: lines at the begin and at the end of what lasts, and the client's address.
+//! The access log: lines at the beginning and at the end of what lasts, and the client's address.
 
 use crate::native_client::{VECTARA_SESSION, open_stream, post};
 use crate::support::*;
@@ -165,7 +165,7 @@ fn a_native_stream_is_logged_when_it_begins_and_when_it_ends() {
         assert_eq!((&begin["client"], &begin["address"]), (&json!("open"), &json!("127.0.0.1")));
     }
     line(&weir, "end", "short");
-    assert!(lines(&weir, "begin", "short").is_empty(), "only what lasts has a begin");
+    assert!(lines(&weir, "begin", "short").is_empty(), "only what lasts has a line at its beginning");
     let mut text = String::new();
     by_provider.read_to_string(&mut text).unwrap();
     let end = line(&weir, "end", "by-provider");
